@@ -1,0 +1,228 @@
+"""Point, AdaptiveModel, Objective: the three ideas that every family is written in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import profile
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to run a network. Families add fields (an exit, a width, thresholds) by subclassing.
+
+    It is frozen and holds plain values only, so that it can be compared, hashed, and handed to a model wrapped in
+    DataParallel or compiled.
+
+    Args:
+        name: what users type; unique within a network.
+        resolution: side in pixels to which images are resized on the device; None leaves them as they are.
+    """
+
+    name: str
+    resolution: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FULL = Point("full")
+
+
+def resize(images: Tensor, side: int | None) -> Tensor:
+    """Resize square images (N, C, H, W) on their device: bilinear, corners aligned (MutualNet, image list)."""
+    if side is None or images.shape[-1] == side:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=True)
+
+
+class AdaptiveModel(nn.Module):
+    """A network that can be run at one or several points.
+
+    A family sets `points`, cheapest first, and implements `compute`. Where images cost differently it implements
+    `compute_counted` as well; where a point's name is one of infinitely many it extends `find_point`.
+    """
+
+    points: tuple[Point, ...] = (FULL,)
+
+    def compute(self, images: Tensor, point: Point):
+        """Run at `point`: logits (N, classes) in eval mode, whatever the family's objective needs in train mode."""
+        raise TypeError(f"{type(self).__name__} does not implement compute")
+
+    def compute_counted(self, images: Tensor, point: Point) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) and the multiply-accumulates that each image cost, int64 (N,). Eval mode only."""
+        logits = self.compute(images, point)
+        macs = profile.count_macs(self, images.shape[1:], point)
+        return logits, torch.full((len(images),), macs, dtype=torch.int64, device=images.device)
+
+    def find_point(self, name: str) -> Point:
+        """The point called `name`. Raises ValueError with the closest names."""
+        for point in self.points:
+            if point.name == name:
+                return point
+        names = [point.name for point in self.points]
+        close = difflib.get_close_matches(name, names, n=3) or names[:8]
+        raise ValueError(f"this network has no point {name!r}; it has {', '.join(close)}")
+
+    def point(self, which: Point | str | None = None) -> Point:
+        """Resolve a point, its name, or None (the full network, which is the last point)."""
+        if which is None:
+            return self.points[-1]
+        return which if isinstance(which, Point) else self.find_point(which)
+
+    def forward(self, images: Tensor, point: Point | str | None = None, count: bool = False):
+        """Run images (N, 3, H, W) at `point`, computing only what the point needs.
+
+        Returns:
+            In eval mode logits (N, classes), or (logits, macs) with `count`; in train mode what the objective needs.
+        """
+        point = self.point(point)
+        images = resize(images, point.resolution)
+        return self.compute_counted(images, point) if count else self.compute(images, point)
+
+    def infer(self, images: Tensor, point: Point | str | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) and the multiply-accumulates each image really cost, int64 (N,)."""
+        return self(images, point, count=True)
+
+    def sweep(self, images: Tensor, points: Iterable[Point]) -> Iterator[tuple[Tensor, Tensor]]:
+        """`infer` at several points; a family that can share work between points overrides it."""
+        for point in points:
+            yield self.infer(images, point)
+
+    def prepare(self, points: tuple[Point, ...], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[Point, ...]:
+        """Make points ready to be judged, from images that they are not judged on.
+
+        Called once before an evaluation: calibrate batch-norm statistics, find thresholds. Most networks need nothing.
+
+        Args:
+            points: what is about to be evaluated.
+            held_out: batches of (images, labels), never test data.
+        """
+        return tuple(points)
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Translate a foreign checkpoint's keys (wrapper prefixes already removed) into this network's."""
+        return state
+
+
+def bare(model: nn.Module) -> AdaptiveModel:
+    """The network inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module) or isinstance(model, AdaptiveModel):
+            return model
+        model = inner
+
+
+class RunningMeans:
+    """Means over images of named values, summed on the device; reading them is the only wait."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, images: int, **means: Tensor) -> None:
+        """Add values (scalars) that are means over `images` images."""
+        for name, mean in means.items():
+            value = mean.detach().float() * images
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + images
+
+    def read(self) -> dict[str, float]:
+        """The means as numbers. Waits for the device."""
+        if not self.sums:
+            return {}
+        values = torch.stack([value.double() for value in self.sums.values()]).tolist()
+        return {name: value / self.counts[name] for name, value in zip(self.sums, values, strict=True)}
+
+    def clear(self) -> None:
+        self.sums, self.counts = {}, {}
+
+    def state_dict(self) -> dict:
+        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict, device: torch.device | str = "cpu") -> None:
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.counts = dict(state["counts"])
+
+
+@dataclass
+class Phase:
+    """Which parameters an epoch trains.
+
+    Args:
+        groups: parameter groups of the optimizer; `weight_decay` and `lr_scale` (a factor on the schedule's rate) may
+            be set in each.
+        fresh: whether the optimizer starts afresh in this epoch, without momentum.
+    """
+
+    groups: list[dict] = field(default_factory=list)
+    fresh: bool = False
+
+
+class Objective:
+    """How a family is trained.
+
+    Calling it gives a generator that yields the losses of one step, one backward each, so that a step over several
+    sub-networks never holds more than one graph. Random draws come from torch's global generator, whose state is part of
+    every checkpoint.
+    """
+
+    #: step the optimizer after every loss instead of once after the last
+    step_per_loss = False
+
+    def __init__(self):
+        self.means = RunningMeans()
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
+        """Yield scalar losses. `model` is wrapped as it trains; `bare(model)` is the network itself."""
+        raise TypeError(f"{type(self).__name__} does not implement __call__")
+
+    def begin_epoch(self, model: AdaptiveModel, epoch: int) -> Phase:
+        """Say what `epoch` (from 0) trains; called with the bare network in train mode, again when a run resumes.
+
+        May set requires_grad and put parts of the network in eval mode. Must depend on `epoch` alone.
+        """
+        return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}])
+
+    def track(self, logits: Tensor, labels: Tensor, **values: Tensor) -> None:
+        """Add a step's top-1 and top-5 (percent, from training-mode logits) and other scalars to the running means."""
+        with torch.no_grad():
+            top1, top5 = (100 * hits.float().mean() for hits in top_hits(logits, labels))
+        self.means.add(len(labels), top1=top1, top5=top5, **values)
+
+    def state_dict(self) -> dict:
+        return {"means": self.means.state_dict()}
+
+    def load_state_dict(self, state: dict, device: torch.device | str = "cpu") -> None:
+        self.means.load_state_dict(state["means"], device)
+
+
+class CrossEntropy(Objective):
+    """The plain loss: mean cross entropy at the full network.
+
+    Args:
+        label_smoothing: share of the label that is spread over all classes.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, model, images, labels):
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self.track(logits, labels, loss=loss)
+        yield loss
+
+
+def top_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each image's label is the first of its logits, and among the first five: two bool tensors (N,)."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return ranked[:, 0], ranked.any(dim=1)

@@ -1,0 +1,1 @@
+"""Networks of one cost: the baselines of every table."""

@@ -1,0 +1,85 @@
+"""What a network costs at a point: parameters, multiply-accumulates (MACs), latency."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    """Eval mode without gradients inside, every module's own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters, a shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, shape: Sequence[int], point=None) -> int:
+    """MACs of one image of `shape` (channels, height, width) at `point`: convolutions and linear layers as executed.
+
+    Runs one forward pass on the meta device, so it costs no arithmetic and needs no data; the result is remembered with
+    the model. Points whose path depends on the image cannot be counted so; their models count while they infer.
+    """
+    point = model.point(point)
+    cache = model.__dict__.setdefault("_macs", {})
+    key = (point, tuple(shape))
+    if key not in cache:
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        images = torch.empty(1, *shape, device="meta")
+        with evaluating(model), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(model, tensors, (images, point))
+        cache[key] = counter.get_total_flops() // 2
+    return cache[key]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one forward pass: median and quartiles of repeated runs, with the circumstances."""
+
+    median: float
+    low: float
+    high: float
+    batch: int
+    device: str
+    threads: int
+
+
+def latency(model: nn.Module, shape: Sequence[int], point=None, batch: int = 1, seconds: float = 1.0) -> Latency:
+    """Time forward passes on the model's own device: warmed up, then repeated for about `seconds`, at least 5 times."""
+    tensor = next(model.parameters())
+    device, point = tensor.device, model.point(point)
+    images = torch.randn(batch, *shape, device=device, dtype=tensor.dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times = []
+    with evaluating(model):
+        for _ in range(3):
+            model(images, point)
+        end = time.perf_counter() + seconds
+        while len(times) < 5 or time.perf_counter() < end and len(times) < 200:
+            wait()
+            start = time.perf_counter()
+            model(images, point)
+            wait()
+            times.append(time.perf_counter() - start)
+    low, median, high = statistics.quantiles(times, n=4)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return Latency(median, low, high, batch, name, torch.get_num_threads())

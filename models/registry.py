@@ -1,0 +1,216 @@
+"""Names -> builders. A builder's keyword arguments ARE the model's command-line flags.
+
+    @register({"ResNet32_SharedOnly": {"blocks": 5}, "ResNet56_SharedOnly": {"blocks": 9}}, datasets=("cifar10",))
+    def shared_only(num_classes: int, blocks: int, shared_rank: int = 16):
+        \"""ResNet whose ... (paper, section 3).
+
+        Args:
+            shared_rank: filters of the basis, in the narrowest group.
+        \"""
+
+Here `blocks` is set by the name and `shared_rank` is the flag `--shared_rank`. The key is (name, dataset), because
+authors gave one name to different networks on CIFAR and on ImageNet.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import models
+from models.adaptive import AdaptiveModel, CrossEntropy, Objective
+
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "ilsvrc": 1000}
+#: data sets whose networks are those of another data set
+SAME_NETWORKS = {"digits": "cifar10"}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One command-line flag: a keyword argument of a builder or of an objective."""
+
+    name: str
+    type: Callable  # of one value: int, float, str, bool
+    default: object
+    help: str
+    choices: tuple | None = None
+    many: bool = False  # a tuple, typed as 1,2,4 or 1-2-4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the registry knows of a network."""
+
+    name: str
+    dataset: str
+    builder: Callable[..., AdaptiveModel]
+    preset: Mapping[str, object]
+    objective: Callable[..., Objective]
+    defaults: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def system(self) -> str:
+        """The family's folder."""
+        return self.builder.__module__.split(".")[1]
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.builder) or "").partition("\n")[0]
+
+    def model_flags(self) -> list[Flag]:
+        return _flags(self.builder, skip={"num_classes", *self.preset})
+
+    def objective_flags(self) -> list[Flag]:
+        return _flags(self.objective, skip=set(self.preset))
+
+
+_entries: dict[tuple[str, str], Entry] = {}
+
+
+def register(
+    names: str | Mapping[str, Mapping[str, object]],
+    datasets: tuple[str, ...],
+    objective: Callable[..., Objective] = CrossEntropy,
+    defaults: Mapping[str, object] | None = None,
+):
+    """Decorate a builder `(num_classes, **flags) -> AdaptiveModel`.
+
+    Args:
+        names: the published name, or a mapping of names to the arguments that the name fixes.
+        datasets: which of cifar10, cifar100, ilsvrc it is for.
+        objective: a class or function whose keyword arguments are further flags and whose result is an Objective.
+        defaults: training flags whose published value for this network differs from the script's, such as
+            `{"epochs": 300}`.
+    """
+    names = {names: {}} if isinstance(names, str) else names
+
+    def decorate(builder):
+        for name, preset in names.items():
+            for dataset in datasets:
+                if dataset not in NUM_CLASSES:
+                    raise ValueError(f"{name}: unknown dataset {dataset!r}")
+                if (name, dataset) in _entries:
+                    raise ValueError(f"{name} is registered twice for {dataset}")
+                _entries[name, dataset] = Entry(name, dataset, builder, preset, objective, defaults or {})
+        return builder
+
+    return decorate
+
+
+def entries() -> list[Entry]:
+    """All networks, by dataset, system and name."""
+    _import_families()
+    return sorted(_entries.values(), key=lambda entry: (entry.dataset, entry.system, _natural(entry.name)))
+
+
+def entry(name: str, dataset: str) -> Entry:
+    """Look a network up. Raises ValueError with the closest names."""
+    _import_families()
+    key = SAME_NETWORKS.get(dataset, dataset)
+    if key not in NUM_CLASSES:
+        raise ValueError(f"unknown dataset {dataset!r}; there are {', '.join([*NUM_CLASSES, *SAME_NETWORKS])}")
+    if (name, key) in _entries:
+        return _entries[name, key]
+    elsewhere = [other for known, other in _entries if known == name]
+    if elsewhere:
+        raise ValueError(f"{name} is not a {key} network; it is one of {', '.join(elsewhere)}")
+    known = {known.lower(): known for known, other in _entries if other == key}
+    close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)]
+    hint = f"the closest are {', '.join(close)}; " if close else ""
+    raise ValueError(f"unknown {key} model {name!r}; {hint}--list_models shows all")
+
+
+def list_models(pattern: str = "*", dataset: str | None = None) -> list[Entry]:
+    """Networks whose name matches a shell pattern (case does not matter), for one dataset or all."""
+    key = SAME_NETWORKS.get(dataset, dataset)
+    pattern = pattern.lower()
+    return [e for e in entries() if fnmatch.fnmatchcase(e.name.lower(), pattern) and key in (None, e.dataset)]
+
+
+def create_model(name: str, dataset: str = "cifar10", num_classes: int | None = None, **flags) -> AdaptiveModel:
+    """Build a network by its published name.
+
+    Args:
+        name: as `list_models` gives it, e.g. "ResNet56_DoubleShared".
+        dataset: cifar10, cifar100, ilsvrc (or digits, which uses the networks of cifar10).
+        num_classes: classes of the head, if not those of the dataset.
+        **flags: the builder's own arguments, the same as on the command line.
+
+    Raises:
+        ValueError: unknown name or flag (the message names the closest), or a value that the network cannot have.
+    """
+    found = entry(name, dataset)
+    _check(found.name, flags, found.model_flags())
+    model = found.builder(num_classes=num_classes or NUM_CLASSES[found.dataset], **found.preset, **flags)
+    model.built_as = (found.name, found.dataset, flags)
+    return model
+
+
+def create_objective(name: str, dataset: str = "cifar10", **flags) -> Objective:
+    """Build the objective that trains the network `name`. Raises ValueError as `create_model` does."""
+    found = entry(name, dataset)
+    _check(found.name, flags, found.objective_flags())
+    wanted = inspect.signature(found.objective).parameters
+    preset = {key: value for key, value in found.preset.items() if key in wanted}
+    return found.objective(**preset, **flags)
+
+
+def _check(name: str, given: Mapping[str, object], known: list[Flag]) -> None:
+    names = [flag.name for flag in known]
+    for flag in given:
+        if flag not in names:
+            close = difflib.get_close_matches(flag, names, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"{name} has no flag {flag}; {hint}it has {', '.join(names) or 'none'}")
+
+
+def _import_families() -> None:
+    for module in pkgutil.iter_modules(models.__path__):
+        if module.ispkg:
+            importlib.import_module(f"models.{module.name}")
+
+
+def _natural(name: str) -> list:
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", name)]
+
+
+def _flags(function: Callable, skip: set[str]) -> list[Flag]:
+    helps = _argument_docs(function)
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    flags = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in skip or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        if parameter.default is parameter.empty:
+            raise TypeError(f"{function.__qualname__}: the flag {name} has no default")
+        flags.append(_flag(name, hints[name], parameter.default, helps.get(name, "")))
+    return flags
+
+
+def _flag(name: str, hint: object, default: object, text: str) -> Flag:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):  # int | None
+        (hint,) = [option for option in typing.get_args(hint) if option is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        return Flag(name, type(choices[0]), default, text, choices=choices)
+    if typing.get_origin(hint) is tuple:
+        return Flag(name, typing.get_args(hint)[0], default, text, many=True)
+    return Flag(name, hint, default, text)
+
+
+def _argument_docs(function: Callable) -> dict[str, str]:
+    """Texts of the "Args:" section of a docstring, by argument."""
+    doc = inspect.getdoc(function) or ""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.MULTILINE)
+    if not section:
+        return {}
+    items = re.findall(r"^    (\w+): ((?:.*\n?)(?:        .*\n?)*)", section.group(1), re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in items}
