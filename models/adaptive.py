@@ -170,8 +170,8 @@ class Objective:
     """How a family is trained.
 
     Calling it gives a generator that yields the losses of one step, one backward each, so that a step over several
-    sub-networks never holds more than one graph. Random draws come from torch's global generator, whose state is part of
-    every checkpoint.
+    sub-networks never holds more than one graph. Random draws come from torch's global CPU generator, whose state is
+    part of every checkpoint.
     """
 
     #: step the optimizer after every loss instead of once after the last
