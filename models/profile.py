@@ -96,7 +96,7 @@ def latency(model: nn.Module, shape: Sequence[int], point=None, batch: int = 1, 
         for _ in range(3):
             model(images, point)
         end = time.perf_counter() + seconds
-        while len(times) < 5 or time.perf_counter() < end and len(times) < 200:
+        while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
             wait()
             start = time.perf_counter()
             model(images, point)

@@ -1,0 +1,283 @@
+"""Checkpoints: those that authors published, by name, and any file that holds a network's weights.
+
+A file is always read with `weights_only=True`: nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import fnmatch
+import hashlib
+import os
+import pickle
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models import registry
+from models.adaptive import AdaptiveModel, bare
+
+#: where a file may keep its state dict, and what such files are called in messages
+FORMATS = {"net_state_dict": "Net_RL2", "state_dict": "ImageNet example", "model": "torchvision reference"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that authors released.
+
+    Args:
+        name: the row's name in their tables; `ResNet56-S16U1*` may also be typed `ResNet56-S16U1-Double`.
+        model, dataset, flags: what `create_model` needs to build its network.
+        url: direct address, or "drive:<id>" for a file on Google Drive.
+        file: name under which it is kept.
+        size, sha256: of the file, None where nobody has recorded them.
+        top1_error: published, in percent.
+        note: what a user should know before trusting it.
+    """
+
+    name: str
+    model: str
+    dataset: str
+    url: str
+    file: str
+    flags: Mapping[str, object] = field(default_factory=dict)
+    size: int | None = None
+    sha256: str | None = None
+    top1_error: float | None = None
+    note: str = ""
+
+    @property
+    def typed(self) -> str:
+        """The name in a spelling that no shell expands."""
+        return self.name.replace("*", "-Double")
+
+    @property
+    def link(self) -> str:
+        """The address to open in a browser."""
+        kind, _, drive_id = self.url.partition(":")
+        return f"https://drive.google.com/file/d/{drive_id}/view" if kind == "drive" else self.url
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint file held beside the weights, and how it was recognised."""
+
+    path: Path
+    format: str
+    content: dict
+
+
+_published: list[Published] = []
+
+
+def publish(**entry) -> None:
+    """Add a released checkpoint; arguments as in `Published`."""
+    _published.append(Published(**entry))
+
+
+def list_checkpoints(pattern: str = "*", dataset: str | None = None) -> list[Published]:
+    """Released checkpoints whose name or model matches a shell pattern, for one dataset or all."""
+    registry.entries()  # imports the families, which publish theirs
+    pattern = pattern.lower()
+    return [
+        p
+        for p in _published
+        if dataset in (None, p.dataset)
+        and any(fnmatch.fnmatchcase(text.lower(), pattern) for text in (p.name, p.typed, p.model))
+    ]
+
+
+def find(name: str, dataset: str | None = None) -> Published | None:
+    """The released checkpoint called `name`, or None."""
+    for entry in list_checkpoints(dataset=dataset):
+        if name.lower() in (entry.name.lower(), entry.typed.lower()):
+            return entry
+    return None
+
+
+def fetch(entry: Published, cache: str | os.PathLike | None = None) -> Path:
+    """Download a released checkpoint once and verify it.
+
+    Args:
+        cache: folder for the files; by default that of torch.hub, which `TORCH_HOME` moves.
+
+    Raises:
+        ValueError: it could not be fetched or is not the recorded file; the message says where to put it by hand.
+    """
+    path = Path(cache or Path(torch.hub.get_dir()) / "checkpoints") / entry.file
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(path.suffix + ".part")
+        try:
+            _download(entry, part)
+            _verify(part, entry)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"could not download {entry.typed} ({error}); open {entry.link} in a browser and save it as {path}"
+            ) from error
+        os.replace(part, path)
+    _verify(path, entry)
+    return path
+
+
+def _download(entry: Published, part: Path) -> None:
+    if entry.url.startswith("drive:"):
+        try:
+            import gdown
+        except ImportError:
+            raise ValueError("Google Drive needs the package gdown: python3 -m pip install gdown") from None
+        try:
+            done = gdown.download(id=entry.url.removeprefix("drive:"), output=str(part), resume=True)
+        except Exception as error:  # gdown raises its own classes for quota pages and private files
+            raise ValueError(str(error).partition("\n")[0]) from error
+        if done is None:
+            raise ValueError("Google Drive refused it")
+        return
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(entry.url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        resumed = response.status == 206
+        total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
+        with (
+            open(part, "ab" if resumed else "wb") as file,
+            tqdm(total=total or None, initial=file.tell(), unit="B", unit_scale=True, desc=entry.typed) as bar,
+        ):
+            while block := response.read(1 << 16):
+                file.write(block)
+                bar.update(len(block))
+
+
+def _verify(path: Path, entry: Published) -> None:
+    size = path.stat().st_size
+    if entry.size is not None and size != entry.size:
+        path.unlink()
+        raise ValueError(f"{path} had {size} bytes instead of {entry.size} and was removed; try again")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if entry.sha256 is None:
+        print(f"{path.name}: sha256 {digest} (none recorded to compare with)")
+    elif digest != entry.sha256:
+        path.unlink()
+        raise ValueError(f"{path} was not the released file (sha256 {digest[:12]}...) and was removed; try again")
+
+
+def locate(source: str | os.PathLike, dataset: str | None = None, cache: str | os.PathLike | None = None) -> Path:
+    """The file behind a path or the name of a released checkpoint. Raises ValueError if there is none."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    entry = find(str(source), dataset) or find(str(source))
+    if entry:
+        return fetch(entry, cache)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the checkpoint file in it, such as {path / 'best.pth'}")
+    names = {p.typed.lower(): p.typed for p in list_checkpoints()}
+    close = [names[match] for match in difflib.get_close_matches(path.name.lower(), names, n=3)]
+    hint = f"; did you mean {', '.join(close)}?" if close else " (--list_checkpoints shows those)"
+    raise ValueError(f"{source} is neither a file nor the name of a published checkpoint{hint}")
+
+
+def read(path: str | os.PathLike) -> dict:
+    """Read a checkpoint file onto the CPU without running anything in it. Raises ValueError if it cannot be read."""
+    path = Path(path)
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty: the program that wrote it was interrupted; use another copy")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # holds flags only; torchvision's files have one
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
+        raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
+    except (RuntimeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is truncated or no checkpoint: copy or download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[dict[str, Tensor], str]:
+    """The weights inside a file's content, without wrapper prefixes, and the name of the format recognised."""
+    for key, name in FORMATS.items():
+        if isinstance(content.get(key), dict):
+            state, form = content[key], f"{name} ({key})"
+            break
+    else:
+        state, form = content, "bare state dict"
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path} holds no weights: no {', '.join(FORMATS)} or bare tensors in it")
+    for prefix in ("module.", "_orig_mod."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state, form
+
+
+def load_checkpoint(
+    model: torch.nn.Module,
+    source: str | os.PathLike,
+    dataset: str | None = None,
+    cache: str | os.PathLike | None = None,
+) -> Loaded:
+    """Load weights into a network from a file or from a released checkpoint.
+
+    Recognises `net_state_dict`, `state_dict`, `model` and bare state dicts, with or without `module.`; several names of
+    one shared tensor must agree, and may be given under one of them only.
+
+    Args:
+        source: a path, or a name that `list_checkpoints` gives.
+        dataset: prefers that dataset's file where a name exists for two.
+        cache: folder for downloads.
+
+    Raises:
+        ValueError: the file cannot be read, or is of another network; missing, unexpected and misshapen keys in one message.
+    """
+    path = locate(source, dataset, cache)
+    content = read(path)
+    state, form = state_dict_of(content, path)
+    load_state(bare(model), state, path)
+    return Loaded(path, form, content)
+
+
+def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """Load a state dict strictly, but for batch counters, which files of old PyTorch versions lack."""
+    own = model.state_dict(keep_vars=True)
+    state = _share(own, model.adapt_state_dict(state), path)
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} {list(value.shape)} instead of {list(own[key].shape)}"
+        for key, value in state.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        name = model.built_as[0] if hasattr(model, "built_as") else type(model).__name__
+        raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}")
+    model.load_state_dict(state, strict=False)
+
+
+def _share(own: dict[str, Tensor], state: dict[str, Tensor], path) -> dict[str, Tensor]:
+    """Give every name of a shared tensor the file's value. Raises ValueError where the file's copies differ."""
+    names: dict[int, list[str]] = {}
+    for key, tensor in own.items():
+        names.setdefault(id(tensor), []).append(key)
+    state = dict(state)
+    for shared in names.values():
+        given = [key for key in shared if key in state]
+        for key in given[1:]:
+            if not torch.equal(state[key], state[given[0]]):
+                raise ValueError(f"{path} gives two values to one shared tensor: {given[0]} and {key}")
+        state |= {key: state[given[0]] for key in shared if given}
+    return state
