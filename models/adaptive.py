@@ -51,6 +51,11 @@ class AdaptiveModel(nn.Module):
 
     points: tuple[Point, ...] = (FULL,)
 
+    @property
+    def watched(self) -> tuple[Point, ...]:
+        """Points that are judged after every epoch; the best checkpoint of each is kept."""
+        return self.points[-1:]
+
     def compute(self, images: Tensor, point: Point):
         """Run at `point`: logits (N, classes) in eval mode, whatever the family's objective needs in train mode."""
         raise TypeError(f"{type(self).__name__} does not implement compute")

@@ -33,6 +33,10 @@ NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "ilsvrc": 1000}
 SAME_NETWORKS = {"digits": "cifar10"}
 
 
+class UsageError(ValueError):
+    """A name, a flag or a flag's value that cannot be; the message says which can."""
+
+
 @dataclass(frozen=True)
 class Flag:
     """One command-line flag: a keyword argument of a builder or of an objective."""
@@ -112,20 +116,20 @@ def entries() -> list[Entry]:
 
 
 def entry(name: str, dataset: str) -> Entry:
-    """Look a network up. Raises ValueError with the closest names."""
+    """Look a network up. Raises UsageError with the closest names."""
     _import_families()
     key = SAME_NETWORKS.get(dataset, dataset)
     if key not in NUM_CLASSES:
-        raise ValueError(f"unknown dataset {dataset!r}; there are {', '.join([*NUM_CLASSES, *SAME_NETWORKS])}")
+        raise UsageError(f"unknown dataset {dataset!r}; there are {', '.join([*NUM_CLASSES, *SAME_NETWORKS])}")
     if (name, key) in _entries:
         return _entries[name, key]
     elsewhere = [other for known, other in _entries if known == name]
     if elsewhere:
-        raise ValueError(f"{name} is not a {key} network; it is one of {', '.join(elsewhere)}")
+        raise UsageError(f"{name} is not a {key} network; it is one of {', '.join(elsewhere)}")
     known = {known.lower(): known for known, other in _entries if other == key}
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)]
     hint = f"the closest are {', '.join(close)}; " if close else ""
-    raise ValueError(f"unknown {key} model {name!r}; {hint}--list_models shows all")
+    raise UsageError(f"unknown {key} model {name!r}; {hint}--list_models shows all")
 
 
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[Entry]:
@@ -145,22 +149,28 @@ def create_model(name: str, dataset: str = "cifar10", num_classes: int | None = 
         **flags: the builder's own arguments, the same as on the command line.
 
     Raises:
-        ValueError: unknown name or flag (the message names the closest), or a value that the network cannot have.
+        UsageError: unknown name or flag (the message names the closest), or a value that the network cannot have.
     """
     found = entry(name, dataset)
     _check(found.name, flags, found.model_flags())
-    model = found.builder(num_classes=num_classes or NUM_CLASSES[found.dataset], **found.preset, **flags)
+    try:
+        model = found.builder(num_classes=num_classes or NUM_CLASSES[found.dataset], **found.preset, **flags)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     model.built_as = (found.name, found.dataset, flags)
     return model
 
 
 def create_objective(name: str, dataset: str = "cifar10", **flags) -> Objective:
-    """Build the objective that trains the network `name`. Raises ValueError as `create_model` does."""
+    """Build the objective that trains the network `name`. Raises UsageError as `create_model` does."""
     found = entry(name, dataset)
     _check(found.name, flags, found.objective_flags())
     wanted = inspect.signature(found.objective).parameters
     preset = {key: value for key, value in found.preset.items() if key in wanted}
-    return found.objective(**preset, **flags)
+    try:
+        return found.objective(**preset, **flags)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _check(name: str, given: Mapping[str, object], known: list[Flag]) -> None:
@@ -169,7 +179,7 @@ def _check(name: str, given: Mapping[str, object], known: list[Flag]) -> None:
         if flag not in names:
             close = difflib.get_close_matches(flag, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(f"{name} has no flag {flag}; {hint}it has {', '.join(names) or 'none'}")
+            raise UsageError(f"{name} has no flag {flag}; {hint}it has {', '.join(names) or 'none'}")
 
 
 def _import_families() -> None:

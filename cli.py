@@ -1,0 +1,337 @@
+"""The command line of the four scripts: flags, help, and one sentence for every mistake.
+
+A model's own flags come from the registry, so that no script knows a family by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models import checkpoints, profile, registry
+from models.registry import UsageError
+from utils import Stopped, say
+
+
+@dataclass(frozen=True)
+class Script:
+    """What differs between scripts.
+
+    Args:
+        description: first line of the help.
+        datasets: the values of `--dataset`, the default first.
+        model: default of `--model`.
+        training: whether it trains, and so has the flags of the recipe and of the objective.
+        defaults: published defaults of common flags, where a network does not bring its own.
+    """
+
+    description: str
+    datasets: tuple[str, ...]
+    model: str
+    training: bool
+    defaults: dict
+
+
+# Values
+
+
+def _number(kind: Callable, least, open_end: bool = False) -> Callable:
+    """An argparse type: a number not below `least`, or above it with `open_end`."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not (value > least if open_end else value >= least):
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if open_end else 'at least'} {least}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+positive = _number(int, 1)
+natural = _number(int, 0)
+above_zero = _number(float, 0.0, open_end=True)
+not_negative = _number(float, 0.0)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """0.5,0.4,0.3"""
+    return tuple(float(part) for part in text.split(","))
+
+
+def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
+    """150:0.1,225:0.01"""
+    pairs = [part.split(":") for part in text.split(",") if part]
+    return tuple((int(epoch), float(factor)) for epoch, factor in pairs)
+
+
+# Flags
+
+
+def _add_common(parser: argparse.ArgumentParser, script: Script) -> None:
+    add = parser.add_argument_group("data and device").add_argument
+    add("--dataset", choices=script.datasets, default=script.datasets[0], help="default: %(default)s")
+    add("--dataset_path", metavar="DIR", help="folder of the images; without it ./data/, filled by download")
+    add("--subset", type=positive, metavar="N", help="use N training images, drawn with --seed")
+    add("--valid", type=natural, default=0, metavar="N", help="hold N training images out (default: 0)")
+    add(
+        "--batch_size",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="images a step, all devices together (%(default)s)",
+    )
+    add(
+        "--mean",
+        type=numbers,
+        metavar="R,G,B",
+        help="subtracted from 0..1 pixels (default: the published for the model)",
+    )
+    add("--std", type=numbers, metavar="R,G,B", help="divides them (default: the published for the model)")
+    add("--visible_device", default="0", metavar="N,N", help="CUDA devices to use (default: 0); ignored without CUDA")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="half precision (default: off)")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+    add("--cache", metavar="DIR", help="folder for downloaded checkpoints (default: torch.hub's)")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=natural, default=300, help="default: %(default)s")
+    add("--lr", type=above_zero, default=0.1, help="highest learning rate (default: %(default)s)")
+    schedules = ("multistep", "cosine", "linear", "exponential", "onecycle", "constant")
+    add("--lr_schedule", choices=schedules, default="multistep", help="default: %(default)s")
+    add(
+        "--lr_steps",
+        type=lr_steps,
+        default="150:0.1,225:0.01",
+        metavar="E:F,..",
+        help="multistep: from epoch E on (from 0) the rate is lr*F (%(default)s)",
+    )
+    add("--lr_decay", type=above_zero, default=0.98, help="exponential: factor an epoch (default: %(default)s)")
+    add("--warmup_epochs", type=not_negative, default=0.0, help="linear rise at the start (default: 0)")
+    add("--momentum", type=not_negative, default=0.9, help="of SGD (default: %(default)s)")
+    add("--nesterov", action="store_true", help="Nesterov's form of it")
+    add("--weight_decay", type=not_negative, default=5e-4, help="default: %(default)s")
+    add("--accumulate", type=positive, default=1, metavar="N", help="batches averaged into a step (default: 1)")
+    add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0 does not clip (default: 0)")
+    add("--ema", type=not_negative, default=0.0, metavar="DECAY", help="judge an average of the weights, e.g. 0.999")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--deterministic", action="store_true", help="forbid algorithms whose result varies on a GPU")
+    add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="around the random crop (default: zeros)")
+    add = parser.add_argument_group("run").add_argument
+    add("--pretrained", metavar="FILE|NAME", help="start from these weights, and their optimizer where it fits")
+    add(
+        "--starting_epoch",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="epochs that --pretrained has behind it (default: 0)",
+    )
+    add("--save", metavar="DIR", help="folder of the run (default: ./checkpoint/<dataset>-<model>-<flags>)")
+    add("--resume", metavar="auto|FILE", help="continue this run from its newest checkpoint, or from FILE")
+    add("--checkpoint_steps", type=natural, default=0, metavar="N", help="save every N steps too (default: each epoch)")
+    add("--fallback", choices=("digits",), help="images to use, loudly, where no source of the dataset works")
+    add("--tensorboard", action="store_true", help="also write TensorBoard's event files into the folder")
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--pretrained", metavar="FILE|NAME", help="weights to judge: a file, or a published checkpoint by name")
+    add("--point", metavar="NAME,..", help="points to judge (default: all of the network)")
+    add("--fold", action="store_true", help="merge what is linear into single convolutions before judging")
+    add("--latency_batch", type=natural, default=1, metavar="N", help="batch of the timing; 0 skips it (default: 1)")
+    add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")
+
+
+def _add_model_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
+    names = []
+    for flag in flags:
+        names.append(flag.name)
+        text = f"{flag.help} (default: {flag.default})".replace("%", "%%")
+        if flag.type is bool:
+            group.add_argument(f"--{flag.name}", action="store_true", default=flag.default, help=text)
+            if flag.default:
+                group.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help="switch that off")
+        elif flag.many:
+            kind = flag.type
+            group.add_argument(
+                f"--{flag.name}", type=_sequence(kind), default=flag.default, metavar="N,N,..", help=text
+            )
+        else:
+            metavar = None if flag.choices else flag.type.__name__.upper()
+            group.add_argument(
+                f"--{flag.name}", type=flag.type, default=flag.default, choices=flag.choices, metavar=metavar, help=text
+            )
+    return names
+
+
+def _sequence(kind: Callable) -> Callable:
+    def parse(text: str) -> tuple:
+        return tuple(kind(part) for part in text.replace("-", ",").replace(" ", ",").split(",") if part)
+
+    parse.__name__ = f"list of {kind.__name__}"
+    return parse
+
+
+# Parsing
+
+
+def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse a command line: `@file` holds arguments, hyphens in flags count as underscores.
+
+    Returns:
+        The common flags, and `model_flags`, `objective_flags` for `create_model` and `create_objective`.
+
+    Exits with 2 and one sentence where something cannot be, with 0 after `--help`, `--list_models`, `--list_checkpoints`.
+    """
+    parser = argparse.ArgumentParser(
+        description=script.description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=script.model, help="default: %(default)s; --model=X --help shows X's flags")
+    parser.add_argument("--list_models", nargs="?", const="*", metavar="PATTERN", help="print the networks and exit")
+    parser.add_argument("--list_checkpoints", nargs="?", const="*", metavar="PATTERN", help="print released weights")
+    _add_common(parser, script)
+    _add_training(parser) if script.training else _add_evaluation(parser)
+    try:
+        argv = _normalise(sys.argv[1:] if argv is None else argv)
+        wants_help = [word for word in argv if word in ("-h", "--help")]
+        known, _ = parser.parse_known_args([word for word in argv if word not in wants_help])
+        if known.list_models or known.list_checkpoints:
+            _print_lists(known, script)
+            sys.exit(0)
+        described = _described(known, script)
+        parser.set_defaults(**{key: described[key] for key in ("model", "dataset") if key in described})
+        known, _ = parser.parse_known_args([word for word in argv if word not in wants_help])
+        entry = registry.entry(known.model, known.dataset)
+    except ValueError as error:
+        parser.error(str(error))
+    group = parser.add_argument_group(f"{entry.name} on {entry.dataset}: {entry.summary}")
+    model_flags = _add_model_flags(group, entry.model_flags())
+    objective_flags = _add_model_flags(group, entry.objective_flags()) if script.training else []
+    usable = {key: value for key, value in {**script.defaults, **entry.defaults}.items() if _has(parser, key)}
+    parser.set_defaults(**usable, **{key: value for key, value in described.items() if key in model_flags})
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_explain_unknown(unknown, parser, entry))
+    args.model_flags = {name: vars(args).pop(name) for name in model_flags}
+    args.objective_flags = {name: vars(args).pop(name) for name in objective_flags}
+    args.path_typed = args.dataset_path is not None
+    return args
+
+
+def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
+    return any(action.dest == flag for action in parser._actions)
+
+
+def _normalise(argv: list[str]) -> list[str]:
+    """Put the content of `@file` in its place, and underscores for the hyphens inside flags' names."""
+    words = []
+    for word in argv:
+        if word.startswith("@"):
+            try:
+                words += _normalise(shlex.split(Path(word[1:]).read_text(), comments=True))
+            except OSError as error:
+                raise UsageError(f"cannot read the arguments in {word[1:]}: {error.strerror}") from error
+        elif word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            words.append("--" + name.replace("-", "_") + equals + value)
+        else:
+            words.append(word)
+    return words
+
+
+def _described(known: argparse.Namespace, script: Script) -> dict:
+    """What a checkpoint says of its own network, so that an evaluation need not repeat it."""
+    if script.training or not known.pretrained:
+        return {}
+    if os.path.isfile(known.pretrained):
+        try:
+            return checkpoints.read(known.pretrained).get("training", {}).get("flags", {})
+        except ValueError:
+            return {}  # said again, with the right exit code, when it is loaded
+    published = checkpoints.find(known.pretrained)
+    return {"model": published.model, "dataset": published.dataset, **published.flags} if published else {}
+
+
+def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry: registry.Entry) -> str:
+    flag = unknown[0].partition("=")[0]
+    own = [f"--{f.name}" for f in (*entry.model_flags(), *entry.objective_flags())]
+    known = [option for action in parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(flag, known, n=2)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{flag} is no flag of {entry.name}; {hint}its own flags are {', '.join(own) or 'none'}; --help shows all"
+
+
+def _print_lists(known: argparse.Namespace, script: Script) -> None:
+    networks = {registry.SAME_NETWORKS.get(dataset, dataset) for dataset in script.datasets}
+    if known.list_models:
+        print(f"{'name':32} {'dataset':9} {'system':13} {'params':>11}")
+        for entry in registry.list_models(known.list_models):
+            if entry.dataset in networks:
+                with torch.device("meta"):
+                    params = profile.count_params(registry.create_model(entry.name, entry.dataset))
+                print(f"{entry.name:32} {entry.dataset:9} {entry.system:13} {params:11,}")
+    if known.list_checkpoints:
+        print(f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags")
+        for entry in checkpoints.list_checkpoints(known.list_checkpoints):
+            if entry.dataset in networks:
+                flags = " ".join(f"--{name}={value}" for name, value in entry.flags.items())
+                error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
+                print(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's main; end with one sentence and an exit code. `python3 -X dev` shows tracebacks instead.
+
+    Exits with 2 for a command that cannot be, 1 for what failed, 128 + signal where a signal stopped it.
+    """
+    try:
+        main()
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stdout = None
+        sys.exit(1)
+    except Stopped as stop:
+        say(stop)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except torch.OutOfMemoryError:
+        print("error: the GPU's memory is full: lower --batch_size, or add --accumulate", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        if sys.flags.dev_mode:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def folder_name(args: argparse.Namespace) -> str:
+    """dataset-model-flags, for the folders of runs and reports."""
+    flags = {**args.model_flags, **args.objective_flags}
+    parts = [
+        args.dataset,
+        args.model,
+        *(f"{name}{_plain(value)}" for name, value in flags.items() if value is not None),
+    ]
+    return "-".join(parts).replace("/", "_")
+
+
+def _plain(value: object) -> str:
+    return "_".join(str(part) for part in value) if isinstance(value, tuple) else f"{value}"
+
+
+def all_flags(args: argparse.Namespace) -> dict:
+    """Every resolved flag of a command as one flat dictionary of plain values."""
+    own = {
+        key: value for key, value in vars(args).items() if key not in ("model_flags", "objective_flags", "path_typed")
+    }
+    return own | args.model_flags | args.objective_flags

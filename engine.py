@@ -1,0 +1,408 @@
+"""ONE training loop and ONE evaluation loop, for every family, dataset and device."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from tqdm import tqdm
+
+import utils
+from models import profile
+from models.adaptive import AdaptiveModel, Objective, Point, bare, top_hits
+from utils import Run, Stopped, UserError, say
+
+DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: steps between two looks at the running loss; each look waits for the device once
+LOOK_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about the optimisation that is not the objective's.
+
+    Args:
+        epochs: passes over the training images.
+        lr: the schedule's highest rate.
+        lr_schedule: multistep, cosine (to 0, every step), linear (to 0, every step), exponential (x lr_decay every
+            epoch), onecycle (up for 30 % of the steps, then cosine to 0), constant.
+        lr_steps: for multistep, pairs (epoch counted from 0, factor on lr that holds from there on).
+        lr_decay: for exponential.
+        warmup_epochs: the rate rises linearly over these, then the schedule is at the place where it would be.
+        accumulate: batches whose gradients are averaged into one step.
+        amp: off, bf16 or fp16.
+        ema: decay per step of an average of weights and buffers, which is then judged and saved; 0 is off.
+    """
+
+    epochs: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    lr_schedule: str = "multistep"
+    lr_steps: tuple[tuple[int, float], ...] = ()
+    lr_decay: float = 0.98
+    warmup_epochs: float = 0.0
+    accumulate: int = 1
+    clip_grad_norm: float = 0.0
+    amp: str = "off"
+    compile: bool = False
+    ema: float = 0.0
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of the step with this number, counted from 0 over the whole run."""
+        return self.lr * self._shape(step, steps_per_epoch) * self._warmup(step, steps_per_epoch)
+
+    def _warmup(self, step: int, steps_per_epoch: int) -> float:
+        steps = self.warmup_epochs * steps_per_epoch
+        return min(1.0, (step + 1) / steps) if steps else 1.0
+
+    def _shape(self, step: int, steps_per_epoch: int) -> float:
+        epoch, done = step // steps_per_epoch, step / (self.epochs * steps_per_epoch)
+        if self.lr_schedule == "multistep":
+            return ([1.0] + [factor for start, factor in self.lr_steps if epoch >= start])[-1]
+        if self.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if self.lr_schedule == "linear":
+            return 1 - done
+        if self.lr_schedule == "exponential":
+            return self.lr_decay**epoch
+        if self.lr_schedule == "onecycle":
+            rise = 0.3
+            if done < rise:
+                return 0.04 + 0.96 * done / rise
+            return 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one point achieved: one line of every table."""
+
+    point: str
+    params: int
+    macs: float  # mean over the images
+    top1: float  # percent correct
+    top5: float
+    images: int
+    latency: profile.Latency | None = None
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    points: Iterable[Point | str] | None = None,
+    held_out: Iterable[tuple[Tensor, Tensor]] = (),
+    amp: str = "off",
+    latency_batch: int = 0,
+    seconds: float = 1.0,
+) -> list[Row]:
+    """Judge a network at its points (all of them by default): one row each, in their order.
+
+    Args:
+        batches: (images, labels) to judge on; every process of a run walks its own share.
+        held_out: batches that are not judged on, from which thresholds and batch-norm statistics may be found.
+        amp: off, bf16 or fp16.
+        latency_batch: also time forward passes of that many images; 0 does not.
+        seconds: spent on timing each point.
+    """
+    network = bare(model)
+    wanted = tuple(network.points if points is None else [network.point(point) for point in points])
+    totals = None  # [point, (top-1 hits, top-5 hits, MACs, images)]
+    with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
+        wanted = network.prepare(wanted, held_out)
+        for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
+            shape = images.shape[1:]
+            results = network.sweep(images, wanted) if model is network else (model(images, p, True) for p in wanted)
+            sums = [_sums(logits, labels, macs) for logits, macs in results]
+            totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
+    if totals is None:
+        raise UserError("there are no images to evaluate on")
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    rows = []
+    for point, (top1, top5, macs, count) in zip(wanted, totals.tolist(), strict=True):
+        timing = profile.latency(network, shape, point, latency_batch, seconds) if latency_batch else None
+        params = profile.count_params(network)
+        rows.append(Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, timing))
+    return rows
+
+
+def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:
+    top1, top5 = top_hits(logits, labels)
+    return torch.stack([top1.sum(), top5.sum(), macs.sum(), torch.ones_like(labels).sum()])
+
+
+def show_progress() -> bool:
+    """Progress bars only where a person sees them, and only once."""
+    return utils.rank() == 0 and sys.stderr.isatty()
+
+
+def autocast(device: torch.device, amp: str):
+    """Half precision as `--amp` says."""
+    dtype = DTYPES[amp]
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.Module:
+    """Wrap a network for its devices: DistributedDataParallel under torchrun, DataParallel over several GPUs."""
+    wrapped = torch.compile(model) if compiled else model
+    if dist.is_initialized():
+        return DistributedDataParallel(wrapped, [device.index] if device.type == "cuda" else None)
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        return DataParallel(wrapped)
+    return wrapped
+
+
+def fit(
+    model: AdaptiveModel,
+    objective: Objective,
+    data,
+    run: Run,
+    recipe: Recipe,
+    device: torch.device,
+    checkpoint_steps: int = 0,
+    starting_epoch: int = 0,
+    optimizer_state: dict | None = None,
+) -> dict[str, tuple[float, int]]:
+    """Train; judge, record and save after every epoch; continue where `run.checkpoint` stopped.
+
+    Args:
+        data: `data.train` is trained on; the network is judged at its `watched` points on `data.valid`, or on
+            `data.test` where nothing was held out, as the authors did.
+        checkpoint_steps: also save after that many steps within an epoch; 0 does not.
+        starting_epoch: epochs counted as done, for weights trained elsewhere.
+        optimizer_state: to start from, for the same.
+
+    Returns:
+        For each watched point its best top-1 and the epoch, counted from 1, that reached it.
+
+    Raises:
+        Stopped: a signal asked to stop; everything is saved.
+        UserError: the loss is no longer finite; the last good checkpoint is named.
+    """
+    trainer = Trainer(model, objective, data, run, recipe, device, checkpoint_steps)
+    if run.checkpoint:
+        trainer.resume(run.checkpoint)
+        say(f"resuming {run.folder} after epoch {trainer.epoch}, step {trainer.step}")
+    else:
+        trainer.epoch = starting_epoch
+        trainer.begin_epoch(optimizer_state)
+    with run.stoppable():
+        while trainer.epoch < recipe.epochs:
+            trainer.train_epoch()
+            trainer.finish_epoch()
+    return trainer.best
+
+
+class Trainer:
+    """A run in memory: what an epoch does, and how a checkpoint captures it."""
+
+    def __init__(
+        self,
+        model: AdaptiveModel,
+        objective: Objective,
+        data,
+        run: Run,
+        recipe: Recipe,
+        device: torch.device,
+        checkpoint_steps: int = 0,
+    ):
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.objective, self.data, self.run, self.recipe, self.device = objective, data, run, recipe, device
+        self.checkpoint_steps = checkpoint_steps
+        self.wrapped = parallel(self.model, device, recipe.compile)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
+        self.average = copy.deepcopy(model) if recipe.ema else None
+        self.optimizer: torch.optim.SGD | None = None
+        self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
+        self.epoch, self.step = 0, 0  # epochs done, steps done in the one under way
+        self.rate, self.started = recipe.lr, time.perf_counter()
+
+    @property
+    def judged(self) -> AdaptiveModel:
+        """The network that is evaluated and saved: the average of the weights where one is kept."""
+        return self.average if self.average is not None else self.model
+
+    def begin_epoch(self, optimizer_state: dict | None = None) -> None:
+        """Ask the objective what this epoch trains, and make an optimizer where the phase needs a new one."""
+        self.model.train()
+        phase = self.objective.begin_epoch(self.model, self.epoch)
+        fresh = phase.fresh and self.step == 0
+        if self.optimizer is None or fresh:
+            r = self.recipe
+            self.optimizer = torch.optim.SGD(
+                phase.groups, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov
+            )
+        if optimizer_state and not fresh:
+            self.optimizer.load_state_dict(optimizer_state)
+
+    def train_epoch(self) -> None:
+        """The rest of the epoch under way."""
+        if self.step == 0:
+            self.begin_epoch()
+            self.objective.means.clear()
+        self.started = time.perf_counter()
+        train, run = self.data.train, self.run
+        batches = train.epoch(self.epoch, start=self.step)
+        title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
+        running = torch.zeros((), device=self.device)
+        with tqdm(batches, title, len(train), initial=self.step, leave=False, disable=not show_progress()) as bar:
+            for images, labels in bar:
+                running += self.train_step(images, labels)
+                if self.step % LOOK_EVERY == 0:
+                    bar.set_postfix_str(f"loss {self._read(running) / LOOK_EVERY:.3f}", refresh=False)
+                    running.zero_()
+                if self.step == len(train):
+                    break  # the end of an epoch is saved after it was judged
+                if self.step % self.recipe.accumulate:
+                    continue  # gradients under way are no part of a checkpoint
+                stop = run.stop_signal is not None
+                if stop or (self.checkpoint_steps and self.step % self.checkpoint_steps == 0):
+                    self._read(running)
+                    run.save(self.state_dict())
+                if stop:
+                    raise Stopped(run.stop_signal, run.folder)
+        self._read(running)
+
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One batch: a backward for each loss of the objective, then the optimizer. Returns the sum of the losses."""
+        steps = len(self.data.train)
+        self.rate = self.recipe.rate(self.epoch * steps + self.step, steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * group.get("lr_scale", 1.0)
+        total = torch.zeros((), device=self.device)
+        losses = self.objective(self.wrapped, images, labels)
+        while True:
+            with autocast(self.device, self.recipe.amp):
+                loss = next(losses, None)
+            if loss is None:
+                break
+            self.scaler.scale(loss / self.recipe.accumulate).backward()
+            total += loss.detach()
+            if self.objective.step_per_loss:
+                self._update()
+        self.step += 1
+        if not self.objective.step_per_loss and (self.step % self.recipe.accumulate == 0 or self.step == steps):
+            self._update()
+        return total
+
+    def _update(self) -> None:
+        if self.recipe.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self._update_average()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Average weights and batch-norm statistics alike; counters are copied."""
+        ours, theirs = ([*m.parameters(), *m.buffers()] for m in (self.average, self.model))
+        floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
+        torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1 - self.recipe.ema)
+        for i in set(range(len(ours))) - set(floats):
+            ours[i].copy_(theirs[i])
+
+    def _read(self, loss: Tensor) -> float:
+        """Read a loss, which waits for the device. Raises UserError where it is no number."""
+        value = loss.item()
+        if not math.isfinite(value):
+            files = [self.run.folder / name for name in ("last.pth", "previous.pth")]
+            good = next((f"the last good checkpoint is {path}" for path in files if path.exists()), None)
+            hint = good or "no checkpoint was written yet"
+            raise UserError(f"the loss is no longer finite; {hint}; a lower --lr often helps")
+        return value
+
+    def finish_epoch(self) -> None:
+        """Judge, save, record."""
+        seconds = time.perf_counter() - self.started
+        means = self.objective.means.read()
+        if dist.is_initialized():
+            values = torch.tensor(list(means.values()), device=self.device)
+            dist.all_reduce(values)
+            means = dict(zip(means, (values / dist.get_world_size()).tolist(), strict=True))
+        spread = isinstance(self.wrapped, DataParallel) and self.average is None
+        judge_on = self.data.test if self.data.valid is None else self.data.valid
+        rows = evaluate(
+            self.wrapped if spread else self.judged, judge_on, self.judged.watched, self.data.train, self.recipe.amp
+        )
+        self.epoch, self.step = self.epoch + 1, 0
+        better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]
+        self.best |= {row.point: (row.top1, self.epoch) for row in better}
+        self.run.save(self.state_dict(), tuple(self._best_file(row.point) for row in better))
+        self.run.log(
+            {
+                "epoch": self.epoch,
+                "lr": self.rate,
+                "seconds": round(seconds, 3),
+                "train": means,
+                "test" if self.data.valid is None else "valid": {
+                    row.point: {"top1": row.top1, "top5": row.top5} for row in rows
+                },
+            }
+        )
+        self._print_epoch(means, rows, seconds)
+        if self.run.stop_signal is not None:
+            raise Stopped(self.run.stop_signal, self.run.folder)
+
+    def _best_file(self, point: str) -> str:
+        return "best.pth" if point == self.model.points[-1].name else f"best-{point}.pth"
+
+    def _print_epoch(self, means: dict[str, float], rows: list[Row], seconds: float) -> None:
+        """The lines of the authors' scripts, and the objective's other means beside them."""
+        say(f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s")
+        say("  " + "  ".join(f"Training_Acc_Top{k} = {means[f'top{k}']:.3f}" for k in (1, 5) if f"top{k}" in means))
+        losses = {name: value for name, value in means.items() if name not in ("top1", "top5")}
+        if losses:
+            say("  " + "  ".join(f"{name} = {value:.4g}" for name, value in losses.items()))
+        for row in rows:
+            label = "" if len(rows) == 1 else f" [{row.point}]"
+            best = "  (best so far)" if self.best[row.point][1] == self.epoch else ""
+            say(f"  Test_Acc_top1{label} = {row.top1:.3f}  Test_Acc_top5{label} = {row.top5:.3f}{best}")
+
+    def state_dict(self) -> dict:
+        """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs."""
+        top1, _ = self.best.get(self.judged.points[-1].name, (0.0, 0))
+        training = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": dict(self.best),
+            "objective": self.objective.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": utils.rng_state(),
+            "flags": self.run.flags,
+            "valid_index": getattr(self.data, "valid_index", None),
+        }
+        if self.average is not None:
+            training["raw_weights"] = self.model.state_dict()
+        return {
+            "net_state_dict": self.judged.state_dict(),
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "acc": torch.tensor(top1),
+            "epoch": self.epoch,
+            "training": training,
+        }
+
+    def resume(self, content: dict) -> None:
+        """Continue where a checkpoint stopped; on a CPU the run ends with the same bits as an uninterrupted one."""
+        training = content["training"]
+        if self.average is not None:
+            self.average.load_state_dict(content["net_state_dict"])
+        self.model.load_state_dict(training.get("raw_weights", content["net_state_dict"]))
+        self.epoch, self.step, self.best = training["epoch"], training["step"], dict(training["best"])
+        self.objective.load_state_dict(training["objective"], self.device)
+        self.scaler.load_state_dict(training["scaler"])
+        self.begin_epoch(content["optimizer_state_dict"])
+        utils.restore_rng_state(training["rng"])
