@@ -63,11 +63,15 @@ def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
             return 0
 
         norms = {op: count_norm for op in (torch.ops.aten.native_batch_norm, torch.ops.aten.cudnn_batch_norm)}
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        # each module once, under one of its names: functional_call would not put back a tensor that it met twice
+        tensors = {
+            f"{prefix}.{name}".lstrip("."): tensor.to("meta")
+            for prefix, module in model.named_modules()
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        }
         images = torch.empty(1, *shape, device="meta")
         with evaluating(model), FlopCounterMode(display=False, custom_mapping=norms) as counter:
-            torch.func.functional_call(model, tensors, (images, point))
+            torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
         cache[key] = counter.get_total_flops() // 2, norm_elements
     return cache[key]
 

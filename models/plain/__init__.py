@@ -1,1 +1,5 @@
 """Networks of one cost: the baselines of every table."""
+
+from models.plain import resnet
+
+__all__ = ["resnet"]

@@ -1,0 +1,279 @@
+"""Layers that two families or more use.
+
+Residual blocks of the ResNets and of MobileNetV2, and blocks of shared filter bases (arXiv 2006.05066) with the
+orthogonality loss that their training needs. The networks around them are in `models/trunks.py`. Attributes are named
+as in the authors' checkpoints, and are made in the order of those checkpoints' keys.
+
+A block may live in two networks at once (arXiv 2312.16392): where it has a layer `X_skip`, that one stands in for `X`
+when the block is called with `skip=True`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import folding
+
+
+def conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """Convolution without bias that keeps the resolution at stride 1; Kaiming-normal weights (fan out)."""
+    layer = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """The shortcut "option B": 1x1 convolution and batch norm."""
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+
+
+class PadShortcut(nn.Module):
+    """The shortcut "option A", without parameters: every `stride`-th pixel, zero channels on both sides."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.before = (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class Block(nn.Module):
+    """A part of a network that may have stand-ins for some of its layers."""
+
+    def add_stand_ins(self, names: Sequence[str]) -> None:
+        """Give the layers `names` a stand-in `<name>_skip` each, equal in shape and initialised alike."""
+        for name in names:
+            twin = copy.deepcopy(getattr(self, name))
+            if isinstance(twin, nn.Conv2d):
+                nn.init.kaiming_normal_(twin.weight, mode="fan_out", nonlinearity="relu")
+            self.add_module(f"{name}_skip", twin)
+
+    def layer(self, name: str, skip: bool) -> nn.Module:
+        """The layer `name`, or its stand-in where there is one and `skip` is set."""
+        return getattr(self, f"{name}_skip" if skip and hasattr(self, f"{name}_skip") else name)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions and a shortcut.
+
+    Args:
+        shortcut: what replaces the identity where the shape changes: "A" pads with zeros, "B" convolves.
+        stand_ins: layers that have a second version, see `Block`.
+    """
+
+    norms_of = (("conv1", "bn1"), ("conv2", "bn2"))
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        shortcut: Literal["A", "B"] = "B",
+        stand_ins: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.conv1 = conv(in_channels, channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.add_stand_ins(stand_ins)
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = (PadShortcut if shortcut == "A" else projection)(in_channels, channels, stride)
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        out = self.layer("bn1", skip)(self.layer("conv1", skip)(x))
+        out = self.layer("bn2", skip)(self.layer("conv2", skip)(F.relu(out)))
+        return F.relu(out + self.shortcut(x))
+
+
+class Bottleneck(Block):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions, four times as many channels at the end, and a shortcut."""
+
+    expansion = 4
+    norms_of = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, stand_ins: Sequence[str] = ()):
+        super().__init__()
+        out_channels = self.expansion * channels
+        self.conv1 = conv(in_channels, channels, 1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = conv(channels, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.add_stand_ins(stand_ins)
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = projection(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        out = F.relu(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
+        out = F.relu(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
+        out = self.layer("bn3", skip)(self.layer("conv3", skip)(out))
+        return F.relu(out + self.shortcut(x))
+
+
+def orthogonal_bases(count: int, rank: int, channels: int, size: int = 3) -> list[nn.Conv2d]:
+    """Bases of `rank` filters each, all cut from one orthogonal matrix, so that they start mutually orthogonal."""
+    filters = nn.init.orthogonal_(torch.empty(count * rank, channels, size, size))
+    bases = [nn.Conv2d(channels, rank, size, padding=size // 2, bias=False) for _ in range(count)]
+    for basis, part in zip(bases, filters.chunk(count), strict=True):
+        basis.weight = nn.Parameter(part.clone())
+    return bases
+
+
+def check_ranks(channels: int, num_bases: int = 1, shared_rank: int | None = None, unique_rank: int | None = None):
+    """Raise ValueError unless the ranks can be had in a group of `channels` channels; None is not asked for."""
+    limit = 9 * channels
+    if shared_rank is not None and shared_rank < 1:
+        raise ValueError(
+            f"shared_rank {shared_rank} leaves no shared filters (that is a _NonShared network); use 1 or more"
+        )
+    if unique_rank is not None and unique_rank < 1:
+        raise ValueError(
+            f"unique_rank {unique_rank} leaves no unshared filters (that is a _SharedOnly network); use 1 or more"
+        )
+    if shared_rank is not None and num_bases * shared_rank > limit:
+        raise ValueError(
+            f"shared_rank {shared_rank} asks for {num_bases * shared_rank} orthogonal filters in a group of {channels} "
+            f"channels, which has room for 9 x {channels} = {limit}; use {limit // num_bases} or less"
+        )
+    if unique_rank is not None and unique_rank > limit:
+        raise ValueError(
+            f"unique_rank {unique_rank} exceeds the 9 x {channels} = {limit} weights of a filter in a group of "
+            f"{channels} channels; use {limit} or less"
+        )
+
+
+def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
+    """The concatenated outputs of 3x3 convolutions of one input, computed as one convolution: same numbers."""
+    if len(convs) == 1:
+        return convs[0](x)
+    return F.conv2d(x, torch.cat([conv.weight for conv in convs]), padding=1)
+
+
+class BasisBlock(Block):
+    """A residual block whose 3x3 convolutions combine few filters, some of them shared with other blocks.
+
+    Each convolution is: basis filters (own ones first, then shared ones), batch norm, 1x1 coefficients, batch norm.
+
+    Args:
+        channels: channels of input and output.
+        unique_rank: filters that each of the two convolutions has to itself; may be 0.
+        bases: the group's shared bases by their names in the block: one for both convolutions, one for each, or none.
+        stand_ins: layers that have a second version, see `Block`.
+    """
+
+    def __init__(self, channels: int, unique_rank: int, bases: Mapping[str, nn.Conv2d], stand_ins: Sequence[str] = ()):
+        super().__init__()
+        for name, basis in bases.items():
+            self.add_module(name, basis)
+        names = list(bases)
+        self.filters_of = {}
+        for index in (1, 2):
+            shared = names[min(index, len(names)) - 1 :][:1]
+            rank = unique_rank + sum(bases[name].out_channels for name in shared)
+            if unique_rank:
+                self.add_module(f"basis_conv{index}", conv(channels, unique_rank, 3))
+            self.add_module(f"basis_bn{index}", nn.BatchNorm2d(rank))
+            self.add_module(f"coeff_conv{index}", conv(rank, channels, 1))
+            self.add_module(f"bn{index}", nn.BatchNorm2d(channels))
+            self.filters_of[index] = [f"basis_conv{index}"] * bool(unique_rank) + shared
+        self.add_stand_ins(stand_ins)
+
+    def filters(self, index: int) -> list[nn.Conv2d]:
+        """The convolutions whose filters are the basis of convolution `index` (1 or 2): own ones first."""
+        return [getattr(self, name) for name in self.filters_of[index]]
+
+    def unique(self) -> list[nn.Conv2d]:
+        """The filters that are not shared, of both convolutions in order."""
+        return [self.basis_conv1, self.basis_conv2] if hasattr(self, "basis_conv1") else []
+
+    def convolve(self, x: Tensor, index: int, skip: bool) -> Tensor:
+        x = joint_conv(x, self.filters(index))
+        for name in (f"basis_bn{index}", f"coeff_conv{index}", f"bn{index}"):
+            x = self.layer(name, skip)(x)
+        return x
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        out = F.relu(self.convolve(x, 1, skip))
+        return F.relu(self.convolve(out, 2, skip) + x)
+
+    def folded(self, skip: bool = False) -> nn.Module:
+        """The same map for inference, each convolution as one dense 3x3 or factored, whichever costs fewer MACs."""
+        maps = []
+        for index in (1, 2):
+            norm, coefficients, last = (self.layer(f"{name}{index}", skip) for name in ("basis_bn", "coeff_conv", "bn"))
+            filters = torch.cat([conv.weight for conv in self.filters(index)])
+            maps.append(folding.fold_basis(filters, norm, coefficients, last))
+        return folding.FoldedBlock(maps, nn.Identity())
+
+
+@dataclass(frozen=True)
+class BasisGroup:
+    """Filters of one group that the orthogonality loss compares.
+
+    Args:
+        shared: bases; all their filters are compared with each other and with the unique ones.
+        unique: convolutions with as many filters each, whose filters are compared within each convolution only.
+    """
+
+    shared: Sequence[nn.Conv2d]
+    unique: Sequence[nn.Conv2d] = field(default=())
+
+    def rows(self) -> Tensor:
+        """All filters, flattened: (filters, inputs of a filter), the shared ones first."""
+        return torch.cat([conv.weight for conv in (*self.shared, *self.unique)]).flatten(1)
+
+    def deviations(self) -> tuple[Tensor, int]:
+        """Sum of the compared squared deviations of the Gram matrix from identity, and how many they are."""
+        num_shared = sum(conv.out_channels for conv in self.shared)
+        rank = self.unique[0].out_channels if self.unique else 0
+        rows = self.rows()
+        # under autocast too: half precision would lose what the loss measures
+        with torch.autocast(rows.device.type, enabled=False):
+            rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+            minus_identity, mask = gram_constants(num_shared, rank, len(self.unique), rows.device, rows.dtype)
+            squares = torch.addmm(minus_identity, rows, rows.t()).square()
+            total = (squares * mask).sum()
+        return total, num_shared * len(rows) + len(self.unique) * rank**2
+
+
+@lru_cache(maxsize=64)
+def gram_constants(num_shared: int, rank: int, num_unique: int, device, dtype) -> tuple[Tensor, Tensor]:
+    """Minus the identity, and the 0/1 mask of the entries of a Gram matrix that the orthogonality loss counts.
+
+    Whole rows of the shared filters (so shared pairs count twice, shared with unique once), and the diagonal square of
+    each convolution's unique filters.
+    """
+    with torch.inference_mode(False):
+        size = num_shared + rank * num_unique
+        mask = torch.block_diag(*[torch.ones(rank, rank)] * num_unique)
+        mask = F.pad(mask, (num_shared, 0, num_shared, 0)) if num_unique else torch.zeros(size, size)
+        mask[:num_shared] = 1
+        return -torch.eye(size, device=device, dtype=dtype), mask.to(device, dtype)
+
+
+def orthogonality(terms: Sequence[Sequence[BasisGroup]]) -> Tensor:
+    """Mean squared deviation of the bases' Gram matrices from identity, one value per term.
+
+    Sums and counts are accumulated over the groups of a term and divided once, so wide groups weigh more. Filters are
+    not normalised: the diagonal pulls their norms to 1.
+    """
+    values = []
+    for groups in terms:
+        sums, counts = zip(*[group.deviations() for group in groups], strict=True)
+        values.append(torch.stack(sums).sum() / sum(counts))
+    return torch.stack(values)
