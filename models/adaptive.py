@@ -111,6 +111,13 @@ class AdaptiveModel(nn.Module):
         """
         return tuple(points)
 
+    def fold(self) -> AdaptiveModel:
+        """A copy for inference with the same logits and points, where what is linear is merged into one convolution.
+
+        Families implement it with `models.folding.folded_copy`. Raises ValueError where there is nothing to merge.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be folded; evaluate it without --fold")
+
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translate a foreign checkpoint's keys (wrapper prefixes already removed) into this network's."""
         return state
