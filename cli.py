@@ -93,9 +93,9 @@ def _add_common(parser: argparse.ArgumentParser, script: Script) -> None:
         "--mean",
         type=numbers,
         metavar="R,G,B",
-        help="subtracted from 0..1 pixels (default: the published for the model)",
+        help="subtracted from 0..1 pixels (default: as published)",
     )
-    add("--std", type=numbers, metavar="R,G,B", help="divides them (default: the published for the model)")
+    add("--std", type=numbers, metavar="R,G,B", help="divides them (default: as published)")
     add("--visible_device", default="0", metavar="N,N", help="CUDA devices to use (default: 0); ignored without CUDA")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="half precision (default: off)")
     add("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
@@ -133,7 +133,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         type=natural,
         default=0,
         metavar="N",
-        help="epochs that --pretrained has behind it (default: 0)",
+        help="epochs already behind --pretrained (default: 0)",
     )
     add("--save", metavar="DIR", help="folder of the run (default: ./checkpoint/<dataset>-<model>-<flags>)")
     add("--resume", metavar="auto|FILE", help="continue this run from its newest checkpoint, or from FILE")
@@ -151,7 +151,8 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")
 
 
-def _add_model_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
+def add_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
+    """Add flags of a model or objective to a parser or group; returns their names."""
     names = []
     for flag in flags:
         names.append(flag.name)
@@ -190,7 +191,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     Returns:
         The common flags, and `model_flags`, `objective_flags` for `create_model` and `create_objective`.
 
-    Exits with 2 and one sentence where something cannot be, with 0 after `--help`, `--list_models`, `--list_checkpoints`.
+    Exits with 2 and one sentence where something cannot be, with 0 after `--help`, `--list_models` and
+    `--list_checkpoints`.
     """
     parser = argparse.ArgumentParser(
         description=script.description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -201,7 +203,7 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     _add_common(parser, script)
     _add_training(parser) if script.training else _add_evaluation(parser)
     try:
-        argv = _normalise(sys.argv[1:] if argv is None else argv)
+        argv = normalise(sys.argv[1:] if argv is None else argv)
         wants_help = [word for word in argv if word in ("-h", "--help")]
         known, _ = parser.parse_known_args([word for word in argv if word not in wants_help])
         if known.list_models or known.list_checkpoints:
@@ -214,8 +216,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     group = parser.add_argument_group(f"{entry.name} on {entry.dataset}: {entry.summary}")
-    model_flags = _add_model_flags(group, entry.model_flags())
-    objective_flags = _add_model_flags(group, entry.objective_flags()) if script.training else []
+    model_flags = add_flags(group, entry.model_flags())
+    objective_flags = add_flags(group, entry.objective_flags()) if script.training else []
     usable = {key: value for key, value in {**script.defaults, **entry.defaults}.items() if _has(parser, key)}
     parser.set_defaults(**usable, **{key: value for key, value in described.items() if key in model_flags})
     args, unknown = parser.parse_known_args(argv)
@@ -223,7 +225,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(_explain_unknown(unknown, parser, entry))
     args.model_flags = {name: vars(args).pop(name) for name in model_flags}
     args.objective_flags = {name: vars(args).pop(name) for name in objective_flags}
-    args.path_typed = args.dataset_path is not None
+    if not script.training and not args.pretrained:
+        parser.error("--pretrained is missing: a checkpoint file, or one of the names that --list_checkpoints prints")
     return args
 
 
@@ -231,13 +234,13 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
 
 
-def _normalise(argv: list[str]) -> list[str]:
+def normalise(argv: list[str]) -> list[str]:
     """Put the content of `@file` in its place, and underscores for the hyphens inside flags' names."""
     words = []
     for word in argv:
         if word.startswith("@"):
             try:
-                words += _normalise(shlex.split(Path(word[1:]).read_text(), comments=True))
+                words += normalise(shlex.split(Path(word[1:]).read_text(), comments=True))
             except OSError as error:
                 raise UsageError(f"cannot read the arguments in {word[1:]}: {error.strerror}") from error
         elif word.startswith("--"):
@@ -317,12 +320,8 @@ def run(main: Callable[[], None]) -> None:
 def folder_name(args: argparse.Namespace) -> str:
     """dataset-model-flags, for the folders of runs and reports."""
     flags = {**args.model_flags, **args.objective_flags}
-    parts = [
-        args.dataset,
-        args.model,
-        *(f"{name}{_plain(value)}" for name, value in flags.items() if value is not None),
-    ]
-    return "-".join(parts).replace("/", "_")
+    values = [f"{name}{_plain(value)}" for name, value in flags.items() if value not in (None, False, ())]
+    return "-".join([args.dataset, args.model, *values]).replace("/", "_")
 
 
 def _plain(value: object) -> str:
@@ -331,7 +330,5 @@ def _plain(value: object) -> str:
 
 def all_flags(args: argparse.Namespace) -> dict:
     """Every resolved flag of a command as one flat dictionary of plain values."""
-    own = {
-        key: value for key, value in vars(args).items() if key not in ("model_flags", "objective_flags", "path_typed")
-    }
-    return own | args.model_flags | args.objective_flags
+    common = {key: value for key, value in vars(args).items() if key not in ("model_flags", "objective_flags")}
+    return common | args.model_flags | args.objective_flags

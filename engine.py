@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -57,6 +57,11 @@ class Recipe:
     amp: str = "off"
     compile: bool = False
     ema: float = 0.0
+
+    @classmethod
+    def of(cls, flags) -> Recipe:
+        """The recipe in a namespace of flags."""
+        return cls(**{field.name: getattr(flags, field.name) for field in fields(cls)})
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the step with this number, counted from 0 over the whole run."""
@@ -244,7 +249,10 @@ class Trainer:
                 phase.groups, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov
             )
         if optimizer_state and not fresh:
-            self.optimizer.load_state_dict(optimizer_state)
+            if not _fits(optimizer_state, self.optimizer):
+                say("the file's optimizer is of other parameters: starting with a fresh one")
+            else:
+                self.optimizer.load_state_dict(optimizer_state)
 
     def train_epoch(self) -> None:
         """The rest of the epoch under way."""
@@ -406,3 +414,13 @@ class Trainer:
         self.scaler.load_state_dict(training["scaler"])
         self.begin_epoch(content["optimizer_state_dict"])
         utils.restore_rng_state(training["rng"])
+
+
+def _fits(state: dict, optimizer: torch.optim.SGD) -> bool:
+    """Whether a saved optimizer belongs to parameters of these shapes, in this order and these groups."""
+    if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
+        return False
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    buffers = [state["state"].get(index, {}).get("momentum_buffer") for index in indices]
+    return all(b is None or b.shape == p.shape for b, p in zip(buffers, parameters, strict=True))

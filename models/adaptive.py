@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -117,6 +117,18 @@ class AdaptiveModel(nn.Module):
         Families implement it with `models.folding.folded_copy`. Raises ValueError where there is nothing to merge.
         """
         raise ValueError(f"{type(self).__name__} cannot be folded; evaluate it without --fold")
+
+    def published_flops(self, convention: str, shape: Sequence[int], point: Point | str | None = None) -> int:
+        """Cost of one image of `shape` as a published table counts it.
+
+        Args:
+            convention: macs, 2macs, ptflops or 2ptflops; a family may know further ones.
+        """
+        counter = convention.removeprefix("2")
+        counters = {"macs": profile.count_macs, "ptflops": profile.count_ptflops}
+        if counter not in counters:
+            raise ValueError(f"unknown way of counting {convention!r}")
+        return (2 if convention.startswith("2") else 1) * counters[counter](self, shape, self.point(point))
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translate a foreign checkpoint's keys (wrapper prefixes already removed) into this network's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import statistics
 import time
@@ -48,6 +49,20 @@ def count_ptflops(model: nn.Module, shape: Sequence[int], point=None) -> int:
     """
     macs, norm_elements = _count(model, shape, point)
     return macs + 2 * norm_elements
+
+
+def count_thop(model: nn.Module, shape: Sequence[int], point=None) -> float:
+    """MACs by the thop package, as a cross-check: it adds activations and pooling. Works on a copy, which it alters.
+
+    Raises:
+        ImportError: thop is not installed (`pip install ultralytics-thop`; the original thop miscounts shared modules).
+    """
+    import thop
+
+    clone = copy.deepcopy(model).cpu()
+    with evaluating(clone):
+        macs, _ = thop.profile(clone, inputs=(torch.zeros(1, *shape), model.point(point)), verbose=False)
+    return macs
 
 
 def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:

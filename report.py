@@ -1,0 +1,317 @@
+"""Tables and pictures: what a run achieved, runs beside each other, published numbers beside what this code counts.
+
+python3 report.py tables [SYSTEM]                 # every published table, with parameters and MACs counted here
+python3 report.py compare RUN [RUN ...] --out DIR # evaluated runs on one picture and in one table
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import cli
+import utils
+from engine import Row
+from models import create_model, profile, registry
+from models.adaptive import AdaptiveModel
+from utils import UserError
+
+PUBLISHED = Path(__file__).parent / "results" / "published"
+MEASURED = Path(__file__).parent / "results" / "measured"
+SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 224)}
+
+
+# What a run achieved
+
+
+def write(rows: Sequence[Row], folder: str | Path, flags: dict, source: str, model: AdaptiveModel, shape) -> None:
+    """Print a table of evaluated points, and write it as JSON and as a picture of accuracy against MACs.
+
+    Args:
+        folder: created if need be.
+        flags: all flags of the command, kept in the JSON.
+        source: where the images came from.
+        model, shape: to count with thop as a cross-check.
+    """
+    folder = utils.make_folder(folder)
+    record = {
+        "model": flags["model"],
+        "dataset": flags["dataset"],
+        "flags": flags,
+        "command": shlex.join(["python3", *sys.argv]),
+        "code": utils.code_version(),
+        "device": utils.device_name(),
+        "torch": torch.__version__,
+        "data": source,
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    utils.write_json(folder / "evaluation.json", record)
+    print(results_table(rows, model, shape))
+    picture([record], folder / "accuracy-macs.png")
+    print(f"written: {folder / 'evaluation.json'} and {folder / 'accuracy-macs.png'}")
+
+
+def results_table(rows: Sequence[Row], model: AdaptiveModel, shape: Sequence[int]) -> str:
+    """One line for each point, for the screen."""
+    lines = ["point         params      MACs    2xMACs  MACs by thop       latency   top-1   top-5"]
+    for row in rows:
+        thop = thop_macs(model, shape, row.point)
+        lines.append(
+            f"{row.point:10} {row.params:9,} {row.macs / 1e6:8.2f}M {2 * row.macs / 1e6:8.2f}M "
+            f"{'' if thop is None else f'{thop / 1e6:.2f}M':>13} {latency_text(row):>13} {row.top1:6.2f}% {row.top5:6.2f}%"
+        )
+    timed = rows[0].latency
+    timing = (
+        f"; latency: median of forward passes of {timed.batch}, {timed.device}, {timed.threads} threads"
+        if timed
+        else ""
+    )
+    return "\n".join([*lines, f"{rows[0].images:,} images{timing}"])
+
+
+def latency_text(row: Row) -> str:
+    return f"{1e3 * row.latency.median:.2f} ms" if row.latency else "-"
+
+
+def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float | None:
+    """The thop package's count, a second opinion; None where it is not installed or the path depends on the image."""
+    try:
+        return profile.count_thop(model, shape, model.point(point))
+    except (ImportError, ValueError):
+        return None
+
+
+def picture(records: Iterable[dict], path: str | Path, title: str = "") -> None:
+    """Draw top-1 accuracy against MACs (log axis), one curve for each evaluated run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for record, marker in zip(records, "osD^vP*X<>" * 10, strict=False):
+        rows = sorted(record["rows"], key=lambda row: row["macs"])
+        xs, ys = [row["macs"] / 1e6 for row in rows], [row["top1"] for row in rows]
+        axes.plot(xs, ys, marker=marker, linewidth=1.2, label=label(record))
+        if len(rows) <= 12:
+            for row, x, y in zip(rows, xs, ys, strict=True):
+                text = f"{y:.1f}" if len(rows) == 1 else row["point"]
+                axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    _plain_ticks(axes)
+    axes.set_xlabel("multiply-accumulates an image (millions)")
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_title(
+        title or " and ".join(sorted({f"{r['dataset']}, {r['rows'][0]['images']:,} images" for r in records}))
+    )
+    axes.margins(0.15)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with utils.replacing(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=150)
+    plt.close(figure)
+
+
+def _plain_ticks(axes) -> None:
+    """50, 100, 200 instead of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def label(record: dict) -> str:
+    """The network and its own flags, in few words."""
+    try:
+        own = [flag.name for flag in registry.entry(record["model"], record["dataset"]).model_flags()]
+    except ValueError:
+        own = []
+    values = [f"{name}={record['flags'][name]}" for name in own if record["flags"].get(name) is not None]
+    return " ".join([record["model"], *values])
+
+
+# Runs beside each other
+
+
+def load_run(path: str | Path) -> dict:
+    """The evaluation in a run's folder, or in the JSON file itself. Raises UserError where there is none."""
+    path = Path(path)
+    file = path / "evaluation.json" if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text())
+        record["rows"][0]["macs"]
+    except FileNotFoundError:
+        raise UserError(f"there is no evaluation in {path}; evaluate the run first") from None
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{file} is not an evaluation written by this project") from error
+    return record
+
+
+def compare(runs: Sequence[str], out: str) -> None:
+    """Put evaluated runs in one table and on one picture."""
+    records = [load_run(run) for run in runs]
+    folder = utils.make_folder(out)
+    rows = [
+        {
+            "network": label(record),
+            "point": row["point"],
+            "params": row["params"],
+            "macs": row["macs"],
+            "latency_ms": 1e3 * row["latency"]["median"] if row["latency"] else None,
+            "top1": row["top1"],
+            "top5": row["top5"],
+        }
+        for record in records
+        for row in record["rows"]
+    ]
+    print(f"{'network':44} {'point':10} {'params':>10} {'MACs':>10} {'latency':>10}   top-1   top-5")
+    for row in rows:
+        latency = "-" if row["latency_ms"] is None else f"{row['latency_ms']:.2f} ms"
+        print(
+            f"{row['network']:44} {row['point']:10} {row['params']:10,} {row['macs'] / 1e6:9.2f}M {latency:>10} "
+            f"{row['top1']:6.2f}% {row['top5']:6.2f}%"
+        )
+    with utils.replacing(folder / "compare.csv") as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    for suffix in ("png", "svg"):
+        picture(records, folder / f"compare.{suffix}")
+    print(f"written: {folder / 'compare.png'}, compare.svg and compare.csv beside it")
+
+
+# Published tables
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of a published table; every field as text, as printed there."""
+
+    table: str
+    row: str
+    dataset: str
+    model: str
+    flags: str
+    point: str
+    params: str
+    flops: str
+    flops_means: str
+    top1_error: str
+    top5_error: str
+    recipe: str
+    source: str
+    disagrees: str
+    note: str
+    system: str
+
+    def build(self) -> AdaptiveModel:
+        """The row's network, without weights."""
+        entry = registry.entry(self.model, self.dataset)
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        names = cli.add_flags(parser, entry.model_flags())
+        cli.add_flags(parser, entry.objective_flags())
+        args = parser.parse_args(cli.normalise(shlex.split(self.flags)))
+        with torch.device("meta"):
+            return create_model(self.model, self.dataset, **{name: getattr(args, name) for name in names})
+
+    def count(self) -> tuple[int, int, float | None]:
+        """Parameters, MACs, and the count by the convention of the published FLOPs (None where none is published)."""
+        model = self.build()
+        point, shape = model.point(self.point or None), SHAPES[self.dataset]
+        flops = None
+        if self.flops:
+            flops = model.published_flops(self.flops_means, shape, point)
+        return profile.count_params(model), profile.count_macs(model, shape, point), flops
+
+
+def published_rows(system: str | None = None) -> list[Published]:
+    """Rows of results/published/<system>-<table>.csv. Raises UserError for an unknown system."""
+    rows = []
+    for file in sorted(PUBLISHED.glob("*.csv")):
+        with open(file, newline="") as stream:
+            rows += [Published(**line, system=file.stem.rpartition("-")[0]) for line in csv.DictReader(stream)]
+    systems = sorted({row.system for row in rows})
+    if system is not None and system not in systems:
+        raise UserError(f"there are no tables of {system!r}; there are {', '.join(systems)}")
+    return [row for row in rows if system in (None, row.system)]
+
+
+def agrees(counted: float, printed: str) -> bool:
+    """Whether a count, rounded or truncated to the printed digits, gives what was printed ("0.31M", "4.11G")."""
+    unit = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}[printed[-1]]
+    digits = len(printed[:-1].partition(".")[2])
+    step = 10.0**-digits
+    value, difference = float(printed[:-1]), counted / unit - float(printed[:-1])
+    return abs(difference) <= step / 2 + 1e-9 * value or 0 <= difference < step
+
+
+def measured(row: Published) -> str:
+    """Top-1 errors of our own runs of a row's recipe, from results/measured/."""
+    found = []
+    for file in sorted(MEASURED.glob(f"{row.recipe}*/evaluation.json")) if row.recipe else []:
+        record = json.loads(file.read_text())
+        errors = {r["point"]: 100 - r["top1"] for r in record["rows"]}
+        point = row.point or list(errors)[-1]
+        if point in errors:
+            found.append(f"{errors[point]:.2f}")
+    return ", ".join(found)
+
+
+def tables(system: str | None = None) -> str:
+    """Markdown of every published table, with parameters and FLOPs counted here and errors measured here."""
+    lines, current = [], None
+    for row in published_rows(system):
+        if (row.system, row.table) != current:
+            current = row.system, row.table
+            lines += [
+                f"\n### {row.table}\n",
+                "| row | params published | counted | FLOPs published (means) | counted so | MACs counted "
+                "| top-1 error published | measured here | note |",
+                "|---|---|---|---|---|---|---|---|---|",
+            ]
+        params = macs = flops = ""
+        if row.model:
+            counted = row.count()
+            params, macs = f"{counted[0]:,}", f"{counted[1] / 1e6:,.2f}M"
+            flops = "" if counted[2] is None else f"{counted[2] / 1e9:.3f}G"
+        mark = " (disagrees)" if row.disagrees else ""
+        lines.append(
+            f"| {row.row.replace('*', chr(92) + '*')} | {row.params} | {params} | {row.flops} {means(row)} | {flops} | {macs} "
+            f"| {row.top1_error} | {measured(row)} | {row.note}{mark} |"
+        )
+    return "\n".join(lines).strip()
+
+
+def means(row: Published) -> str:
+    return f"({row.flops_means})" if row.flops else ""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("tables", help="published tables, counted")
+    one.add_argument("system", nargs="?")
+    two = commands.add_parser("compare", help="evaluated runs beside each other")
+    two.add_argument("runs", nargs="+", metavar="RUN", help="a folder with evaluation.json")
+    two.add_argument("--out", default="reports/compare", help="folder for table and picture (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.command == "tables":
+        print(tables(args.system))
+    else:
+        compare(args.runs, args.out)
+
+
+if __name__ == "__main__":
+    cli.run(main)
