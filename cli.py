@@ -185,6 +185,14 @@ def _sequence(kind: Callable) -> Callable:
 # Parsing
 
 
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake with one sentence instead of the whole usage."""
+
+    def error(self, message: str):
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
 def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse a command line: `@file` holds arguments, hyphens in flags count as underscores.
 
@@ -194,7 +202,7 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     Exits with 2 and one sentence where something cannot be, with 0 after `--help`, `--list_models` and
     `--list_checkpoints`.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=script.description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=script.model, help="default: %(default)s; --model=X --help shows X's flags")

@@ -34,7 +34,7 @@ def main(argv=None):
     model.to(device, memory_format=torch.channels_last)
     data = dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, mean=args.mean, std=args.std)
     points = args.point.split(",") if args.point else None
-    rows = engine.evaluate(model, data.test, points, data.held_out, args.amp, args.latency_batch)
+    rows = engine.evaluate(model, data.test, points, data.valid or data.train, args.amp, args.latency_batch)
     print(f"Eval_Acc_top1 = {rows[-1].top1:.3f}")
     print(f"Eval_Acc_top5 = {rows[-1].top5:.3f}")
     folder = args.report or f"reports/{cli.folder_name(args)}"

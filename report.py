@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,17 +67,16 @@ def results_table(rows: Sequence[Row], model: AdaptiveModel, shape: Sequence[int
     lines = ["point         params      MACs    2xMACs  MACs by thop       latency   top-1   top-5"]
     for row in rows:
         thop = thop_macs(model, shape, row.point)
+        second = "-" if thop is None else f"{thop / 1e6:.2f}M"
         lines.append(
-            f"{row.point:10} {row.params:9,} {row.macs / 1e6:8.2f}M {2 * row.macs / 1e6:8.2f}M "
-            f"{'' if thop is None else f'{thop / 1e6:.2f}M':>13} {latency_text(row):>13} {row.top1:6.2f}% {row.top5:6.2f}%"
+            f"{row.point:10} {row.params:9,} {row.macs / 1e6:8.2f}M {2 * row.macs / 1e6:8.2f}M {second:>13} "
+            f"{latency_text(row):>13} {row.top1:6.2f}% {row.top5:6.2f}%"
         )
     timed = rows[0].latency
-    timing = (
-        f"; latency: median of forward passes of {timed.batch}, {timed.device}, {timed.threads} threads"
-        if timed
-        else ""
-    )
-    return "\n".join([*lines, f"{rows[0].images:,} images{timing}"])
+    lines.append(f"{rows[0].images:,} images")
+    if timed:
+        lines[-1] += f"; latency: median, batch {timed.batch}, {timed.device}, {timed.threads} threads"
+    return "\n".join(lines)
 
 
 def latency_text(row: Row) -> str:
@@ -92,7 +91,7 @@ def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float |
         return None
 
 
-def picture(records: Iterable[dict], path: str | Path, title: str = "") -> None:
+def picture(records: Sequence[dict], path: str | Path) -> None:
     """Draw top-1 accuracy against MACs (log axis), one curve for each evaluated run."""
     import matplotlib
 
@@ -112,9 +111,7 @@ def picture(records: Iterable[dict], path: str | Path, title: str = "") -> None:
     _plain_ticks(axes)
     axes.set_xlabel("multiply-accumulates an image (millions)")
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(
-        title or " and ".join(sorted({f"{r['dataset']}, {r['rows'][0]['images']:,} images" for r in records}))
-    )
+    axes.set_title(", ".join(sorted({f"{r['dataset']} ({r['rows'][0]['images']:,} test images)" for r in records})))
     axes.margins(0.15)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -219,7 +216,7 @@ class Published:
     def build(self) -> AdaptiveModel:
         """The row's network, without weights."""
         entry = registry.entry(self.model, self.dataset)
-        parser = argparse.ArgumentParser(allow_abbrev=False)
+        parser = cli.Parser(allow_abbrev=False)
         names = cli.add_flags(parser, entry.model_flags())
         cli.add_flags(parser, entry.objective_flags())
         args = parser.parse_args(cli.normalise(shlex.split(self.flags)))
@@ -287,8 +284,9 @@ def tables(system: str | None = None) -> str:
             params, macs = f"{counted[0]:,}", f"{counted[1] / 1e6:,.2f}M"
             flops = "" if counted[2] is None else f"{counted[2] / 1e9:.3f}G"
         mark = " (disagrees)" if row.disagrees else ""
+        name = row.row.replace("*", "\\*")
         lines.append(
-            f"| {row.row.replace('*', chr(92) + '*')} | {row.params} | {params} | {row.flops} {means(row)} | {flops} | {macs} "
+            f"| {name} | {row.params} | {params} | {row.flops} {means(row)} | {flops} | {macs} "
             f"| {row.top1_error} | {measured(row)} | {row.note}{mark} |"
         )
     return "\n".join(lines).strip()
@@ -299,7 +297,7 @@ def means(row: Published) -> str:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("tables", help="published tables, counted")
     one.add_argument("system", nargs="?")

@@ -47,7 +47,7 @@ def main(argv=None):
         utils.say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch})")
     if utils.rank() == 0:
         load_checkpoint(model, run.folder / "best.pth")
-        rows = engine.evaluate(model, data.test, held_out=data.held_out, amp=args.amp, latency_batch=1)
+        rows = engine.evaluate(model, data.test, held_out=data.valid or data.train, amp=args.amp, latency_batch=1)
         report.write(rows, run.folder, run.flags, data.source, model, data.shape)
 
 

@@ -56,8 +56,12 @@ class Block(nn.Module):
         for name in names:
             twin = copy.deepcopy(getattr(self, name))
             if isinstance(twin, nn.Conv2d):
-                nn.init.kaiming_normal_(twin.weight, mode="fan_out", nonlinearity="relu")
+                self.initialise(twin)
             self.add_module(f"{name}_skip", twin)
+
+    def initialise(self, layer: nn.Conv2d) -> None:
+        """Draw weights as this kind of block does."""
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def layer(self, name: str, skip: bool) -> nn.Module:
         """The layer `name`, or its stand-in where there is one and `skip` is set."""
@@ -125,6 +129,91 @@ class Bottleneck(Block):
         return F.relu(out + self.shortcut(x))
 
 
+class ResNeXtBlock(nn.Module):
+    """1x1, grouped 3x3 (32 groups, with the stride) and 1x1 convolutions of PyTorch's own initialisation, a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.residual_function = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, stride, padding=1, groups=32, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual_function(x) + self.shortcut(x))
+
+
+class DenseLayer(nn.Module):
+    """Append what a function makes of all channels so far: [x, function(x)]."""
+
+    def __init__(self, residual_function: nn.Sequential):
+        super().__init__()
+        self.residual_function = residual_function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.residual_function(x)], dim=1)
+
+
+class InvertedResidual(Block):
+    """MobileNetV2's block as these authors wrote it: 1x1 to more channels (also at expansion 1), depthwise 3x3, 1x1.
+
+    ReLU, not ReLU6, after the first two; PyTorch's own initialisation.
+
+    Args:
+        shortcut: "equal" adds the input where stride is 1 and widths are equal; "always" wherever the stride is 1,
+            through a 1x1 convolution where widths differ.
+        stand_ins: layers that have a second version, see `Block`.
+    """
+
+    norms_of = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expansion: int,
+        shortcut: Literal["equal", "always"],
+        stand_ins: Sequence[str] = (),
+    ):
+        super().__init__()
+        channels = expansion * in_channels
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.add_stand_ins(stand_ins)
+        self.shortcut = None
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut = nn.Identity()
+        elif stride == 1 and shortcut == "always":
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def initialise(self, layer: nn.Conv2d) -> None:
+        layer.reset_parameters()
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        out = F.relu(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
+        out = F.relu(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
+        out = self.layer("bn3", skip)(self.layer("conv3", skip)(out))
+        return out if self.shortcut is None else out + self.shortcut(x)
+
+
 def orthogonal_bases(count: int, rank: int, channels: int, size: int = 3) -> list[nn.Conv2d]:
     """Bases of `rank` filters each, all cut from one orthogonal matrix, so that they start mutually orthogonal."""
     filters = nn.init.orthogonal_(torch.empty(count * rank, channels, size, size))
@@ -158,9 +247,14 @@ def check_ranks(channels: int, num_bases: int = 1, shared_rank: int | None = Non
 
 
 def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
-    """The concatenated outputs of 3x3 convolutions of one input, computed as one convolution: same numbers."""
+    """The concatenated outputs of 3x3 convolutions of one input, computed as one convolution: same numbers.
+
+    Convolutions that somebody hooked (thop, a feature extractor) run one by one, so that their hooks see them.
+    """
     if len(convs) == 1:
         return convs[0](x)
+    if any(conv._forward_hooks or conv._forward_pre_hooks for conv in convs):
+        return torch.cat([conv(x) for conv in convs], dim=1)
     return F.conv2d(x, torch.cat([conv.weight for conv in convs]), padding=1)
 
 
@@ -219,6 +313,15 @@ class BasisBlock(Block):
             filters = torch.cat([conv.weight for conv in self.filters(index)])
             maps.append(folding.fold_basis(filters, norm, coefficients, last))
         return folding.FoldedBlock(maps, nn.Identity())
+
+
+def bases_by_group(network: nn.Module) -> list[list[nn.Conv2d]]:
+    """The shared bases of a network, its modules `shared_basis_<group>` or `shared_basis_<group>_<number>`, by group."""
+    groups = {}
+    for name, module in network.named_children():
+        if name.startswith("shared_basis_"):
+            groups.setdefault(name.split("_")[2], []).append(module)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)
