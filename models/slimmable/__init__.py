@@ -1,0 +1,5 @@
+"""Slimmable networks, US-Nets, AutoSlim and MutualNet: one set of weights, any width, any resolution."""
+
+from models.slimmable import builders
+
+__all__ = ["builders"]

@@ -1,0 +1,287 @@
+"""The networks by their published names, and what they are trained with (sections 2, 5.2 and 6)."""
+
+from __future__ import annotations
+
+from models.registry import register
+from models.slimmable import autoslim
+from models.slimmable.forms import Switchable, Universal
+from models.slimmable.mobilenet import Inverted, MobileNetV1, MobileNetV2, mobilenet_v1, mobilenet_v2
+from models.slimmable.network import evenly
+from models.slimmable.objectives import (
+    AutoSlimTraining,
+    MutualLearning,
+    MutualLearningWideResNet,
+    SwitchableTraining,
+    UniversalTraining,
+)
+from models.slimmable.resnet import DEPTHS, ResNet, Shape, switchable_resnet, universal_resnet
+from models.slimmable.shufflenet import ShuffleNet
+from models.slimmable.wideresnet import WideResNet
+
+ILSVRC = ("ilsvrc",)
+SIZES = (224, 192, 160, 128)
+COMMON = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+MUTUAL = COMMON | {"epochs": 250, "batch_size": 1024, "lr": 0.5, "lr_schedule": "cosine"}
+LINEAR = COMMON | {"epochs": 250, "batch_size": 1024, "lr": 0.5, "lr_schedule": "linear"}
+AUTOSLIM = LINEAR | {"epochs": 300, "batch_size": 2048}
+STEPS = COMMON | {"epochs": 100, "lr": 0.1, "lr_schedule": "multistep", "lr_steps": "30:0.1,60:0.01,90:0.001"}
+EXPONENTIAL = COMMON | {"epochs": 480, "batch_size": 160, "lr": 0.045, "lr_schedule": "exponential", "lr_decay": 0.98}
+WIDE = COMMON | {
+    "epochs": 200,
+    "batch_size": 128,
+    "lr": 0.1,
+    "lr_schedule": "cosine",
+    "weight_decay": 5e-4,
+    "mean": "0.491373,0.482353,0.446667",
+    "std": "0.247059,0.243529,0.261569",
+    "padding_mode": "reflect",
+}
+
+
+def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches):
+    """Form and points of a MutualNet network; its points are every 0.05 of the range where no list is given."""
+    if len(width_mult_range) != 2:
+        raise ValueError(f"--width_mult_range has {len(width_mult_range)} numbers; give two, such as 0.25,1.0")
+    form = Universal(*width_mult_range, tuple(width_mult_list))
+    points = {
+        "resolutions": tuple(resolution_list),
+        "test_widths": width_mult_list_test or evenly(form.low, form.high, 0.05),
+        "calibration_batches": calibration_batches,
+    }
+    return form, points
+
+
+@register("mutualnet_mobilenet_v1", ILSVRC, MutualLearning, MUTUAL)
+def mutualnet_mobilenet_v1(
+    num_classes: int,
+    width_mult_range: tuple[float, ...] = (0.25, 1.0),
+    width_mult_list: tuple[float, ...] = (0.25, 1.0),
+    resolution_list: tuple[int, ...] = SIZES,
+    width_mult_list_test: tuple[float, ...] | None = None,
+    calibration_batches: int = 9,
+) -> MobileNetV1:
+    """MutualNet's MobileNetV1: any width from 0.25 to 1 at any of four resolutions.
+
+    Args:
+        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
+        width_mult_list: widths with stored running statistics, judged after every epoch.
+        resolution_list: image sides in pixels that training draws from, the largest first.
+        width_mult_list_test: widths of the points (default: every 0.05 of the range).
+        calibration_batches: training batches over which a point's statistics are averaged.
+    """
+    form, points = mutual(
+        width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches
+    )
+    return mobilenet_v1(num_classes, form, **points)
+
+
+@register("mutualnet_mobilenet_v2", ILSVRC, MutualLearning, MUTUAL)
+def mutualnet_mobilenet_v2(
+    num_classes: int,
+    width_mult_range: tuple[float, ...] = (0.7, 1.0),
+    width_mult_list: tuple[float, ...] = (0.7, 0.9, 1.0),
+    resolution_list: tuple[int, ...] = SIZES,
+    width_mult_list_test: tuple[float, ...] | None = None,
+    calibration_batches: int = 9,
+) -> MobileNetV2:
+    """MutualNet's MobileNetV2: any width from 0.7 to 1 at any of four resolutions.
+
+    Args:
+        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
+        width_mult_list: widths with stored running statistics, judged after every epoch.
+        resolution_list: image sides in pixels that training draws from, the largest first.
+        width_mult_list_test: widths of the points (default: every 0.05 of the range).
+        calibration_batches: training batches over which a point's statistics are averaged.
+    """
+    form, points = mutual(
+        width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches
+    )
+    return mobilenet_v2(num_classes, form, **points)
+
+
+@register(
+    {f"mutualnet_resnet{depth}": {"depth": depth} for depth in DEPTHS},
+    ILSVRC,
+    MutualLearning,
+    MUTUAL | {"epochs": 120, "batch_size": 512, "lr": 0.2},
+)
+def mutualnet_resnet(
+    num_classes: int,
+    depth: int,
+    width_mult_range: tuple[float, ...] = (0.9, 1.0),
+    width_mult_list: tuple[float, ...] = (0.9, 1.0),
+    resolution_list: tuple[int, ...] = SIZES,
+    width_mult_list_test: tuple[float, ...] | None = None,
+    calibration_batches: int = 9,
+) -> ResNet:
+    """MutualNet's ResNet: any width from 0.9 to 1 at any of four resolutions.
+
+    Args:
+        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
+        width_mult_list: widths with stored running statistics, judged after every epoch.
+        resolution_list: image sides in pixels that training draws from, the largest first.
+        width_mult_list_test: widths of the points (default: every 0.05 of the range).
+        calibration_batches: training batches over which a point's statistics are averaged.
+    """
+    form, points = mutual(
+        width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches
+    )
+    return universal_resnet(num_classes, form, depth, **points)
+
+
+@register("mutualnet_wrn28_10", ("cifar10", "cifar100"), MutualLearningWideResNet, WIDE)
+def mutualnet_wrn(
+    num_classes: int,
+    depth: int = 28,
+    widen_factor: int = 10,
+    dropoutrate: float = 0.0,
+    width_mult_range: tuple[float, ...] = (0.9, 1.0),
+    width_mult_list: tuple[float, ...] = (0.9, 1.0),
+    resolution_list: tuple[int, ...] = (32, 28, 24, 20),
+    width_mult_list_test: tuple[float, ...] | None = None,
+    calibration_batches: int = 9,
+) -> WideResNet:
+    """MutualNet's WideResNet-28-10, or a smaller one: any width from 0.9 to 1 at any of four resolutions.
+
+    Args:
+        depth: 6n + 4, with n blocks in each of three groups.
+        widen_factor: factor on the channels 16, 32, 64 of the groups.
+        dropoutrate: share of activations dropped within a block.
+        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
+        width_mult_list: widths with stored running statistics, judged after every epoch.
+        resolution_list: image sides in pixels that training draws from, the largest first.
+        width_mult_list_test: widths of the points (default: every 0.05 of the range).
+        calibration_batches: training batches over which a point's statistics are averaged.
+    """
+    form, points = mutual(
+        width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches
+    )
+    return WideResNet(num_classes, form, depth, widen_factor, dropoutrate, **points)
+
+
+@register("us_mobilenet_v1", ILSVRC, UniversalTraining, LINEAR)
+def us_mobilenet_v1(
+    num_classes: int,
+    width_mult_range: tuple[float, ...] = (0.25, 1.0),
+    width_mult_list: tuple[float, ...] = evenly(0.25, 1.0, 0.025),
+    calibration_batches: int = 9,
+) -> MobileNetV1:
+    """US-Net's MobileNetV1: any width from 0.25 to 1.
+
+    Args:
+        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
+        width_mult_list: widths with stored running statistics, which are also those of the points.
+        calibration_batches: training batches over which a point's statistics are averaged.
+    """
+    form = Universal(*width_mult_range, tuple(width_mult_list), usnet=True)
+    return mobilenet_v1(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
+
+
+@register("us_mobilenet_v2", ILSVRC, UniversalTraining, LINEAR)
+def us_mobilenet_v2(
+    num_classes: int,
+    width_mult_range: tuple[float, ...] = (0.35, 1.0),
+    width_mult_list: tuple[float, ...] = evenly(0.35, 1.0, 0.025),
+    calibration_batches: int = 9,
+) -> MobileNetV2:
+    """US-Net's MobileNetV2: any width from 0.35 to 1.
+
+    Args:
+        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
+        width_mult_list: widths with stored running statistics, which are also those of the points.
+        calibration_batches: training batches over which a point's statistics are averaged.
+    """
+    form = Universal(*width_mult_range, tuple(width_mult_list), usnet=True)
+    return mobilenet_v2(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
+
+
+@register("s_mobilenet_v1", ILSVRC, SwitchableTraining, EXPONENTIAL)
+def s_mobilenet_v1(num_classes: int, width_mult_list: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)) -> MobileNetV1:
+    """Slimmable MobileNetV1: four widths.
+
+    Args:
+        width_mult_list: the widths, each with batch norms of its own.
+    """
+    return mobilenet_v1(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+
+
+@register("s_mobilenet_v2", ILSVRC, SwitchableTraining, EXPONENTIAL)
+def s_mobilenet_v2(num_classes: int, width_mult_list: tuple[float, ...] = (0.35, 0.5, 0.75, 1.0)) -> MobileNetV2:
+    """Slimmable MobileNetV2: four widths.
+
+    Args:
+        width_mult_list: the widths, each with batch norms of its own.
+    """
+    return mobilenet_v2(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+
+
+@register({"s_resnet50": {"depth": 50}}, ILSVRC, SwitchableTraining, STEPS | {"batch_size": 256})
+def s_resnet(num_classes: int, depth: int, width_mult_list: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)) -> ResNet:
+    """Slimmable ResNet-50: four widths.
+
+    Args:
+        width_mult_list: the widths, each with batch norms of its own.
+    """
+    return switchable_resnet(num_classes, Switchable(tuple(width_mult_list)), depth, resolutions=SIZES[:1])
+
+
+@register("s_shufflenet", ILSVRC, SwitchableTraining, LINEAR)
+def s_shufflenet(num_classes: int, width_mult_list: tuple[float, ...] = (0.5, 1.0, 2.0)) -> ShuffleNet:
+    """Slimmable ShuffleNet: three widths.
+
+    Args:
+        width_mult_list: the widths, each with batch norms of its own; the largest is the widest stem.
+    """
+    return ShuffleNet(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+
+
+def found(lists: tuple[str, ...]):
+    """Form of a network that AutoSlim found, and the channels of its layers in order."""
+    form = Switchable(tuple(range(1, len(lists) + 1)))
+    return form, [form.each(counts) for counts in autoslim.by_layer(lists)]
+
+
+@register("autoslim_mobilenet_v1", ILSVRC, AutoSlimTraining, AUTOSLIM)
+def autoslim_mobilenet_v1(num_classes: int) -> MobileNetV1:
+    """AutoSlim's MobileNetV1 of 150, 325 and 572 million MACs, as widths 1, 2 and 3."""
+    form, layers = found(autoslim.MOBILENET_V1)
+    return MobileNetV1(num_classes, form, layers, resolutions=SIZES[:1])
+
+
+def inverted_residuals(num_classes, lists, strides, kernels) -> MobileNetV2:
+    """A network whose layers are: stem, outputs of the first block, (middle, outputs) of the others, tail."""
+    form, (stem, first, *layers, tail) = found(lists)
+    middles, outputs = [stem, *layers[0::2]], [first, *layers[1::2]]
+    blocks, inputs = [], stem
+    for middle, output, stride, kernel in zip(middles, outputs, strides, kernels, strict=True):
+        blocks.append(Inverted(middle, output, stride, stride == 1 and inputs == output, kernel))
+        inputs = output
+    return MobileNetV2(num_classes, form, stem, blocks, tail, resolutions=SIZES[:1])
+
+
+@register("autoslim_mobilenet_v2", ILSVRC, AutoSlimTraining, AUTOSLIM)
+def autoslim_mobilenet_v2(num_classes: int) -> MobileNetV2:
+    """AutoSlim's MobileNetV2 of 207, 305 and 505 million MACs, as widths 1, 2 and 3."""
+    strides = (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)
+    return inverted_residuals(num_classes, autoslim.MOBILENET_V2, strides, (3,) * 17)
+
+
+@register("autoslim_mnasnet", ILSVRC, AutoSlimTraining, AUTOSLIM)
+def autoslim_mnasnet(num_classes: int) -> MobileNetV2:
+    """AutoSlim's MNasNet of 217, 315 and 532 million MACs, as widths 1, 2 and 3."""
+    strides = (1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1)
+    kernels = (3, 3, 3, 3, 5, 5, 5, 5, 5, 5, 3, 3, 5, 5, 5, 5, 3)
+    return inverted_residuals(num_classes, autoslim.MNASNET, strides, kernels)
+
+
+@register("autoslim_resnet50", ILSVRC, AutoSlimTraining, STEPS | {"batch_size": 256})
+def autoslim_resnet50(num_classes: int) -> ResNet:
+    """AutoSlim's ResNet-50 of 570 million and 1, 2 and 3 billion MACs, as widths 1 to 4."""
+    form, layers = found(autoslim.RESNET50)
+    stem, blocks, rest = layers[0], [], iter(layers[1:])
+    for stage, count in enumerate(DEPTHS[50]):
+        next(rest)  # the shortcut's channels, which are those of the stage
+        for i in range(count):
+            first, second, outputs = next(rest), next(rest), next(rest)
+            blocks.append(Shape(first, second, outputs, 2 if stage and not i else 1, begins=not i))
+    return ResNet(num_classes, form, stem, blocks, resolutions=SIZES[:1])

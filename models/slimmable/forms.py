@@ -1,0 +1,111 @@
+"""Which widths a network has, and what that makes of its layers: the universal and the switchable form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from models.slimmable.layers import (
+    Channels,
+    Fixed,
+    Listed,
+    Scaled,
+    SwitchableBatchNorm,
+    UniversalBatchNorm,
+    WholeBatchNorm,
+    make_divisible,
+)
+
+
+@dataclass(frozen=True)
+class Universal:
+    """Any width from `low` to `high` (US-Net, MutualNet).
+
+    Args:
+        low, high: the range; weights are stored for `high`, in units of the published network's channels.
+        listed: widths whose running statistics are stored, in the order of the state dict.
+        usnet: US-Net's conventions: MobileNetV2's last 1280 channels grow with a `high` above 1, and released files
+            hold calibrated statistics for the listed widths (those of MutualNet's files mean nothing).
+    """
+
+    low: float
+    high: float
+    listed: tuple[float, ...]
+    usnet: bool = False
+
+    def __post_init__(self):
+        if not 0 < self.low <= self.high:
+            raise ValueError(
+                f"--width_mult_range {self.low:g},{self.high:g} is no range of widths; give two numbers above 0, "
+                "the smaller first"
+            )
+        for width in self.listed:
+            if not self.low <= width <= self.high:
+                raise ValueError(
+                    f"width {width:g} of --width_mult_list is outside --width_mult_range {self.low:g},{self.high:g}; "
+                    "widen the range or leave the width out"
+                )
+
+    def check(self, width: float) -> None:
+        """Raises ValueError where the network has no such width."""
+        if not self.low <= width <= self.high:
+            raise ValueError(f"width {width:g} is outside this network's range; use {self.low:g} to {self.high:g}")
+
+    def channels(self, basic: int, ratio: float = 1) -> Channels:
+        return Scaled(basic, self.high, ratio)
+
+    def norm(self, channels: Channels) -> nn.Module:
+        return UniversalBatchNorm(channels, self.listed)
+
+    def tail(self, basic: int) -> Fixed:
+        return Fixed(make_divisible(basic * self.high) if self.usnet and self.high > 1 else basic)
+
+    def whole_norm(self, channels: int) -> nn.Module:
+        return WholeBatchNorm(channels)
+
+
+@dataclass(frozen=True)
+class Switchable:
+    """The widths of a short list, each with batch norms of its own (S-Net, AutoSlim), in the state dict's order."""
+
+    listed: tuple[float, ...]
+
+    def __post_init__(self):
+        if not self.listed or min(self.listed) <= 0 or len(set(self.listed)) < len(self.listed):
+            raise ValueError(f"--width_mult_list {self._text()} is no list of widths; give different ones above 0")
+
+    def _text(self) -> str:
+        return ",".join(f"{width:g}" for width in self.listed)
+
+    @property
+    def low(self) -> float:
+        return min(self.listed)
+
+    @property
+    def high(self) -> float:
+        return max(self.listed)
+
+    def check(self, width: float) -> None:
+        """Raises ValueError where the network has no such width."""
+        if width not in self.listed:
+            raise ValueError(f"this network was not trained at width {width:g}; its widths are {self._text()}")
+
+    def channels(self, basic: int, ratio: float = 1) -> Channels:
+        return self.each(int(make_divisible(basic * width / ratio) * ratio) for width in self.listed)
+
+    def each(self, counts) -> Listed:
+        """Channels given for each width."""
+        return Listed(tuple(counts), self.listed)
+
+    def norm(self, channels: Channels) -> nn.Module:
+        return SwitchableBatchNorm(channels, self.listed)
+
+    def tail(self, basic: int) -> Fixed:
+        return Fixed(make_divisible(basic * self.high) if self.high > 1 else basic)
+
+    def whole_norm(self, channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels)
+
+
+Form = Universal | Switchable

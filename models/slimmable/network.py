@@ -1,0 +1,348 @@
+"""A network of many widths: its points, the statistics that each point needs, and smaller networks cut out of it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models import profile, registry
+from models.adaptive import AdaptiveModel, Point, resize
+from models.slimmable.forms import Form, Switchable, Universal
+from models.slimmable.layers import CalibratedNorm, Cut, Statistics
+
+
+@dataclass(frozen=True)
+class SlimPoint(Point):
+    """A width and a resolution, called `w0.75-r160`."""
+
+    width: float = 1.0
+
+
+class Slimmable(AdaptiveModel):
+    """A network that can be run at several widths and resolutions.
+
+    A universal one normalises every (width, resolution) pair with statistics of its own, which `prepare` measures on
+    training images (section 7) and which are kept here until the weights change. Widths that the state dict lists can
+    also be run with the moving statistics of training. Any other pair is refused until it was prepared.
+
+    Subclasses build their layers, call `number_norms`, and implement `logits`.
+
+    Args:
+        form: which widths there are.
+        resolutions: sides in pixels, the largest first; it is the one of the images as they are loaded.
+        multiple: of which every resolution must be one.
+        test_widths: those of `points`; the listed ones when None.
+        calibration_batches: how many training batches the statistics of a point are averaged over.
+    """
+
+    def __init__(
+        self,
+        form: Form,
+        resolutions: tuple[int, ...],
+        multiple: int,
+        test_widths: tuple[float, ...] | None = None,
+        calibration_batches: int = 9,
+    ):
+        super().__init__()
+        self.form, self.multiple = form, multiple
+        self.resolutions = tuple(resolutions)
+        self.test_widths = tuple(test_widths or form.listed)
+        self.calibration_batches = calibration_batches
+        if not resolutions or resolutions[0] != max(resolutions):
+            listed = ",".join(map(str, resolutions))
+            raise ValueError(f"--resolution_list {listed} must name the largest resolution first")
+        if calibration_batches < 1:
+            raise ValueError(f"--calibration_batches {calibration_batches} must be at least 1")
+        for width, resolution in itertools.product(self.test_widths, resolutions):
+            self.at(width, resolution)
+        self._statistics: dict[tuple[float, int], dict[torch.device, tuple[Statistics, ...]]] = {}
+        self._measured_on = ""  # fingerprint of the weights that the statistics belong to
+        self._current = True  # whether the weights cannot have changed since
+        self._held = "moving"  # what the layers' own statistics are: moving, calibrated, or worthless
+        self._points: tuple[SlimPoint, ...] | None = None
+
+    def number_norms(self) -> None:
+        """Tell every calibrated batch norm its place in a point's statistics."""
+        norms = [module for module in self.modules() if isinstance(module, CalibratedNorm)]
+        for place, norm in enumerate(norms):
+            norm.place = place
+        self.norm_channels = [norm.channels for norm in norms]
+
+    def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
+        """Run images of the right size: logits (N, classes). The cut is None where all layers are ordinary ones."""
+        raise TypeError(f"{type(self).__name__} does not implement logits")
+
+    # Points
+
+    def at(self, width: float, resolution: int | None = None) -> SlimPoint:
+        """The point of any width and resolution (the largest when None). Raises ValueError where there is none."""
+        resolution = self.resolutions[0] if resolution is None else resolution
+        self.form.check(width)
+        if resolution < 1 or resolution % self.multiple:
+            raise ValueError(
+                f"resolution {resolution} does not suit this network, which divides it by {self.multiple}; "
+                f"use a multiple such as {max(1, round(resolution / self.multiple)) * self.multiple}"
+            )
+        return SlimPoint(f"w{width:g}-r{resolution}", resolution, width)
+
+    @property
+    def full(self) -> SlimPoint:
+        return self.at(self.form.high)
+
+    @property
+    def points(self) -> tuple[SlimPoint, ...]:
+        """All pairs of a test width and a resolution, cheapest first, and the full network."""
+        if self._points is None:  # counting takes a moment, and training needs none of it
+            pairs = {self.at(width, side) for width in self.test_widths for side in self.resolutions} | {self.full}
+
+            def cost(point):
+                side = point.resolution
+                return profile.count_macs(self, (3, side, side), point), side, point.width
+
+            self._points = tuple(sorted(pairs, key=cost))
+        return self._points
+
+    @property
+    def watched(self) -> tuple[SlimPoint, ...]:
+        """Points that are judged after every epoch: the listed widths at the largest resolution."""
+        return tuple(self.at(width) for width in sorted({*self.form.listed, self.form.high}))
+
+    def point(self, which: Point | str | None = None) -> Point:
+        return self.full if which is None else super().point(which)
+
+    def find_point(self, name: str) -> SlimPoint:
+        """The point called `w<width>-r<resolution>`, or `w<width>` for the largest resolution."""
+        match = re.fullmatch(r"w(\d*\.?\d+)(?:-r(\d+))?", name)
+        if not match:
+            raise ValueError(f"this network has no point {name!r}; its points are called like {self.full}")
+        width, resolution = match.groups()
+        return self.at(float(width), int(resolution) if resolution else None)
+
+    # Running at a point
+
+    def compute(self, images: Tensor, point: SlimPoint) -> Tensor:
+        return self.logits(images, self.cut(point, images.device))
+
+    def cut(self, point: SlimPoint, device: torch.device) -> Cut:
+        """What a forward pass at `point` takes. Raises ValueError where the point's statistics are unknown."""
+        self.form.check(point.width)
+        if self.training or isinstance(self.form, Switchable) or device.type == "meta":
+            return Cut(point.width, self.training)
+        statistics = self._statistics_of(point, device) if self._current else None
+        if statistics is None and (self._held == "worthless" or point.width not in self.form.listed):
+            raise ValueError(
+                f"{point} is not calibrated for the present weights: its batch-norm statistics are unknown until "
+                "`model.prepare([point], batches of training images)` has measured them"
+            )
+        return Cut(point.width, False, statistics=statistics)
+
+    def _statistics_of(self, point: SlimPoint, device: torch.device) -> tuple[Statistics, ...] | None:
+        copies = self._statistics.get((point.width, point.resolution))
+        if copies is None:
+            return None
+        if device not in copies:  # DataParallel asks from each of its devices
+            first = next(iter(copies.values()))
+            copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
+        return copies[device]
+
+    # Calibration
+
+    def train(self, mode: bool = True):
+        if mode:  # the weights are about to change; `prepare` looks whether they did
+            self._current = False
+            self._held = "moving" if self._held == "calibrated" else self._held
+        return super().train(mode)
+
+    def load_state_dict(self, *args, **kwargs):
+        self._current = False
+        return super().load_state_dict(*args, **kwargs)
+
+    def fingerprint(self) -> str:
+        """Identifies weights and the kind of calibration. Waits for the device."""
+        digest = hashlib.sha1(str(self.calibration_batches).encode())
+        for parameter in self.parameters():
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def prepare(self, points: Iterable[SlimPoint], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[SlimPoint, ...]:
+        """Measure the statistics of those points that have none for the present weights.
+
+        Raises:
+            ValueError: there are no images to measure on.
+        """
+        points = tuple(points)
+        if isinstance(self.form, Switchable):
+            return points
+        self._recognise(self.fingerprint())
+        ready = set()
+        if self._held == "calibrated":
+            ready = {point for point in points if point.width in self.form.listed and point == self.at(point.width)}
+        missing = [p for p in points if (p.width, p.resolution) not in self._statistics and p not in ready]
+        if missing:
+            self.calibrate(missing, held_out)
+        return points
+
+    def _recognise(self, fingerprint: str) -> None:
+        """Keep the statistics only if they belong to these weights."""
+        if self._measured_on != fingerprint:
+            self._statistics, self._measured_on = {}, fingerprint
+        self._current = True
+
+    @torch.no_grad()
+    def calibrate(self, points: Iterable[SlimPoint], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Average batch means and unbiased batch variances over a few batches, for all points in one pass (section 7).
+
+        In a run of several processes each walks its own batches, and the averages of all are averaged.
+        """
+        device = next(self.parameters()).device
+        measured = {
+            point: tuple(
+                (torch.zeros(channels(point.width), device=device), torch.ones(channels(point.width), device=device))
+                for channels in self.norm_channels
+            )
+            for point in points
+        }
+        count = 0
+        for count, (images, _) in enumerate(itertools.islice(batches, self.calibration_batches), 1):
+            for point, statistics in measured.items():
+                sized = resize(images.to(device), point.resolution)
+                self.logits(sized, Cut(point.width, True, 1 / count, statistics))
+        if not count:
+            names = ", ".join(point.name for point in itertools.islice(measured, 3))
+            raise ValueError(f"there are no training images to calibrate {names} on; give some batches as held_out")
+        for point, statistics in measured.items():
+            if dist.is_initialized():
+                for tensor in itertools.chain(*statistics):
+                    dist.all_reduce(tensor)
+                    tensor /= dist.get_world_size()
+            self._statistics[point.width, point.resolution] = {device: statistics}
+
+    def prepared_state(self) -> dict:
+        """What `prepare` found, to be kept in a file beside the weights: one tensor (2, channels) for each point."""
+        tables = {}
+        for key, copies in self._statistics.items():
+            means, variances = zip(*next(iter(copies.values())))
+            tables[key] = torch.stack([torch.cat(means), torch.cat(variances)]).cpu()
+        return {"weights": self._measured_on, "statistics": tables}
+
+    def load_prepared_state(self, state: dict) -> None:
+        """Take up what `prepared_state` gave, if it belongs to the present weights."""
+        if state.get("weights") != self.fingerprint():
+            return
+        self._recognise(state["weights"])
+        device = next(self.parameters()).device
+        for (width, side), table in state["statistics"].items():
+            sizes = [channels(width) for channels in self.norm_channels]
+            means, variances = (row.split(sizes) for row in table.to(device))
+            self._statistics[width, side] = {device: tuple(zip(means, variances))}
+
+    # Files of others
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accept released files: names by position, statistics of other width lists left out (section 8).
+
+        A warning says what is not used.
+        """
+        own = self.state_dict()
+        universal = isinstance(self.form, Universal)
+
+        def kept(key):
+            return not key.endswith("num_batches_tracked") and not (universal and "running_" in key)
+
+        ours, theirs = ({key: value for key, value in s.items() if kept(key)} for s in (own, state))
+        if ours.keys() != theirs.keys() and [v.shape for v in ours.values()] == [v.shape for v in theirs.values()]:
+            warnings.warn("the file's names are not this network's; weights are paired by their order", stacklevel=2)
+            theirs = dict(zip(ours, theirs.values()))
+        if not universal:
+            return theirs
+        return self._adapt_statistics(own, state, theirs)
+
+    def _adapt_statistics(self, own: dict, state: dict, weights: dict) -> dict[str, Tensor]:
+        """Add the running statistics to a state dict, the file's where they mean something."""
+        running = [key for key in own if "running_" in key]
+        counters = [key for key in own if key.endswith("num_batches_tracked")]
+        same = {key for key in state if "running_" in key} == set(running)
+        same = same and all(state[key].shape == own[key].shape for key in running)
+        trained = any(int(state.get(key, 0)) for key in counters)  # the authors' counters never move, ours do
+        if same and (trained or self.form.usnet):
+            self._held = "moving" if trained else "calibrated"
+            return weights | {key: state[key] for key in running + counters if key in state}
+        self._held = "worthless"
+        why = "are of another list of widths" if not same else "are those of its last calibration only"
+        warnings.warn(f"the file's batch-norm statistics {why} and are not used; points get calibrated", stacklevel=3)
+        return weights | {key: own[key] for key in running + counters}
+
+
+class Extracted(AdaptiveModel):
+    """A smaller network of ordinary layers, cut out of a slimmable one at a point.
+
+    Args:
+        whole: where it is taken from; copied, not changed.
+        point: its width, and the resolution that images are resized to.
+        cut: the same with the point's statistics.
+    """
+
+    def __init__(self, whole: Slimmable, point: SlimPoint, cut: Cut):
+        super().__init__()
+        self.points = (point,)
+        self.built_as = (*getattr(whole, "built_as", ()), point.name)
+        self.network = copy.deepcopy(whole)
+        self.network._statistics = {}
+        for name, module in list(self.network.named_modules()):
+            if hasattr(module, "plain"):
+                self.network.set_submodule(name, module.plain(cut))
+
+    def compute(self, images: Tensor, point: Point) -> Tensor:
+        return self.network.logits(images, None)
+
+    def content(self) -> dict:
+        """A file's content, from which `load_extracted` builds it again. Raises ValueError for unregistered networks."""
+        if len(self.built_as) != 4:
+            raise ValueError("only networks made by create_model can be written to a file and built again from it")
+        model, dataset, flags, point = self.built_as
+        built = {"model": model, "dataset": dataset, "flags": dict(flags), "point": point}
+        return {"extracted": built, "net_state_dict": self.state_dict()}
+
+
+def extract(model: Slimmable, point: SlimPoint | str) -> Extracted:
+    """The sub-network of a point as an ordinary smaller network with equal logits, on the same device.
+
+    Raises:
+        ValueError: the network has no such point, or it is not calibrated.
+    """
+    if not isinstance(model, Slimmable):
+        raise ValueError(f"{type(model).__name__} has no widths, so nothing can be extracted from it")
+    point = model.point(point)
+    with profile.evaluating(model):
+        return Extracted(model, point, model.cut(point, next(model.parameters()).device)).eval()
+
+
+def load_extracted(content: dict) -> Extracted:
+    """Build an extracted network again from a file's content. Raises ValueError where the file holds none."""
+    if "extracted" not in content:
+        raise ValueError("the file holds no extracted network; --extract writes such files")
+    built = content["extracted"]
+    whole = registry.create_model(built["model"], built["dataset"], **built["flags"])
+    point = whole.point(built["point"])
+    small = Extracted(whole, point, Cut(point.width, False))
+    small.load_state_dict(content["net_state_dict"])
+    return small.eval()
+
+
+def evenly(low: float, high: float, step: float) -> tuple[float, ...]:
+    """Widths from `low` to `high`, both included, in steps."""
+    return tuple(round(low + step * i, 4) for i in range(round((high - low) / step) + 1))
+
+
+def pool(x: Tensor) -> Tensor:
+    """Mean over height and width: (N, C)."""
+    return nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
