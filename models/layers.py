@@ -130,7 +130,7 @@ class Bottleneck(Block):
 
 
 class ResNeXtBlock(nn.Module):
-    """1x1, grouped 3x3 (32 groups, with the stride) and 1x1 convolutions of PyTorch's own initialisation, a shortcut."""
+    """1x1, 3x3 in 32 groups (with the stride) and 1x1 convolutions, and a shortcut; PyTorch's own initialisation."""
 
     def __init__(self, in_channels: int, channels: int, out_channels: int, stride: int = 1):
         super().__init__()
@@ -316,7 +316,7 @@ class BasisBlock(Block):
 
 
 def bases_by_group(network: nn.Module) -> list[list[nn.Conv2d]]:
-    """The shared bases of a network, its modules `shared_basis_<group>` or `shared_basis_<group>_<number>`, by group."""
+    """A network's shared bases, its modules `shared_basis_<group>` or `shared_basis_<group>_<number>`, by group."""
     groups = {}
     for name, module in network.named_children():
         if name.startswith("shared_basis_"):

@@ -6,7 +6,7 @@ how checkpoints name it, is written here once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models import folding
 from models.adaptive import AdaptiveModel
-from models.layers import conv
+from models.layers import InvertedResidual, conv
 
 #: how the authors of shared bases trained networks of these trunks, baselines included (arXiv 2006.05066, scripts)
 CIFAR_TRAINING = {
@@ -65,6 +65,8 @@ class ResNet(AdaptiveModel):
     """
 
     norms_of = (("conv1", "bn1"),)
+    #: name of the classifier in checkpoints
+    classifier = "fc"
 
     def __init__(
         self, stem: Literal["3x3", "7x7"], stem_channels: int, groups: Sequence[Group], features: int, num_classes: int
@@ -78,26 +80,170 @@ class ResNet(AdaptiveModel):
             for end, basis in group.bases.items():
                 self.add_module(f"shared_basis_{number}{end}", basis)
             self.add_module(f"layer{number}", nn.Sequential(*group.blocks))
-        self.fc = nn.Linear(features, num_classes)
+        self.add_module(self.classifier, nn.Linear(features, num_classes))
 
-    def groups(self) -> Iterator[tuple[list[nn.Conv2d], nn.Sequential]]:
-        """The shared bases and the blocks of each group."""
-        for number in range(1, self.num_groups + 1):
-            names = [name for name in self._modules if name.startswith(f"shared_basis_{number}")]
-            yield [getattr(self, name) for name in names], getattr(self, f"layer{number}")
+    def layers(self) -> list[nn.Sequential]:
+        """The groups of blocks, in order."""
+        return [getattr(self, f"layer{number}") for number in range(1, self.num_groups + 1)]
 
     def stem(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))
         return F.max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
 
     def classify(self, x: Tensor) -> Tensor:
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return getattr(self, self.classifier)(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
     def compute(self, images, point):
         x = self.stem(images)
-        for _, blocks in self.groups():
+        for blocks in self.layers():
             x = blocks(x)
         return self.classify(x)
 
     def fold(self):
         return folding.folded_copy(self)
+
+
+class ResNeXt(ResNet):
+    """ResNeXt-50 32x4d for 32x32 images, around four groups of blocks; PyTorch's own initialisation."""
+
+    classifier = "linear"
+
+    def __init__(self, groups: Sequence[Group], num_classes: int):
+        super().__init__("3x3", 64, groups, 2048, num_classes)
+        self.conv1.reset_parameters()
+
+
+class DenseNet121(AdaptiveModel):
+    """DenseNet-121 for 32x32 images: four dense blocks of growth 32, transitions that halve channels and resolution.
+
+    Args:
+        layer: makes the layer of dense block `block` (0 to 3) that reads `in_channels` channels.
+        last_block: what checkpoints call the fourth dense block.
+        bases: shared bases, which checkpoints hold between features and classifier.
+    """
+
+    def __init__(
+        self,
+        layer: Callable[[int, int], nn.Module],
+        last_block: str,
+        num_classes: int,
+        bases: Sequence[nn.Conv2d] = (),
+    ):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.features = nn.Sequential()
+        channels, growth = 64, 32
+        names = [*(f"dense_block_layer_{block}" for block in range(3)), last_block]
+        for block, (name, num_layers) in enumerate(zip(names, (6, 12, 24, 16), strict=True)):
+            layers = nn.Sequential()
+            for index in range(num_layers):
+                layers.add_module(f"bottle_neck_layer_{index}", layer(block, channels))
+                channels += growth
+            self.features.add_module(name, layers)
+            if block < 3:
+                self.features.add_module(f"transition_layer_{block}", Transition(channels))
+                channels //= 2
+        self.features.add_module("bn", nn.BatchNorm2d(channels))
+        self.features.add_module("relu", nn.ReLU(inplace=True))
+        for number, basis in enumerate(bases, start=1):
+            self.add_module(f"shared_basis_{number}", basis)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def compute(self, images, point):
+        x = self.features(self.conv1(images))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    def fold(self):
+        return folding.folded_copy(self)
+
+
+class Transition(nn.Module):
+    """Batch norm, 1x1 convolution to half the channels, 2x2 average; no ReLU, as the authors had it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.down_sample = nn.Sequential(
+            nn.BatchNorm2d(channels), nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_sample(x)
+
+
+class MobileNetV2(AdaptiveModel):
+    """MobileNetV2 as the authors of shared bases wrote it, around seven stages of blocks.
+
+    Not torchvision's: biases in the first and the last convolution, and on CIFAR a 1x1 first convolution with padding,
+    so that 32x32 images become 34x34. Checkpoints depend on it.
+
+    Args:
+        small: for 32x32 images instead of 224x224.
+        stages: the blocks of stage1 to stage7; one block alone is kept as itself, as checkpoints have it.
+    """
+
+    def __init__(self, small: bool, stages: Sequence[Group], num_classes: int):
+        super().__init__()
+        first = nn.Conv2d(3, 32, 1, padding=1) if small else nn.Conv2d(3, 32, 3, 2, padding=1)
+        self.pre = nn.Sequential(first, nn.BatchNorm2d(32), nn.ReLU6(inplace=True))
+        bases = 0
+        for number, stage in enumerate(stages, start=1):
+            bases += bool(stage.bases)
+            for end, basis in stage.bases.items():
+                self.add_module(f"shared_basis_{bases}{end}", basis)
+            single = len(stage.blocks) == 1
+            self.add_module(f"stage{number}", stage.blocks[0] if single else nn.Sequential(*stage.blocks))
+        self.conv1 = nn.Sequential(nn.Conv2d(320, 1280, 1), nn.BatchNorm2d(1280), nn.ReLU6(inplace=True))
+        self.small = small
+        if small:
+            self.conv2 = nn.Conv2d(1280, num_classes, 1)
+        else:
+            self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
+
+    def compute(self, images, point):
+        x = self.pre(images)
+        for number in range(1, 8):
+            x = getattr(self, f"stage{number}")(x)
+        x = F.adaptive_avg_pool2d(self.conv1(x), 1)
+        return self.conv2(x).flatten(1) if self.small else self.classifier(x.flatten(1))
+
+    def fold(self):
+        return folding.folded_copy(self)
+
+
+#: expansion, channels, blocks and stride of MobileNetV2's stages for 224x224 images; stage 6 has stride 1 on CIFAR
+MOBILENETV2_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def mobilenetv2_stages(
+    small: bool,
+    bases: Callable[[int], Mapping[str, nn.Conv2d]] | None = None,
+    repeated: Callable[[int, Mapping[str, nn.Conv2d]], nn.Module] | None = None,
+) -> list[Group]:
+    """The blocks of `MobileNetV2`.
+
+    Args:
+        bases: makes the bases of a stage of so many channels; with it the blocks of stages 3 to 6 share them.
+        repeated: makes a block that shares them, every one of such a stage but the first.
+    """
+    stages, in_channels = [], 32
+    shortcut = "always" if small else "equal"
+    for number, (expansion, channels, count, stride) in enumerate(MOBILENETV2_STAGES, start=1):
+        stride = 1 if small and number == 6 else stride
+        blocks = [InvertedResidual(in_channels, channels, stride, expansion, shortcut)]
+        shared = bases(channels) if bases and number in (3, 4, 5, 6) else {}
+        for _ in range(count - 1):
+            if shared:
+                blocks.append(repeated(channels, shared))
+            else:
+                blocks.append(InvertedResidual(channels, channels, 1, expansion, shortcut))
+        stages.append(Group(blocks, shared))
+        in_channels = channels
+    return stages

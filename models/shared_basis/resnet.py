@@ -1,79 +1,117 @@
-"""Residual networks of shared bases."""
+"""Residual networks of shared bases: basic blocks for CIFAR and ImageNet, bottlenecks for ImageNet."""
 
 from __future__ import annotations
 
-from typing import Literal
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from models.layers import BasicBlock, BasisBlock, BasisGroup, check_ranks, orthogonal_bases
+from models.layers import BasicBlock, BasisBlock, Bottleneck, check_ranks, conv, orthogonal_bases
 from models.registry import register
-from models.shared_basis.objective import BasisLoss
-from models.trunks import CIFAR10_TRAINING, CIFAR100_TRAINING, Group, ResNet
+from models.shared_basis.objective import BasisLoss, SharesBases
+from models.trunks import CIFAR10_TRAINING, CIFAR100_TRAINING, ILSVRC_TRAINING, Group, ResNet
 
 
-def _named(form: str) -> dict[str, dict[str, int]]:
-    return {f"ResNet32{form}": {"blocks": 5}, f"ResNet56{form}": {"blocks": 9}}
-
-
-class SharedBasisResNet(ResNet):
-    """A ResNet whose bases are regularised: which filters are compared is fixed by the published form.
+class SharedBasisResNet(SharesBases, ResNet):
+    """A ResNet of basic blocks: the first of a group is plain, the others are combined from the group's bases.
 
     Args:
-        compare: "all": shared filters with shared and unique ones, unique ones within their convolution (form R1);
-            "shared": shared filters only, all of a group together (R2); "apart": first bases, and second bases, as two
-            averages (R3).
-        **resnet: as for `ResNet`.
+        stem: "3x3" with option-A shortcuts and three groups is the published network of CIFAR-10, "3x3" with four
+            groups that of CIFAR-100, "7x7" that of ImageNet.
+        widths: channels of each group.
+        blocks: number of blocks of each group.
+        num_bases: shared bases of a group: 2 is one for each convolution of a block, 1 one for both, 0 none.
+        shared_rank, unique_rank: filters in the narrowest group; they grow with the width.
+        compare: what the orthogonality loss compares, see `SharesBases`.
     """
 
-    def __init__(self, *resnet, compare: Literal["all", "shared", "apart"]):
-        super().__init__(*resnet)
+    def __init__(
+        self,
+        stem: str,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        num_classes: int,
+        num_bases: int,
+        shared_rank: int | None = None,
+        unique_rank: int | None = None,
+        shortcut: str = "B",
+        compare: str = "shared",
+    ):
+        check_ranks(widths[0], num_bases, shared_rank, unique_rank)
+        groups, in_channels = [], widths[0]
+        for channels, count in zip(widths, blocks, strict=True):
+            scale = channels // widths[0]
+            bases = _named(orthogonal_bases(num_bases, scale * shared_rank, channels)) if num_bases else {}
+            first = BasicBlock(in_channels, channels, 1 if channels == widths[0] else 2, shortcut)
+            inside = {f"shared_basis{end}": basis for end, basis in bases.items()}
+            others = [BasisBlock(channels, scale * (unique_rank or 0), inside) for _ in range(count - 1)]
+            groups.append(Group([first, *others], bases))
+            in_channels = channels
+        super().__init__(stem, widths[0], groups, in_channels, num_classes)
         self.compare = compare
 
-    def similarity_terms(self) -> list[list[BasisGroup]]:
-        """What the orthogonality loss compares: one list of groups per term."""
-        groups = list(self.groups())
-        if self.compare == "apart":
-            return [[BasisGroup(bases[index : index + 1]) for bases, _ in groups] for index in (0, 1)]
-        unique = [()] * len(groups)
-        if self.compare == "all":
-            unique = [[c for b in blocks if isinstance(b, BasisBlock) for c in b.unique()] for _, blocks in groups]
-        return [[BasisGroup(bases, own) for (bases, _), own in zip(groups, unique, strict=True)]]
+
+class SharedBottleneck(nn.Module):
+    """A bottleneck whose 3x3 convolution, and last 1x1 if there are two bases, is the group's basis itself."""
+
+    def __init__(self, channels: int, bases: dict[str, nn.Conv2d]):
+        super().__init__()
+        out_channels = Bottleneck.expansion * channels
+        (middle, basis), *last = ((f"shared_basis{end}", basis) for end, basis in bases.items())
+        self.conv1 = conv(out_channels, channels, 1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.add_module(middle, basis)
+        self.bn2 = nn.BatchNorm2d(channels)
+        name, layer = last[0] if last else ("conv3", conv(channels, out_channels, 1))
+        self.add_module(name, layer)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.norms_of = (("conv1", "bn1"), (middle, "bn2"), (name, "bn3"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for conv_name, norm_name in self.norms_of[:-1]:
+            out = F.relu(getattr(self, norm_name)(getattr(self, conv_name)(out)))
+        conv_name, norm_name = self.norms_of[-1]
+        return F.relu(getattr(self, norm_name)(getattr(self, conv_name)(out)) + x)
 
 
-def basis_groups(
-    widths, num_blocks, strides, num_bases: int, shared_rank: int, unique_rank: int, shortcut
-) -> list[Group]:
-    """Groups of one plain block, then blocks of `num_bases` bases shared within the group.
+class SharedBottleneckResNet(SharesBases, ResNet):
+    """A ResNet of bottlenecks for ImageNet; the first of a group is plain.
 
-    Ranks are those of the narrowest group and grow with the width.
+    Args:
+        blocks: number of blocks of each group.
+        num_bases: 1 shares the 3x3 convolution within a group, 2 the last 1x1 too.
     """
-    groups, in_channels = [], widths[0]
-    for channels, count, stride in zip(widths, num_blocks, strides, strict=True):
-        scale = channels // widths[0]
-        bases = orthogonal_bases(num_bases, scale * shared_rank, channels) if num_bases else []
-        ends = [""] if num_bases == 1 else [f"_{index}" for index in range(1, num_bases + 1)]
-        blocks = [BasicBlock(in_channels, channels, stride, shortcut)]
-        for _ in range(count - 1):
-            named = {f"shared_basis{end}": basis for end, basis in zip(ends, bases, strict=True)}
-            blocks.append(BasisBlock(channels, scale * unique_rank, named))
-        groups.append(Group(blocks, dict(zip(ends, bases, strict=True))))
-        in_channels = channels
-    return groups
+
+    def __init__(self, blocks: tuple[int, ...], num_bases: int, num_classes: int):
+        groups, in_channels = [], 64
+        for channels, count in zip((64, 128, 256, 512), blocks, strict=True):
+            # unlike the bases of basic blocks, these start orthogonal each on its own
+            bases = orthogonal_bases(1, channels, channels)
+            if num_bases == 2:
+                bases += orthogonal_bases(1, Bottleneck.expansion * channels, channels, size=1)
+            bases = _named(bases)
+            first = Bottleneck(in_channels, channels, 1 if channels == 64 else 2)
+            groups.append(Group([first, *(SharedBottleneck(channels, bases) for _ in range(count - 1))], bases))
+            in_channels = Bottleneck.expansion * channels
+        super().__init__("7x7", 64, groups, in_channels, num_classes)
+        self.compare = "apart" if num_bases == 2 else "shared"
 
 
-def _cifar_resnet(
-    blocks: int,
-    num_classes: int,
-    num_bases: int,
-    shared_rank: int,
-    unique_rank: int,
-    compare: Literal["all", "shared", "apart"] = "all",
-) -> SharedBasisResNet:
-    groups = basis_groups((16, 32, 64), (blocks,) * 3, (1, 2, 2), num_bases, shared_rank, unique_rank, shortcut="A")
-    return SharedBasisResNet("3x3", 16, groups, 64, num_classes, compare=compare)
+def _named(bases: list[nn.Conv2d]) -> dict[str, nn.Conv2d]:
+    """Bases by the end of their names: a single one has none."""
+    return {f"_{number}" if len(bases) > 1 else "": basis for number, basis in enumerate(bases, start=1)}
 
 
-@register(_named("_DoubleShared"), ("cifar10",), BasisLoss, CIFAR10_TRAINING)
-@register(_named("_DoubleShared"), ("cifar100",), BasisLoss, CIFAR100_TRAINING)
+def _depths(form: str) -> dict[str, dict[str, int]]:
+    return {f"ResNet32_{form}": {"blocks": 5}, f"ResNet56_{form}": {"blocks": 9}}
+
+
+def _three_groups(blocks: int, num_classes: int, num_bases: int, **ranks) -> SharedBasisResNet:
+    return SharedBasisResNet("3x3", (16, 32, 64), (blocks,) * 3, num_classes, num_bases, shortcut="A", **ranks)
+
+
+@register(_depths("DoubleShared"), ("cifar10",), BasisLoss, CIFAR10_TRAINING)
+@register(_depths("DoubleShared"), ("cifar100",), BasisLoss, CIFAR100_TRAINING)
 def double_shared(num_classes: int, blocks: int, shared_rank: int = 16, unique_rank: int = 1) -> SharedBasisResNet:
     """ResNet for 32x32 images with two shared bases per group, one for each convolution of a block.
 
@@ -81,12 +119,11 @@ def double_shared(num_classes: int, blocks: int, shared_rank: int = 16, unique_r
         shared_rank: filters of a shared basis in the group of 16 channels; twice and four times as many in the others.
         unique_rank: unshared filters of each convolution in the group of 16 channels; grows likewise.
     """
-    check_ranks(16, 2, shared_rank, unique_rank)
-    return _cifar_resnet(blocks, num_classes, 2, shared_rank, unique_rank)
+    return _three_groups(blocks, num_classes, 2, shared_rank=shared_rank, unique_rank=unique_rank, compare="all")
 
 
-@register(_named("_SingleShared"), ("cifar10",), BasisLoss, CIFAR10_TRAINING)
-@register(_named("_SingleShared"), ("cifar100",), BasisLoss, CIFAR100_TRAINING)
+@register(_depths("SingleShared"), ("cifar10",), BasisLoss, CIFAR10_TRAINING)
+@register(_depths("SingleShared"), ("cifar100",), BasisLoss, CIFAR100_TRAINING)
 def single_shared(num_classes: int, blocks: int, shared_rank: int = 16, unique_rank: int = 1) -> SharedBasisResNet:
     """ResNet for 32x32 images with one shared basis per group, for both convolutions of a block.
 
@@ -94,30 +131,99 @@ def single_shared(num_classes: int, blocks: int, shared_rank: int = 16, unique_r
         shared_rank: filters of a shared basis in the group of 16 channels; twice and four times as many in the others.
         unique_rank: unshared filters of each convolution in the group of 16 channels; grows likewise.
     """
-    check_ranks(16, 1, shared_rank, unique_rank)
-    return _cifar_resnet(blocks, num_classes, 1, shared_rank, unique_rank)
+    return _three_groups(blocks, num_classes, 1, shared_rank=shared_rank, unique_rank=unique_rank, compare="all")
 
 
-@register(_named("_SharedOnly"), ("cifar10",), BasisLoss, CIFAR10_TRAINING)
-@register(_named("_SharedOnly"), ("cifar100",), BasisLoss, CIFAR100_TRAINING)
+@register(_depths("SharedOnly"), ("cifar10",), BasisLoss, CIFAR10_TRAINING)
+@register(_depths("SharedOnly"), ("cifar100",), BasisLoss, CIFAR100_TRAINING)
 def shared_only(num_classes: int, blocks: int, shared_rank: int = 16) -> SharedBasisResNet:
     """ResNet for 32x32 images with two shared bases per group and no other 3x3 filters in the repeated blocks.
 
     Args:
         shared_rank: filters of a shared basis in the group of 16 channels; twice and four times as many in the others.
     """
-    check_ranks(16, 2, shared_rank)
-    return _cifar_resnet(blocks, num_classes, 2, shared_rank, 0, compare="shared")
+    return _three_groups(blocks, num_classes, 2, shared_rank=shared_rank)
 
 
-@register(_named("_NonShared"), ("cifar10",), defaults=CIFAR10_TRAINING)
-@register(_named("_NonShared"), ("cifar100",), defaults=CIFAR100_TRAINING)
-def non_shared(num_classes: int, blocks: int, unique_rank: int = 1) -> ResNet:
+@register(_depths("NonShared"), ("cifar10",), defaults=CIFAR10_TRAINING)
+@register(_depths("NonShared"), ("cifar100",), defaults=CIFAR100_TRAINING)
+def non_shared(num_classes: int, blocks: int, unique_rank: int = 1) -> SharedBasisResNet:
     """ResNet for 32x32 images of factored convolutions that share nothing: the counterpart of shared bases.
 
     Args:
         unique_rank: filters of each convolution in the group of 16 channels; grows with the channels.
     """
-    check_ranks(16, unique_rank=unique_rank)
-    groups = basis_groups((16, 32, 64), (blocks,) * 3, (1, 2, 2), 0, 0, unique_rank, shortcut="A")
-    return ResNet("3x3", 16, groups, 64, num_classes)
+    return _three_groups(blocks, num_classes, 0, unique_rank=unique_rank)
+
+
+WIDTHS = (64, 128, 256, 512)
+RESNET34 = (3, 4, 6, 3)
+
+
+@register("ResNet34_SingleShared", ("cifar100",), BasisLoss, CIFAR100_TRAINING)
+def resnet34_single_shared_cifar(num_classes: int, shared_rank: int = 16, unique_rank: int = 1) -> SharedBasisResNet:
+    """ResNet-34 for 32x32 images with one shared basis per group, for both convolutions of a block.
+
+    Args:
+        shared_rank: filters of a shared basis in the group of 64 channels; 2, 4 and 8 times as many in the others.
+        unique_rank: unshared filters of each convolution in the group of 64 channels; grows likewise.
+    """
+    return SharedBasisResNet("3x3", WIDTHS, RESNET34, num_classes, 1, shared_rank, unique_rank)
+
+
+@register("ResNet34_SharedOnly", ("cifar100",), BasisLoss, CIFAR100_TRAINING)
+def resnet34_shared_only(num_classes: int, shared_rank: int = 16) -> SharedBasisResNet:
+    """ResNet-34 for 32x32 images with one shared basis per group and no other 3x3 filters in the repeated blocks.
+
+    Args:
+        shared_rank: filters of a shared basis in the group of 64 channels; 2, 4 and 8 times as many in the others.
+    """
+    return SharedBasisResNet("3x3", WIDTHS, RESNET34, num_classes, 1, shared_rank)
+
+
+@register("ResNet34_NonShared", ("cifar100",), defaults=CIFAR100_TRAINING)
+def resnet34_non_shared(num_classes: int, unique_rank: int = 1) -> SharedBasisResNet:
+    """ResNet-34 for 32x32 images of factored convolutions that share nothing.
+
+    Args:
+        unique_rank: filters of each convolution in the group of 64 channels; grows with the channels.
+    """
+    return SharedBasisResNet("3x3", WIDTHS, RESNET34, num_classes, 0, unique_rank=unique_rank)
+
+
+@register(
+    {"ResNet34_SingleShared": {"num_bases": 1}, "ResNet34_DoubleShared": {"num_bases": 2}},
+    ("ilsvrc",),
+    BasisLoss,
+    ILSVRC_TRAINING,
+)
+def resnet34_ilsvrc(num_classes: int, num_bases: int, shared_rank: int = 32, unique_rank: int = 1) -> SharedBasisResNet:
+    """ResNet-34 for 224x224 images with one shared basis per group (Single) or one for each convolution (Double).
+
+    Args:
+        shared_rank: filters of a shared basis in the group of 64 channels; 2, 4 and 8 times as many in the others.
+        unique_rank: unshared filters of each convolution in the group of 64 channels; grows likewise.
+    """
+    return SharedBasisResNet("7x7", WIDTHS, RESNET34, num_classes, num_bases, shared_rank, unique_rank)
+
+
+# "_SharedSingle" is published as "-Shared", "_Shared" as "-Shared++"; one row has a weight decay of its own
+@register(
+    {"ResNet50_SharedSingle": {"blocks": (3, 4, 6, 3), "num_bases": 1}},
+    ("ilsvrc",),
+    BasisLoss,
+    {**ILSVRC_TRAINING, "weight_decay": 4e-5},
+)
+@register(
+    {
+        "ResNet50_Shared": {"blocks": (3, 4, 6, 3), "num_bases": 2},
+        "ResNet101_SharedSingle": {"blocks": (3, 4, 23, 3), "num_bases": 1},
+        "ResNet101_Shared": {"blocks": (3, 4, 23, 3), "num_bases": 2},
+    },
+    ("ilsvrc",),
+    BasisLoss,
+    ILSVRC_TRAINING,
+)
+def bottleneck_resnet(num_classes: int, blocks: tuple[int, ...], num_bases: int) -> SharedBottleneckResNet:
+    """ResNet for 224x224 images whose bottlenecks share their 3x3 convolution (and, in _Shared, their last 1x1)."""
+    return SharedBottleneckResNet(blocks, num_bases, num_classes)
