@@ -237,7 +237,8 @@ def load_checkpoint(
         cache: folder for downloads.
 
     Raises:
-        ValueError: the file cannot be read, or is of another network; missing, unexpected and misshapen keys in one message.
+        ValueError: the file cannot be read, or is of another network; the message lists missing, unexpected and
+            misshapen keys together.
     """
     path = locate(source, dataset, cache)
     content = read(path)
@@ -249,7 +250,7 @@ def load_checkpoint(
 def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.PathLike) -> None:
     """Load a state dict strictly, but for batch counters, which files of old PyTorch versions lack."""
     own = model.state_dict(keep_vars=True)
-    state = _share(own, model.adapt_state_dict(state), path)
+    state = _share(own, _rename_classifier(own, model.adapt_state_dict(state)), path)
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     misshapen = [
@@ -266,6 +267,14 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
         name = model.built_as[0] if hasattr(model, "built_as") else type(model).__name__
         raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}")
     model.load_state_dict(state, strict=False)
+
+
+def _rename_classifier(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Many public ResNets call `linear` what others call `fc`."""
+    for ours, theirs in (("fc.", "linear."), ("linear.", "fc.")):
+        if f"{ours}weight" in own and f"{theirs}weight" in state and f"{ours}weight" not in state:
+            return {key.replace(theirs, ours) if key.startswith(theirs) else key: value for key, value in state.items()}
+    return state
 
 
 def _share(own: dict[str, Tensor], state: dict[str, Tensor], path) -> dict[str, Tensor]:
