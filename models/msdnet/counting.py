@@ -1,0 +1,95 @@
+"""What the authors' counter would say, for the published tables.
+
+It counts one image in forward order: a convolution k*k*cin*cout*hout*wout/groups without its bias, a ReLU its elements,
+a pooling k*k per output element, a linear layer its weights and biases, a batch norm nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import profile
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an exit costs by the authors' counter.
+
+    Args:
+        total: multiply-accumulates up to and including the exit's linear layer, all earlier heads and all maps of its
+            block with it, needed or not: the published column.
+        single: only what this exit's logits depend on.
+        together: only what this and all earlier exits' logits depend on.
+        params: parameters of the modules that `total` has run.
+    """
+
+    total: int
+    single: int
+    together: int
+    params: int
+
+
+def authors_costs(model, shape: Sequence[int] | None = None) -> list[Cost]:
+    """The cost of every exit of a `MultiExit`; runs a copy on the meta device, without data or arithmetic.
+
+    Args:
+        shape: (channels, height, width) of an image; by default what the network is made for.
+    """
+    model = copy.deepcopy(model).to("meta").eval()
+    images = torch.empty(1, *(shape or model.image_shape), device="meta")
+    counter = _Counter(model)
+    totals, params = [], []
+    for _ in _run_everything(model, images):
+        totals.append(counter.macs)
+        params.append(counter.params)
+    exits = range(1, model.exits + 1)
+    single = [counter.during(lambda k=k: model.all_logits(images, [k])) for k in exits]
+    together = [counter.during(lambda k=k: model.all_logits(images, range(1, k + 1))) for k in exits]
+    return [Cost(*row) for row in zip(totals, single, together, params, strict=True)]
+
+
+class _Counter:
+    """Running totals over the modules that a network calls."""
+
+    def __init__(self, model: nn.Module):
+        self.macs = self.params = 0
+        for module in model.modules():
+            if not list(module.children()):
+                module.register_forward_hook(self._add)
+
+    def _add(self, module: nn.Module, inputs, output: Tensor) -> None:
+        self.params += profile.count_params(module)
+        if isinstance(module, nn.Conv2d):
+            self.macs += module.weight[0].numel() * output.numel()
+        elif isinstance(module, nn.ReLU):
+            self.macs += output.numel()
+        elif isinstance(module, (nn.AvgPool2d, nn.MaxPool2d)):
+            self.macs += module.kernel_size**2 * output.numel()
+        elif isinstance(module, nn.Linear):
+            self.macs += module.weight.numel() + module.bias.numel()
+
+    def during(self, run: Callable[[], object]) -> int:
+        """MACs that `run` adds."""
+        before = self.macs
+        run()
+        return self.macs - before
+
+
+def _run_everything(model, images: Tensor):
+    """Forward without lazy evaluation, as the authors' networks; pauses behind every exit's head."""
+    trunk = model.trunk
+    maps, carry = trunk.stem(images), None
+    parts = iter(zip(trunk.layout.parts, trunk.parts, strict=True))
+    for exit, block in enumerate(trunk.layout.blocks, start=1):
+        for part, module in itertools.islice(parts, len(block)):
+            maps = [None] * part.finest_out + [
+                module.step(maps, s) for s in range(part.finest_out, trunk.layout.scales)
+            ]
+        _, carry = model.head(exit, maps[-1], carry)
+        yield exit

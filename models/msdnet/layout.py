@@ -1,0 +1,169 @@
+"""Numbers of a multi-scale dense network: which scales live where, how wide they are, what each exit needs.
+
+Scales are counted from 0, the finest; layers from 1 over the whole network; exits from 1. Sections refer to MSDNet
+(Huang et al., arXiv 1703.09844).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a block: a dense layer or the transition behind it.
+
+    Args:
+        kind: "layer" or "transition".
+        width: channels of scale s before it, in units of grFactor[s]; `new_width` after it.
+        finest_in, finest_out: the finest scale that it reads and writes; all coarser ones are read and written too.
+    """
+
+    kind: str
+    width: int
+    new_width: int
+    finest_in: int
+    finest_out: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a network. Arguments are the published flags.
+
+    Raises:
+        ValueError: the numbers contradict each other; one sentence says which and what to do.
+    """
+
+    nBlocks: int
+    base: int
+    step: int
+    stepmode: str | None
+    nChannels: int
+    growthRate: int
+    grFactor: tuple[int, ...]
+    bnFactor: tuple[int, ...]
+    prune: str
+    bottleneck: bool
+    reduction: float
+
+    def __post_init__(self):
+        for flag in ("nBlocks", "base", "step", "nChannels", "growthRate"):
+            if getattr(self, flag) < 1:
+                raise ValueError(f"--{flag} {getattr(self, flag)} leaves an exit without layers; use 1 or more")
+        if self.stepmode is None and self.nBlocks > 1:
+            raise ValueError(f"--nBlocks {self.nBlocks} needs --stepmode even or --stepmode lin_grow")
+        if len(self.bnFactor) != self.scales:
+            raise ValueError(
+                f"--bnFactor has {len(self.bnFactor)} numbers and --grFactor {self.scales}; give one of each per scale"
+            )
+        if min(self.grFactor + self.bnFactor) < 1:
+            raise ValueError("--grFactor and --bnFactor hold a number below 1; use whole numbers from 1")
+        for factor in self.grFactor[1:]:
+            if self.growthRate * factor % 2:
+                raise ValueError(
+                    f"--growthRate {self.growthRate} times the grFactor {factor} is odd, and half of it comes from each"
+                    " of two convolutions; use an even growth rate"
+                )
+        if not 0 <= self.reduction <= 1:
+            raise ValueError(f"--reduction {self.reduction} is no share of the width; use 0 (no transitions) to 1")
+        if self.prune == "min" and self.layers < self.scales - 1:
+            raise ValueError(
+                f"--prune min drops a scale per layer at the end, and {self.layers} layer(s) are too few for "
+                f"{self.scales} scales; use --prune max or more layers"
+            )
+        if any(part.new_width < 1 for block in self.blocks for part in block):
+            raise ValueError(f"--reduction {self.reduction} leaves no channel after a transition; use more")
+
+    @property
+    def scales(self) -> int:
+        return len(self.grFactor)
+
+    @property
+    def block_layers(self) -> list[int]:
+        """Layers of each block (section 5)."""
+        grown = self.stepmode == "lin_grow"
+        return [self.base] + [self.step * block + 1 if grown else self.step for block in range(1, self.nBlocks)]
+
+    @property
+    def layers(self) -> int:
+        return sum(self.block_layers)
+
+    def _finest(self, layer: int) -> int:
+        """The finest scale that lives behind a layer (behind the stem for layer 0)."""
+        if layer == 0:
+            return 0
+        if self.prune == "min":
+            return self.scales - min(self.scales, self.layers - layer + 1)
+        interval = -(-self.layers // self.scales)
+        return (layer - 1) // interval
+
+    def _has_transition(self, layer: int) -> bool:
+        if self.reduction == 0:
+            return False
+        if self.prune == "min":
+            return layer in (self.layers // 3, 2 * self.layers // 3)
+        return self._finest(layer) > self._finest(layer - 1)
+
+    @cached_property
+    def blocks(self) -> list[list[Part]]:
+        """The parts of each block, without the stem."""
+        blocks, layer, width = [], 0, self.nChannels
+        for count in self.block_layers:
+            parts = []
+            for _ in range(count):
+                layer += 1
+                finest = self._finest(layer)
+                parts.append(Part("layer", width, width + self.growthRate, self._finest(layer - 1), finest))
+                width += self.growthRate
+                if self._has_transition(layer):
+                    parts.append(Part("transition", width, int(self.reduction * width), finest, finest))
+                    width = int(self.reduction * width)
+            blocks.append(parts)
+        return blocks
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        return [part for block in self.blocks for part in block]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """How many parts lie before each exit."""
+        counts = [len(block) for block in self.blocks]
+        return [sum(counts[:exit]) for exit in range(1, self.nBlocks + 1)]
+
+    def exit_width(self, exit: int) -> int:
+        """Channels of the coarsest map that an exit reads."""
+        return self.blocks[exit - 1][-1].new_width * self.grFactor[-1]
+
+    def needed(self, exit: int) -> list[int]:
+        """The finest scale of every part's output that an exit depends on (section 4.3, lazy evaluation).
+
+        An exit reads the coarsest map alone; a layer's map at one scale depends on the maps of that scale and of the
+        next finer one before it. A part behind the exit has `scales`: nothing of it is needed.
+        """
+        finest = [self.scales] * len(self.parts)
+        want = self.scales - 1
+        for i in reversed(range(self.ends[exit - 1])):
+            finest[i] = want
+            part = self.parts[i]
+            if part.kind == "layer":
+                want = max(want - 1, part.finest_in)
+        return finest
+
+    @cached_property
+    def steps(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        """What an exit needs beyond what an earlier one (0: only the stem) has computed, as pairs (part, scale).
+
+        In this order a single map per scale has to be kept: coarse scales come first, so that a part still finds the
+        next finer scale's map from before the part.
+        """
+        nothing = [self.scales] * len(self.parts)
+        done = {reached: self.needed(reached) if reached else nothing for reached in range(self.nBlocks)}
+        steps = {}
+        for exit in range(1, self.nBlocks + 1):
+            wanted = self.needed(exit)
+            for reached in range(exit):
+                scales = [reversed(range(want, have)) for want, have in zip(wanted, done[reached], strict=True)]
+                steps[reached, exit] = [(i, scale) for i, fresh in enumerate(scales) for scale in fresh]
+        return steps

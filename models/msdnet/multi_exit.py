@@ -1,0 +1,256 @@
+"""Networks with several exits: one point per exit, and points that let each image leave where it is sure enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models import profile
+from models.adaptive import AdaptiveModel, Point
+from models.msdnet import budget, counting
+
+
+@dataclass(frozen=True)
+class Exit(Point):
+    """Stop at one exit.
+
+    Args:
+        exit: its number, from 1.
+        heads: earlier exits whose logits are computed on the way, though nobody reads them: what an image has cost
+            that was looked at there and went on.
+    """
+
+    exit: int = 1
+    heads: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget(Point):
+    """Every image leaves at the first exit whose threshold its confidence reaches.
+
+    Args:
+        p: the published sweep's index, 1 to 40: p/20 images leave at an exit for each that leaves at the one before.
+        macs: or a mean cost per image that must not be exceeded on the held-out images.
+        thresholds: one per exit, once they are found.
+        expected_macs: mean cost per image on the held-out images, once it is known.
+    """
+
+    p: int | None = None
+    macs: float | None = None
+    thresholds: tuple[float, ...] | None = None
+    expected_macs: float | None = None
+
+
+class Walk:
+    """A forward pass that stops at exits and can go on with some of its images.
+
+    It computes what the next exit needs and nothing else, and keeps one map per scale for what may come.
+    """
+
+    def __init__(self, trunk, images: Tensor):
+        self.trunk, self.reached = trunk, 0
+        self.maps: list[Tensor | None] = trunk.stem(images)
+
+    def to(self, exit: int) -> Tensor:
+        """Go on to an exit and give the coarsest map, which its head reads."""
+        layout, parts, maps = self.trunk.layout, self.trunk.parts, self.maps
+        for i, scale in layout.steps[self.reached, exit]:
+            part = layout.parts[i]
+            maps[scale] = parts[i].step(maps, scale)
+            if scale == part.finest_out > part.finest_in:
+                maps[scale - 1] = None  # the scale ends here
+        self.reached = exit
+        return maps[-1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these images only."""
+        self.maps = [None if x is None else x.index_select(0, rows) for x in self.maps]
+
+
+class MultiExit(AdaptiveModel):
+    """A network that walks a trunk from exit to exit.
+
+    Subclasses give `trunk` and `head`.
+
+    Args:
+        exits: their number.
+        image_shape: (channels, height, width) for which costs are counted before an image was seen.
+    """
+
+    #: exits that an exit's logits depend on are computed in any case (ISC)
+    heads_depend = False
+
+    def __init__(self, exits: int, image_shape: tuple[int, int, int]):
+        super().__init__()
+        self.exits, self.image_shape = exits, image_shape
+        self.points = tuple(Exit(f"exit{k}", exit=k) for k in range(1, exits + 1))
+
+    @property
+    def trunk(self):
+        """The MSDNet whose layers are walked."""
+        raise TypeError(f"{type(self).__name__} does not implement trunk")
+
+    def start_walk(self, images: Tensor) -> Walk:
+        """Begin a forward pass in eval mode."""
+        return Walk(self.trunk, images)
+
+    def head(self, exit: int, x: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logits of an exit from its map and from what the exit before handed on; what it hands on itself."""
+        raise TypeError(f"{type(self).__name__} does not implement head")
+
+    def all_logits(self, images: Tensor, exits: Iterable[int] | None = None) -> dict[int, Tensor]:
+        """Logits (N, classes) of several exits (all by default) from one pass, in eval mode."""
+        exits = sorted(set(range(1, self.exits + 1) if exits is None else exits))
+        walk, carry, logits = self.start_walk(images), None, {}
+        for exit in range(1, exits[-1] + 1) if self.heads_depend else exits:
+            logits[exit], carry = self.head(exit, walk.to(exit), carry)
+        return logits
+
+    def compute(self, images, point):
+        if isinstance(point, Budget):
+            return self.compute_counted(images, point)[0]
+        return self.all_logits(images, {*point.heads, point.exit})[point.exit]
+
+    def compute_counted(self, images, point):
+        if not isinstance(point, Budget):
+            return super().compute_counted(images, point)
+        thresholds, costs = self._thresholds(point), self.leaving_costs(point, images.shape[1:])
+        walk, carry, staying = self.start_walk(images), None, None
+        logits = macs = None
+        for exit, (threshold, cost) in enumerate(zip(thresholds, costs, strict=True), start=1):
+            if threshold > 1 and not self.heads_depend:
+                continue  # nobody leaves here: the head would be wasted
+            new, carry = self.head(exit, walk.to(exit), carry)
+            if staying is None:
+                logits, macs = new, torch.full((len(new),), cost, device=new.device)
+            else:
+                logits = logits.index_copy(0, staying, new)
+                macs.index_fill_(0, staying, cost)
+            if exit == self.exits or threshold > 1:
+                continue
+            (rows,) = (budget.confidence(new) < threshold).nonzero(as_tuple=True)  # waits for the device
+            if len(rows) == 0:
+                break
+            if len(rows) < len(new):
+                walk.keep(rows)
+                carry = None if carry is None else carry.index_select(0, rows)
+                staying = rows if staying is None else staying[rows]
+        return logits, macs
+
+    def _thresholds(self, point: Budget) -> tuple[float, ...]:
+        if point.thresholds is None:
+            raise ValueError(f"the point {point} has no thresholds yet; `prepare` finds them on held-out images")
+        if len(point.thresholds) != self.exits:
+            raise ValueError(
+                f"the point {point} has {len(point.thresholds)} thresholds and this network {self.exits} exits: "
+                "they are of another network; find them anew on held-out images"
+            )
+        return point.thresholds
+
+    def leaving_costs(self, point: Budget, shape: Iterable[int]) -> list[int]:
+        """MACs of an image that leaves at each exit: everything up to there, without heads where nobody leaves."""
+        heads, costs = (), []
+        for exit, threshold in enumerate(self._thresholds(point), start=1):
+            costs.append(profile.count_macs(self, shape, Exit(f"exit{exit}", exit=exit, heads=heads)))
+            heads += () if threshold > 1 else (exit,)
+        return costs
+
+    def sweep(self, images, points):
+        """One pass for all exits; points with thresholds are read off its logits instead of letting images leave."""
+        points = tuple(points)
+        if len(points) == 1 or any(point.resolution is not None for point in points):
+            yield from super().sweep(images, points)
+            return
+        budgets = any(isinstance(point, Budget) for point in points)
+        logits = self.all_logits(images, None if budgets else [point.exit for point in points])
+        if budgets:
+            stacked = torch.stack([logits[exit] for exit in sorted(logits)])  # [exit, image, class]
+            confidences = budget.confidence(stacked)
+        for point in points:
+            if isinstance(point, Budget):
+                thresholds = torch.tensor(self._thresholds(point), device=images.device)
+                left = budget.leaving_exits(confidences, thresholds)
+                costs = torch.tensor(self.leaving_costs(point, images.shape[1:]), device=images.device)
+                yield stacked[left, torch.arange(len(images), device=images.device)], costs[left]
+            else:
+                macs = profile.count_macs(self, images.shape[1:], point)
+                yield logits[point.exit], torch.full((len(images),), macs, device=images.device)
+
+    def published_flops(self, convention, shape, point=None):
+        """Costs as every family counts them, and `authors`: as the tables of this family do (see `counting`)."""
+        point = self.point(point)
+        if convention == "authors" and isinstance(point, Exit):
+            return counting.authors_costs(self, shape)[point.exit - 1].total
+        return super().published_flops(convention, shape, point)
+
+    @property
+    def budget_points(self) -> tuple[Budget, ...]:
+        """The published sweep of budgets; `prepare` finds their thresholds."""
+        return tuple(Budget(f"budget-p{p}", p=p) for p in budget.SWEEP)
+
+    def point_for_budget(self, macs: float) -> Budget:
+        """A point whose mean cost on held-out images will be the closest below `macs` per image.
+
+        Raises:
+            ValueError: not even the first exit is so cheap.
+        """
+        least = profile.count_macs(self, self.image_shape, self.points[0])
+        if not macs >= least:
+            raise ValueError(f"a budget of {macs:g} MACs is below the {least} that the first exit needs; give more")
+        return Budget(f"budget-{macs:g}", macs=macs)
+
+    def find_point(self, name):
+        kind, _, which = name.partition("-")
+        if kind == "budget" and which.startswith("p") and which[1:].isdecimal():
+            if int(which[1:]) not in budget.SWEEP:
+                raise ValueError(f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}")
+            return Budget(name, p=int(which[1:]))
+        if kind == "budget":
+            try:
+                return self.point_for_budget(float(which))
+            except ValueError as error:
+                if "could not convert" not in str(error):
+                    raise
+        return super().find_point(name)
+
+    def prepare(self, points, held_out):
+        """Find the thresholds of points that lack them, in one pass over the held-out images.
+
+        Raises:
+            ValueError: there are such points and no held-out images.
+        """
+        points = tuple(points)
+        if all(not isinstance(point, Budget) or point.thresholds is not None for point in points):
+            return points
+        confidences = self.confidences(images for images, _ in held_out)
+        found = budget.find_thresholds(confidences)
+        everyone_first = torch.full_like(found[:1], budget.ALWAYS)  # met by every budget that pays the first exit
+        rows = torch.cat([everyone_first, found]).tolist()
+        candidates = []
+        for row in rows:
+            point = Budget("", thresholds=tuple(row))
+            costs = self.leaving_costs(point, self.image_shape)
+            expected = budget.expected_costs(confidences, torch.tensor(row, device=confidences.device), costs)
+            candidates.append(replace(point, expected_macs=expected.item()))
+        return tuple(self._choose(point, candidates) for point in points)
+
+    def _choose(self, point: Point, candidates: list[Budget]) -> Point:
+        if not isinstance(point, Budget) or point.thresholds is not None:
+            return point
+        if point.p is not None:
+            chosen = candidates[point.p]
+        else:
+            chosen = max((c for c in candidates if c.expected_macs <= point.macs), key=lambda c: c.expected_macs)
+        return replace(point, thresholds=chosen.thresholds, expected_macs=chosen.expected_macs)
+
+    def confidences(self, batches: Iterable[Tensor]) -> Tensor:
+        """Confidence of every exit for all images of some batches, (exits, images)."""
+        collected = []
+        with profile.evaluating(self):
+            for images in batches:
+                logits = self.all_logits(images)
+                collected.append(budget.confidence(torch.stack([logits[exit] for exit in sorted(logits)])))
+        return torch.cat(collected, dim=1) if collected else torch.empty(self.exits, 0)
