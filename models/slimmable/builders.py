@@ -69,9 +69,7 @@ def mutualnet_mobilenet_v1(
         width_mult_list_test: widths of the points (default: every 0.05 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
     """
-    form, points = mutual(
-        width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches
-    )
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return mobilenet_v1(num_classes, form, **points)
 
 
@@ -93,9 +91,7 @@ def mutualnet_mobilenet_v2(
         width_mult_list_test: widths of the points (default: every 0.05 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
     """
-    form, points = mutual(
-        width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches
-    )
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return mobilenet_v2(num_classes, form, **points)
 
 
@@ -123,9 +119,7 @@ def mutualnet_resnet(
         width_mult_list_test: widths of the points (default: every 0.05 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
     """
-    form, points = mutual(
-        width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches
-    )
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return universal_resnet(num_classes, form, depth, **points)
 
 
@@ -153,9 +147,7 @@ def mutualnet_wrn(
         width_mult_list_test: widths of the points (default: every 0.05 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
     """
-    form, points = mutual(
-        width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches
-    )
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return WideResNet(num_classes, form, depth, widen_factor, dropoutrate, **points)
 
 

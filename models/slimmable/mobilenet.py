@@ -79,7 +79,8 @@ class MobileNetV1(Slimmable):
     def __init__(self, num_classes: int, form: Form, channels: list[Channels], **points):
         super().__init__(form, multiple=32, **points)
         strides = [stride if i == 0 else 1 for _, count, stride in V1_STAGES for i in range(count)]
-        blocks = [Separable(form, *pair, stride) for pair, stride in zip(itertools.pairwise(channels), strides, strict=True)]
+        shapes = zip(itertools.pairwise(channels), strides, strict=True)
+        blocks = [Separable(form, inputs, outputs, stride) for (inputs, outputs), stride in shapes]
         self.features = Chain(Chain(*conv_norm(form, Fixed(3), channels[0], 3, 2)), *blocks)
         self.classifier = Chain(SlimLinear(channels[-1], num_classes))
         self.number_norms()

@@ -305,7 +305,7 @@ class Extracted(AdaptiveModel):
         return self.network.logits(images, None)
 
     def content(self) -> dict:
-        """A file's content, from which `load_extracted` builds it again. Raises ValueError for unregistered networks."""
+        """A file's content, from which `load_extracted` builds it again; of networks made by `create_model` only."""
         if len(self.built_as) != 4:
             raise ValueError("only networks made by create_model can be written to a file and built again from it")
         model, dataset, flags, point = self.built_as
@@ -331,10 +331,12 @@ def load_extracted(content: dict) -> Extracted:
     if "extracted" not in content:
         raise ValueError("the file holds no extracted network; --extract writes such files")
     built = content["extracted"]
-    whole = registry.create_model(built["model"], built["dataset"], **built["flags"])
+    state = content["net_state_dict"]
+    classes = len(list(state.values())[-1])  # the last tensor is the classifier's bias
+    whole = registry.create_model(built["model"], built["dataset"], num_classes=classes, **built["flags"])
     point = whole.point(built["point"])
     small = Extracted(whole, point, Cut(point.width, False))
-    small.load_state_dict(content["net_state_dict"])
+    small.load_state_dict(state)
     return small.eval()
 
 

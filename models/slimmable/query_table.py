@@ -1,0 +1,148 @@
+"""Which point to run under a budget: a table of measured points, and the look-up in it (section 9.2).
+
+Nothing here knows a family: rows need a point's name, its cost and its accuracy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from models.adaptive import AdaptiveModel
+
+SCALES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an image may cost: multiply-accumulates, or milliseconds of a forward pass."""
+
+    amount: float
+    unit: str  # "macs" or "ms"
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read `150M`, `2.3G`, `569000000` (multiply-accumulates) or `12ms`. Raises ValueError otherwise."""
+        match = re.fullmatch(r"(\d*\.?\d+)\s*(K|M|G|B|ms|)(?:MACs)?", text.strip(), re.IGNORECASE)
+        if not match or float(match[1]) == 0:
+            raise ValueError(f"--budget {text} is no budget; give multiply-accumulates as 150M or latency as 12ms")
+        if match[2].lower() == "ms":
+            return cls(float(match[1]), "ms")
+        return cls(float(match[1]) * SCALES.get(match[2].upper(), 1), "macs")
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} ms" if self.unit == "ms" else f"{self.amount / 1e6:.6g}M MACs"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A point's cost and accuracy.
+
+    Args:
+        point: its name.
+        macs: multiply-accumulates of one image.
+        top1: percent correct.
+        ms: median milliseconds of a forward pass, where it was timed.
+    """
+
+    point: str
+    macs: float
+    top1: float
+    ms: float | None = None
+
+
+class QueryTable:
+    """Points of one network as they were measured.
+
+    Args:
+        network: (name, dataset, flags) as `create_model` took them.
+        rows: every measured point.
+        conditions: where latency was measured: device, batch, threads.
+    """
+
+    def __init__(self, network: tuple[str, str, dict], rows: Iterable[Measured], conditions: dict | None = None):
+        self.network = network
+        self.rows = list(rows)
+        self.conditions = conditions or {}
+
+    @classmethod
+    def of(cls, model: AdaptiveModel, rows) -> QueryTable:
+        """A table of what `engine.evaluate` returned for a network."""
+        timed = [row.latency for row in rows if row.latency is not None]
+        conditions = {key: getattr(timed[0], key) for key in ("device", "batch", "threads")} if timed else {}
+        measured = [
+            Measured(row.point, row.macs, row.top1, None if row.latency is None else 1e3 * row.latency.median)
+            for row in rows
+        ]
+        return cls(model.built_as, measured, conditions)
+
+    def best(self, unit: str = "macs") -> list[Measured]:
+        """Rows that some budget returns, the most expensive first; accuracy falls strictly down the list."""
+        best = []
+        for row in sorted(self._costing(unit), key=lambda row: (getattr(row, unit), -row.top1)):
+            if not best or row.top1 > best[-1].top1:
+                best.append(row)
+        return best[::-1]
+
+    def look_up(self, budget: Budget) -> Measured:
+        """The most accurate row within a budget, the cheaper one where two are equal.
+
+        Raises:
+            ValueError: nothing is cheap enough, or no latency was measured.
+        """
+        best = self.best(budget.unit)
+        for row in best:
+            if getattr(row, budget.unit) <= budget.amount:
+                return row
+        cheapest = best[-1]
+        cost = Budget(getattr(cheapest, budget.unit), budget.unit)
+        raise ValueError(f"nothing fits --budget {budget}; the cheapest point, {cheapest.point}, costs {cost}")
+
+    def _costing(self, unit: str) -> list[Measured]:
+        rows = [row for row in self.rows if getattr(row, unit) is not None]
+        if not rows:
+            raise ValueError("the query table holds no latencies; make it again with --latency, or give MACs as 150M")
+        return rows
+
+    def check(self, model: AdaptiveModel) -> None:
+        """Raises ValueError where the table is of another network than `model`."""
+        name, dataset, flags = self.network
+        if (name, dataset, _plain(flags)) != (*model.built_as[:2], _plain(model.built_as[2])):
+            mine = " ".join(f"--{key} {value}" for key, value in flags.items())
+            raise ValueError(
+                f"the query table is of {name} on {dataset} {mine}".rstrip()
+                + ", not of this network; make one for it with --query_table"
+            )
+
+    def content(self) -> dict:
+        """What a JSON file keeps."""
+        name, dataset, flags = self.network
+        return {
+            "model": name,
+            "dataset": dataset,
+            "flags": flags,
+            "conditions": self.conditions,
+            "rows": [asdict(row) for row in self.rows],
+            "best": [row.point for row in self.best()],
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> QueryTable:
+        """Read what `content` gave. Raises ValueError where the file is no query table."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            network = content["model"], content["dataset"], content["flags"]
+            rows = [Measured(**row) for row in content["rows"]]
+            return cls(network, rows, content["conditions"])
+        except OSError as error:
+            raise ValueError(f"cannot read the query table {path}: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no query table; --query_table writes such files") from error
+
+
+def _plain(flags: dict) -> dict:
+    """Flags as JSON gives them back: tuples become lists."""
+    return json.loads(json.dumps(flags))
