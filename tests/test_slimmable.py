@@ -54,11 +54,6 @@ def logits_error(logits, recorded):
     return check.logits_error(logits, record)
 
 
-def pooled(model, point):
-    """Multiply-accumulates that the authors count for pooling modules: the elements that are pooled."""
-    return model.classifier[0].inputs(point.width) * (point.resolution // 32) ** 2
-
-
 def tiny(**flags):
     """A small MutualNet for 32-pixel images."""
     torch.manual_seed(0)
@@ -99,8 +94,7 @@ def test_macs_equal_the_reference(name):
     for text, macs in fixture["macs"].items():
         point = named(model, text)
         side = point.resolution
-        pools = 0 if dataset == "cifar100" else pooled(model, point)
-        assert count_macs(model, (3, side, side), point) + pools == macs
+        assert model.published_flops("macs+pool", (3, side, side), point) == macs
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
@@ -247,7 +241,7 @@ def test_macs_of_the_whole_grid_equal_the_reference():
     assert set(model.points) == set(expected)
     counted = {p: count_macs(model, (3, p.resolution, p.resolution), p) for p in model.points}
     assert list(counted.values()) == sorted(counted.values())
-    assert {point: macs + pooled(model, point) for point, macs in counted.items()} == expected
+    assert {point: macs + model.pooled_elements(point) for point, macs in counted.items()} == expected
 
 
 @pytest.mark.parametrize("name", ["us_mobilenet_v1", "us_mobilenet_v2"])
@@ -257,7 +251,7 @@ def test_macs_of_us_nets_equal_the_published_table(name):
         model = create_model(name, "ilsvrc")
     counted = {point: count_macs(model, (3, 224, 224), point) for point in model.points}
     expected = {model.at(float(width)): macs for width, macs in fixture[name].items()}
-    assert {point: macs + pooled(model, point) for point, macs in counted.items()} == expected
+    assert {point: macs + model.pooled_elements(point) for point, macs in counted.items()} == expected
 
 
 def test_look_ups_equal_the_rule():

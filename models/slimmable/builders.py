@@ -38,11 +38,16 @@ WIDE = COMMON | {
 }
 
 
-def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches):
-    """Form and points of a MutualNet network; its points are every 0.05 of the range where no list is given."""
+def universal(width_mult_range, width_mult_list, **options) -> Universal:
+    """The form of a range of widths."""
     if len(width_mult_range) != 2:
         raise ValueError(f"--width_mult_range has {len(width_mult_range)} numbers; give two, such as 0.25,1.0")
-    form = Universal(*width_mult_range, tuple(width_mult_list))
+    return Universal(*width_mult_range, tuple(width_mult_list or evenly(*width_mult_range, 0.025)), **options)
+
+
+def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches):
+    """Form and points of a MutualNet network; its points are every 0.05 of the range where no list is given."""
+    form = universal(width_mult_range, width_mult_list)
     points = {
         "resolutions": tuple(resolution_list),
         "test_widths": width_mult_list_test or evenly(form.low, form.high, 0.05),
@@ -155,17 +160,18 @@ def mutualnet_wrn(
 def us_mobilenet_v1(
     num_classes: int,
     width_mult_range: tuple[float, ...] = (0.25, 1.0),
-    width_mult_list: tuple[float, ...] = evenly(0.25, 1.0, 0.025),
+    width_mult_list: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
 ) -> MobileNetV1:
     """US-Net's MobileNetV1: any width from 0.25 to 1.
 
     Args:
         width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
-        width_mult_list: widths with stored running statistics, which are also those of the points.
+        width_mult_list: widths with stored running statistics, which are also those of the points (default: every
+            0.025 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
     """
-    form = Universal(*width_mult_range, tuple(width_mult_list), usnet=True)
+    form = universal(width_mult_range, width_mult_list, usnet=True)
     return mobilenet_v1(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
 
 
@@ -173,17 +179,18 @@ def us_mobilenet_v1(
 def us_mobilenet_v2(
     num_classes: int,
     width_mult_range: tuple[float, ...] = (0.35, 1.0),
-    width_mult_list: tuple[float, ...] = evenly(0.35, 1.0, 0.025),
+    width_mult_list: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
 ) -> MobileNetV2:
     """US-Net's MobileNetV2: any width from 0.35 to 1.
 
     Args:
         width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
-        width_mult_list: widths with stored running statistics, which are also those of the points.
+        width_mult_list: widths with stored running statistics, which are also those of the points (default: every
+            0.025 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
     """
-    form = Universal(*width_mult_range, tuple(width_mult_list), usnet=True)
+    form = universal(width_mult_range, width_mult_list, usnet=True)
     return mobilenet_v2(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -153,6 +153,16 @@ class Slimmable(AdaptiveModel):
             first = next(iter(copies.values()))
             copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
         return copies[device]
+
+    def published_flops(self, convention: str, shape: Sequence[int], point: Point | str | None = None) -> int:
+        """As for every network; the convention `macs+pool` adds the elements that pooling modules average (9.3)."""
+        if convention == "macs+pool":
+            return profile.count_macs(self, shape, point) + self.pooled_elements(self.point(point))
+        return super().published_flops(convention, shape, point)
+
+    def pooled_elements(self, point: SlimPoint) -> int:
+        """What the authors' counter adds for average pooling: the elements of its input."""
+        return self.classifier[0].inputs(point.width) * (point.resolution // self.multiple) ** 2
 
     # Calibration
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.slimmable.forms import Switchable
 from models.slimmable.layers import Chain, Cut, Fixed, Listed, Sliced, SlimConv2d, SlimLinear
-from models.slimmable.network import Slimmable, pool
+from models.slimmable.network import Slimmable, SlimPoint, pool
 
 GROUPS = 3
 #: (channels, blocks) of each stage; every stage begins with stride 2
@@ -33,7 +33,7 @@ class ShuffleBlock(Sliced, nn.Module):
 
     def __init__(self, form: Switchable, inputs: Listed, outputs: Listed, stride: int, whole: bool):
         super().__init__()
-        self.stride, self.whole = stride, whole
+        self.inputs, self.stride, self.whole = inputs, stride, whole
         middle = form.each(n // 4 for n in outputs.counts)
         appended = inputs.counts if stride == 2 else [0] * len(form.listed)
         computed = [n - passed for n, passed in zip(outputs.counts, appended)]
@@ -84,3 +84,11 @@ class ShuffleNet(Slimmable):
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         x = torch.cat([self.get_submodule(f"head_{i}")(images, cut) for i in range(GROUPS)], dim=1)
         return self.classifier(pool(self.features(x, cut)), cut)
+
+    def pooled_elements(self, point: SlimPoint) -> int:
+        side, elements = point.resolution // 4 - 1, super().pooled_elements(point)  # the stem's pool does not pad
+        for block in self.features:
+            if block.stride == 2:
+                elements += block.inputs(point.width) * side**2
+                side = (side + 1) // 2
+        return elements
