@@ -32,14 +32,14 @@ def msdnet(
     num_classes: int,
     image_side: int,
     equilibrium: bool,
-    nBlocks: int = 1,  # noqa: N803 - the published flags
+    nBlocks: int = 1,
     base: int = 4,
     step: int = 1,
     stepmode: Literal["even", "lin_grow"] | None = None,
-    nChannels: int = 32,  # noqa: N803
-    growthRate: int = 6,  # noqa: N803
-    grFactor: tuple[int, ...] | None = None,  # noqa: N803
-    bnFactor: tuple[int, ...] | None = None,  # noqa: N803
+    nChannels: int = 32,
+    growthRate: int = 6,
+    grFactor: tuple[int, ...] | None = None,
+    bnFactor: tuple[int, ...] | None = None,
     prune: Literal["max", "min"] = "max",
     bottleneck: bool = True,
     reduction: float = 0.5,
@@ -82,14 +82,14 @@ def msdnet(
 def imta_msdnet(
     num_classes: int,
     image_side: int,
-    nBlocks: int = 1,  # noqa: N803
+    nBlocks: int = 1,
     base: int = 4,
     step: int = 1,
     stepmode: Literal["even", "lin_grow"] | None = None,
-    nChannels: int = 32,  # noqa: N803
-    growthRate: int = 6,  # noqa: N803
-    grFactor: tuple[int, ...] | None = None,  # noqa: N803
-    bnFactor: tuple[int, ...] | None = None,  # noqa: N803
+    nChannels: int = 32,
+    growthRate: int = 6,
+    grFactor: tuple[int, ...] | None = None,
+    bnFactor: tuple[int, ...] | None = None,
     prune: Literal["max", "min"] = "max",
     bottleneck: bool = True,
     reduction: float = 0.5,

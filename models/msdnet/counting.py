@@ -88,8 +88,6 @@ def _run_everything(model, images: Tensor):
     parts = iter(zip(trunk.layout.parts, trunk.parts, strict=True))
     for exit, block in enumerate(trunk.layout.blocks, start=1):
         for part, module in itertools.islice(parts, len(block)):
-            maps = [None] * part.finest_out + [
-                module.step(maps, s) for s in range(part.finest_out, trunk.layout.scales)
-            ]
+            module.advance(maps, range(trunk.layout.scales - 1, part.finest_out - 1, -1))
         _, carry = model.head(exit, maps[-1], carry)
         yield exit

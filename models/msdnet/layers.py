@@ -5,8 +5,12 @@ Maps are kept one per scale, finest first; a scale that no longer lives, or is n
 
 from __future__ import annotations
 
+import itertools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from models.msdnet.layout import Layout, Part
 
@@ -63,15 +67,82 @@ class Layer(nn.Module):
 
     def __init__(self, layout: Layout, part: Part):
         super().__init__()
-        self.finest = part.finest_out
+        self.finest_in, self.finest = part.finest_in, part.finest_out
         self.layers = nn.ModuleList(
             Growth(layout, part.width, scale, from_finer=scale > part.finest_in)
             for scale in range(part.finest_out, layout.scales)
         )
 
-    def step(self, maps: list[Tensor | None], scale: int) -> Tensor:
-        """The map of one scale behind this layer, from the maps before it."""
-        return self.layers[scale - self.finest](maps[scale], maps[scale - 1] if scale else None)
+    def advance(self, maps: list[Tensor | None], scales: range) -> None:
+        """Put some scales' maps behind this layer in the place of those before it, coarse scales first."""
+        for scale in scales:
+            maps[scale] = self.layers[scale - self.finest](maps[scale], maps[scale - 1])
+        if self.finest in scales and self.finest > self.finest_in:
+            maps[self.finest_in] = None  # the scale ends here
+
+    def folded(self) -> nn.Module:
+        """The same map for inference, see `models.folding`."""
+        return FoldedLayer(self) if len(self.layers[0].conv_normal.net) > 3 else self
+
+
+class Bottlenecks(nn.Module):
+    """The folded bottlenecks of the two users of a map, the growth of its own scale and that of the next coarser one.
+
+    Args:
+        own, coarser: their 1x1 convolutions; None for a user that does not exist.
+    """
+
+    def __init__(self, own: nn.Conv2d | None, coarser: nn.Conv2d | None):
+        super().__init__()
+        convs = [conv for conv in (own, coarser) if conv is not None]
+        self.own_channels = own.out_channels if own is not None else 0
+        self.weight = nn.Parameter(torch.cat([conv.weight for conv in convs]), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([conv.bias for conv in convs]), requires_grad=False)
+
+    def forward(self, x: Tensor, own: bool, coarser: bool) -> tuple[Tensor | None, Tensor | None]:
+        """What its users read, in one convolution; None for a user that is not due."""
+        rows = slice(0 if own else self.own_channels, None if coarser else self.own_channels)
+        y = F.conv2d(x, self.weight[rows], self.bias[rows])
+        if own and coarser:
+            return F.relu(y[:, : self.own_channels]), F.relu(y[:, self.own_channels :])  # relu packs the halves, too
+        return (F.relu_(y), None) if own else (None, F.relu_(y))
+
+
+class FoldedLayer(nn.Module):
+    """A `Layer` with its batch norms folded; the two bottlenecks on a map are one convolution where both are due."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.finest_in, self.finest = layer.finest_in, layer.finest
+        own = [_fold(growth.conv_normal) for growth in layer.layers]
+        down = [_fold(growth.conv_down) for growth in layer.layers if hasattr(growth, "conv_down")]
+        unread = [None] * (self.finest - self.finest_in)  # a scale that ends here has no growth of its own
+        self.bottlenecks = nn.ModuleList(
+            Bottlenecks(mine and mine[0], coarser and coarser[0])
+            for mine, coarser in itertools.zip_longest(unread + own, down)
+        )
+        self.normal = nn.ModuleList(conv for _, conv in own)
+        self.down = nn.ModuleList(conv for _, conv in down)
+
+    def advance(self, maps: list[Tensor | None], scales: range) -> None:
+        """As `Layer.advance`."""
+        own, _ = self.bottlenecks[scales[0] - self.finest_in](maps[scales[0]], own=True, coarser=False)
+        for scale in scales:
+            grown, next_own = [maps[scale]], None
+            if scale > self.finest_in:
+                finer = scale - 1
+                next_own, below = self.bottlenecks[finer - self.finest_in](maps[finer], finer in scales, coarser=True)
+                grown.append(F.relu_(self.down[finer - self.finest_in](below)))
+            grown.append(F.relu_(self.normal[scale - self.finest](own)))
+            maps[scale] = torch.cat(grown, dim=1)
+            own = next_own
+        if self.finest in scales and self.finest > self.finest_in:
+            maps[self.finest_in] = None  # the scale ends here
+
+
+def _fold(unit: ConvBN) -> list[nn.Conv2d]:
+    """The two convolutions of a bottlenecked unit, with the batch norms in them."""
+    return [fuse_conv_bn_eval(unit.net[i], unit.net[i + 1]) for i in (0, 3)]
 
 
 class Transition(nn.Module):
@@ -85,9 +156,10 @@ class Transition(nn.Module):
             for factor in layout.grFactor[part.finest_out :]
         )
 
-    def step(self, maps: list[Tensor | None], scale: int) -> Tensor:
-        """The map of one scale behind this transition, from the maps before it."""
-        return self.m[scale - self.finest](maps[scale])
+    def advance(self, maps: list[Tensor | None], scales: range) -> None:
+        """Put some scales' maps behind this transition in the place of those before it."""
+        for scale in scales:
+            maps[scale] = self.m[scale - self.finest](maps[scale])
 
 
 class Stem(nn.Module):

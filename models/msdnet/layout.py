@@ -152,11 +152,11 @@ class Layout:
         return finest
 
     @cached_property
-    def steps(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
-        """What an exit needs beyond what an earlier one (0: only the stem) has computed, as pairs (part, scale).
+    def steps(self) -> dict[tuple[int, int], list[tuple[int, range]]]:
+        """What an exit needs beyond what an earlier one (0: only the stem) has computed: parts and their scales.
 
-        In this order a single map per scale has to be kept: coarse scales come first, so that a part still finds the
-        next finer scale's map from before the part.
+        In this order a single map per scale has to be kept: a part computes coarse scales first, so that each still
+        finds the next finer scale's map from before the part.
         """
         nothing = [self.scales] * len(self.parts)
         done = {reached: self.needed(reached) if reached else nothing for reached in range(self.nBlocks)}
@@ -164,6 +164,6 @@ class Layout:
         for exit in range(1, self.nBlocks + 1):
             wanted = self.needed(exit)
             for reached in range(exit):
-                scales = [reversed(range(want, have)) for want, have in zip(wanted, done[reached], strict=True)]
-                steps[reached, exit] = [(i, scale) for i, fresh in enumerate(scales) for scale in fresh]
+                scales = [range(have - 1, want - 1, -1) for want, have in zip(wanted, done[reached], strict=True)]
+                steps[reached, exit] = [(i, fresh) for i, fresh in enumerate(scales) if fresh]
         return steps

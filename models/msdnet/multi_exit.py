@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models import profile
 from models.adaptive import AdaptiveModel, Point
+from models.folding import folded_copy
 from models.msdnet import budget, counting
 
 
@@ -56,14 +57,10 @@ class Walk:
 
     def to(self, exit: int) -> Tensor:
         """Go on to an exit and give the coarsest map, which its head reads."""
-        layout, parts, maps = self.trunk.layout, self.trunk.parts, self.maps
-        for i, scale in layout.steps[self.reached, exit]:
-            part = layout.parts[i]
-            maps[scale] = parts[i].step(maps, scale)
-            if scale == part.finest_out > part.finest_in:
-                maps[scale - 1] = None  # the scale ends here
+        for i, scales in self.trunk.layout.steps[self.reached, exit]:
+            self.trunk.parts[i].advance(self.maps, scales)
         self.reached = exit
-        return maps[-1]
+        return self.maps[-1]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these images only."""
@@ -96,6 +93,10 @@ class MultiExit(AdaptiveModel):
     def start_walk(self, images: Tensor) -> Walk:
         """Begin a forward pass in eval mode."""
         return Walk(self.trunk, images)
+
+    def fold(self):
+        """A copy for inference: batch norms folded, and convolutions that read the same map joined (channels-last)."""
+        return folded_copy(self).to(memory_format=torch.channels_last)
 
     def head(self, exit: int, x: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of an exit from its map and from what the exit before handed on; what it hands on itself."""

@@ -60,7 +60,7 @@ class MSDNet(MultiExit):
     def _freeze_unused(self) -> None:
         """Some depths leave fine maps that no exit reads; their weights exist for the authors' checkpoints only."""
         for part, module, needed in zip(self.layout.parts, self.parts, self.layout.needed(self.exits), strict=True):
-            for unused in list(module.children())[0][: needed - part.finest_out]:
+            for unused in next(module.children())[: needed - part.finest_out]:
                 unused.requires_grad_(False)
 
     @property

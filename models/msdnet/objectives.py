@@ -34,7 +34,7 @@ class OneForAll(Objective):
             (the textbook's, larger by the number of classes).
     """
 
-    def __init__(self, T: float = 3.0, gamma: float = 0.9, kl_mean: Literal["elements", "images"] = "elements"):  # noqa: N803
+    def __init__(self, T: float = 3.0, gamma: float = 0.9, kl_mean: Literal["elements", "images"] = "elements"):
         super().__init__()
         if not T > 0:
             raise ValueError(f"--T {T} is no temperature; use a number above 0")
@@ -56,7 +56,7 @@ class OneForAll(Objective):
         yield loss
 
 
-def distillation(logits: Tensor, teacher: Tensor, T: float, mean: str = "elements") -> Tensor:  # noqa: N803
+def distillation(logits: Tensor, teacher: Tensor, T: float, mean: str = "elements") -> Tensor:
     """KL(softmax(teacher / T), softmax(logits / T)): its mean over images, or over images and classes ("elements")."""
     student, wanted = (logits / T).log_softmax(dim=1), (teacher.detach() / T).log_softmax(dim=1)
     divergence = wanted.exp() * (wanted - student)
