@@ -29,8 +29,10 @@ def evaluating(model: nn.Module):
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters, a shared one counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters, a shared one counted once; modules that are `training_only` are left out."""
+    needed = (module for module in model.modules() if not getattr(module, "training_only", False))
+    unique = {id(p): p.numel() for module in needed for p in module.parameters(recurse=False)}
+    return sum(unique.values())
 
 
 def count_macs(model: nn.Module, shape: Sequence[int], point=None) -> int:

@@ -1,0 +1,9 @@
+"""Gated networks: DMNN (arXiv 1902.10949), whose blocks have several paths, and ConvNet-AIG (arXiv 1711.11503).
+
+Small gates look at each block's input and decide for each image what of the block runs. The networks can be run as
+the gates say (the point `gated`) and with everything open (`all`).
+"""
+
+from models.dmnn import convnet_aig, multipath
+
+__all__ = ["convnet_aig", "multipath"]

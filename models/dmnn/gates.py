@@ -1,0 +1,107 @@
+"""Gates that decide for each image which paths of a block run, and the controllers of DMNN behind them.
+
+Equations (5) to (8) of arXiv 1902.10949 as the project reconstructed them. A gate's logits are (images, paths, 2): the
+last axis is skip, execute.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HIDDEN = 32
+
+
+class Decision(NamedTuple):
+    """What a controller says of a batch.
+
+    Args:
+        logits: (images, paths, 2): skip, execute.
+        hidden: (images, 32), handed to the next block's controller; None where controllers are independent.
+        category: logits of the coarse categories (images, groups); None without a category head or in eval mode.
+    """
+
+    logits: Tensor
+    hidden: Tensor | None = None
+    category: Tensor | None = None
+
+
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Standard Gumbel noise of `like`'s shape, drawn on its device. Gates ask once per block, in forward order."""
+    uniform = torch.rand_like(like).clamp_(1e-10, 1 - 1e-7)
+    return -torch.log(-torch.log(uniform))
+
+
+def open_gates(logits: Tensor, noisy: bool, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Hard gates with the gradient of soft ones (equation 8).
+
+    Args:
+        logits: (images, paths, 2).
+        noisy: with Gumbel noise, as in training; else execute iff the execute logit is larger, whatever tau.
+        tau: temperature of the soft gates.
+
+    Returns:
+        Gates (images, paths) of 0 and 1, a tie being 0, whose gradient is that of the second: the soft gates.
+    """
+    if noisy:
+        logits = (logits + gumbel_noise(logits)) / tau
+    lead = logits[..., 1] - logits[..., 0]
+    soft = torch.sigmoid(lead)  # the softmax of two logits
+    hard = (lead > 0).to(soft.dtype)
+    return hard + (soft - soft.detach()), soft
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context without autocast on x's device: what is rounded in it could turn a decision around."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Mean over the pixels (images, channels), never in half precision (equation 5)."""
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.mean(dim=(2, 3))
+
+
+def favour_open(layer: nn.Linear | nn.Conv2d) -> None:
+    """Initialise a gate's last layer so that paths are open with probability sigmoid(1.9) = 0.87."""
+    nn.init.normal_(layer.weight, std=0.001)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([0.1, 2.0]).repeat(len(layer.bias) // 2))
+
+
+class CategoryHead(nn.Linear):
+    """Predicts the coarse category from a controller's hidden state; for training only, and no part of its cost."""
+
+    training_only = True
+
+
+class Controller(nn.Module):
+    """Decides about the paths of one block from its input and the previous controller's hidden state.
+
+    Args:
+        channels: of the block's input.
+        has_state: whether there is a previous controller to listen to.
+        num_groups: coarse categories; 0 for no category head.
+    """
+
+    def __init__(self, channels: int, num_paths: int, has_state: bool, num_groups: int = 0):
+        super().__init__()
+        self.embed = nn.Linear(channels, HIDDEN)
+        if has_state:
+            self.state = nn.Linear(HIDDEN, HIDDEN)
+        self.has_state = has_state
+        self.gate = nn.Linear(HIDDEN, 2 * num_paths)
+        favour_open(self.gate)
+        self.category = CategoryHead(HIDDEN, num_groups) if num_groups else None
+
+    def forward(self, x: Tensor, previous: Tensor | None) -> Decision:
+        """Decide from the block's input (images, channels, height, width) and the previous hidden state."""
+        with full_precision(x):
+            hidden = F.relu(self.embed(pooled(x)))
+            if self.has_state:
+                hidden = hidden + F.relu(self.state(previous))
+            category = self.category(hidden) if self.training and self.category is not None else None
+            return Decision(self.gate(hidden).unflatten(1, (-1, 2)), hidden, category)

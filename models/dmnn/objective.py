@@ -1,0 +1,165 @@
+"""How gated networks are trained: classification, categories, and resources held at a target.
+
+Equations (9) to (16) of arXiv 1902.10949 as the project reconstructed them, and the target loss of ConvNet-AIG
+(arXiv 1711.11503). All of them are means over the whole mini-batch, never over one device's part of it.
+"""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.adaptive import Objective, Phase, bare
+
+#: weight of a block's category loss by the stage that it is in (equation 10)
+CATEGORY_WEIGHTS = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def batch_mean(values: Tensor) -> Tensor:
+    """Mean over the images (first axis) of all processes' batches, which are of equal size.
+
+    The gradient reaches this process's images as if the mean were theirs alone: DistributedDataParallel averages
+    gradients over the processes, which completes it.
+    """
+    mean = values.mean(dim=0)
+    if dist.is_available() and dist.is_initialized():
+        everywhere = mean.detach().clone()
+        dist.all_reduce(everywhere)
+        mean = mean + (everywhere / dist.get_world_size() - mean.detach())
+    return mean
+
+
+def category_losses(categories: Tensor, groups: Tensor) -> Tensor:
+    """Cross entropy of every block's category head, shape (blocks,) (equation 9).
+
+    Args:
+        categories: logits (images, blocks, groups).
+        groups: the images' coarse categories (images,).
+    """
+    targets = groups[:, None].expand(categories.shape[:2])
+    return F.cross_entropy(categories.transpose(1, 2), targets, reduction="none").mean(dim=0)
+
+
+def execution_loss(rates: Tensor, target: float) -> Tensor:
+    """Mean over the blocks of (rate - target)^2, a block's rate being the mean of its paths' (equations 11, 12).
+
+    Args:
+        rates: share of the images that run each path, (blocks, paths).
+    """
+    return (rates.mean(dim=1) - target).square().mean()
+
+
+def flops_ratio(rates: Tensor, macs: Tensor) -> Tensor:
+    """MACs of the executed paths over those of all paths (equations 13, 14); both arguments (blocks, paths)."""
+    return (rates * macs).sum() / macs.sum()
+
+
+def target_loss(rates: Tensor, targets: Tensor) -> Tensor:
+    """ConvNet-AIG: sum of (target - rate)^2 over the blocks whose target is below 1, divided by all blocks.
+
+    Args:
+        rates, targets: (blocks,).
+    """
+    return ((targets - rates).square() * (targets < 1)).mean()
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise ValueError unless a target rate is in (0, 1]."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"{name} {rate} is no share of the paths that can run; use a number above 0, at most 1")
+
+
+class PathLoss(Objective):
+    """Cross entropy + lambda_cat * categories + lambda_res * (alpha * rates + beta * FLOPs) (equations 15, 16).
+
+    Args:
+        target_rate: share of the images that should run a path, above 0, at most 1.
+        flops_target: share of the paths' multiply-accumulates that should be executed; target_rate if not given.
+        lambda_res: weight of the resource losses.
+        alpha: weight of the execution rate loss among them.
+        beta: weight of the FLOPs loss among them.
+        lambda_cat: weight of the category loss.
+    """
+
+    def __init__(
+        self,
+        target_rate: float = 0.5,
+        flops_target: float | None = None,
+        lambda_res: float = 2.0,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        lambda_cat: float = 1.0,
+    ):
+        super().__init__()
+        flops_target = target_rate if flops_target is None else flops_target
+        check_rate("target_rate", target_rate)
+        check_rate("flops_target", flops_target)
+        for name, value in dict(lambda_res=lambda_res, alpha=alpha, beta=beta, lambda_cat=lambda_cat).items():
+            if value < 0:
+                raise ValueError(f"{name} {value} would reward what it should punish; use 0 or more")
+        self.target_rate, self.flops_target = target_rate, flops_target
+        self.lambda_res, self.alpha, self.beta, self.lambda_cat = lambda_res, alpha, beta, lambda_cat
+
+    def __call__(self, model, images, labels):
+        network = bare(model)
+        routed = model(images)
+        rates = batch_mean(routed.gates)
+        macs = rates.new_tensor(network.costs(images.shape[1:]).paths)
+        losses = {
+            "classification": F.cross_entropy(routed.logits, labels),
+            "execution": execution_loss(rates, self.target_rate),
+            "flops": (flops_ratio(rates, macs) - self.flops_target).square(),
+        }
+        resources = self.alpha * losses["execution"] + self.beta * losses["flops"]
+        loss = losses["classification"] + self.lambda_res * resources
+        if routed.categories is not None:
+            weights = rates.new_tensor([CATEGORY_WEIGHTS[stage] for stage in network.stage_of_block])
+            by_block = category_losses(routed.categories, network.group_of_class[labels])
+            losses["category"] = (weights * by_block).sum()
+            loss = loss + self.lambda_cat * losses["category"]
+        self.track(routed.logits, labels, loss=loss, **losses, rate=rates.mean(), flops_ratio=flops_ratio(rates, macs))
+        yield loss
+
+
+class TargetRates(Objective):
+    """Cross entropy + lossfact * target loss (ConvNet-AIG); the target rates are the network's.
+
+    Args:
+        lossfact: weight of the target loss.
+        lrfact: factor on the learning rate of the gates' layers.
+    """
+
+    def __init__(self, lossfact: float = 2.0, lrfact: float = 1.0):
+        super().__init__()
+        if lossfact < 0 or lrfact <= 0:
+            raise ValueError(f"lossfact {lossfact} must be 0 or more and lrfact {lrfact} above 0")
+        self.lossfact, self.lrfact = lossfact, lrfact
+
+    def begin_epoch(self, model, epoch):
+        gates = {id(parameter) for parameter in model.gate_parameters()}
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        others = [parameter for parameter in trained if id(parameter) not in gates]
+        gates = [parameter for parameter in trained if id(parameter) in gates]
+        return Phase([{"params": others}, {"params": gates, "lr_scale": self.lrfact}])
+
+    def __call__(self, model, images, labels):
+        routed = model(images)
+        rates = batch_mean(routed.gates).squeeze(1)
+        classification = F.cross_entropy(routed.logits, labels)
+        target = target_loss(rates, rates.new_tensor(bare(model).target_rates))
+        loss = classification + self.lossfact * target
+        self.track(routed.logits, labels, loss=loss, classification=classification, target=target, rate=rates.mean())
+        yield loss
+
+
+class ImageNetTargetRates(TargetRates):
+    """Cross entropy + lossfact * target loss, as the authors' ImageNet script weighs it.
+
+    Args:
+        lossfact: weight of the target loss.
+        lrfact: factor on the learning rate of the gates' layers.
+    """
+
+    def __init__(self, lossfact: float = 1.0, lrfact: float = 1.0):
+        super().__init__(lossfact, lrfact)

@@ -1,0 +1,138 @@
+"""The parallel paths of a block, and all of them computed at once for training.
+
+In training every path runs for every image: the gradient of a closed gate needs the path's output, and batch norm sees
+all images (spec, section 2). The paths are then one wide block with grouped convolutions, not N narrow ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.dmnn.gates import full_precision
+from models.layers import conv
+
+
+class Path(nn.Module):
+    """One path: 1x1, 3x3 (with the stride) and 1x1 convolutions, each with its own batch norm; linear at the end.
+
+    Args:
+        width: channels between its convolutions.
+        depthwise: whether the 3x3 convolution treats every channel alone.
+        inputs: the block's input channels that this path reads instead of having a first 1x1 convolution.
+        activation: after the first two batch norms.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        out_channels: int,
+        stride: int,
+        depthwise: bool = False,
+        inputs: slice | None = None,
+        activation: Callable[..., Tensor] = F.relu,
+    ):
+        super().__init__()
+        self.inputs, self.activation = inputs, activation
+        if inputs is None:
+            self.conv1 = conv(in_channels, width, 1)
+            self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=width if depthwise else 1, bias=False)
+        nn.init.kaiming_normal_(self.conv2.weight, mode="fan_out", nonlinearity="relu")
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+
+    @property
+    def norms_of(self):
+        return [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(self, f"conv{i}")]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.inputs is None:
+            x = self.activation(self.bn1(self.conv1(x)), inplace=True)
+        else:
+            x = x[:, self.inputs]
+        x = self.activation(self.bn2(self.conv2(x)), inplace=True)
+        return self.bn3(self.conv3(x))
+
+
+def sum_of_paths(paths: Sequence[Path], x: Tensor, gates: Tensor) -> Tensor:
+    """Sum of gate times path over all paths, every path computed for every image, as one computation (equation 4).
+
+    For training: batch norms use and track the batch's statistics. The same numbers as path by path, up to rounding.
+
+    Args:
+        x: (images, channels, height, width).
+        gates: (images, paths).
+    """
+    act = paths[0].activation
+    if paths[0].inputs is None:
+        x = act(joint_norm(F.conv2d(x, stacked(paths, "conv1")), [path.bn1 for path in paths]), inplace=True)
+    second = paths[0].conv2
+    x = F.conv2d(x, stacked(paths, "conv2"), None, second.stride, 1, groups=len(paths) * second.groups)
+    x = act(joint_norm(x, [path.bn2 for path in paths]))
+    norms = [path.bn3 for path in paths]
+    width, out_channels = second.out_channels, norms[0].num_features
+    if width < out_channels:
+        weights, shifts = last_layers(paths, x)
+        gated = x * gates.to(x.dtype).repeat_interleave(width, dim=1)[:, :, None, None]
+        merged = weights.transpose(0, 1).flatten(1)  # [out channels, paths * width]
+        return F.conv2d(gated, merged[:, :, None, None]) + (gates @ shifts).to(x.dtype)[:, :, None, None]
+    x = joint_norm(F.conv2d(x, stacked(paths, "conv3"), groups=len(paths)), norms)
+    return (x.unflatten(1, (len(paths), out_channels)) * gates.to(x.dtype)[:, :, None, None, None]).sum(dim=1)
+
+
+def stacked(paths: Sequence[Path], name: str) -> Tensor:
+    """The weights of one layer of all paths, one after the other."""
+    return torch.cat([getattr(path, name).weight for path in paths])
+
+
+def joint_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
+    """Batch norms of consecutive channels of x, as one; each keeps its own running statistics."""
+    means, variances = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var"))
+    weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
+    x = F.batch_norm(x, means, variances, weight, bias, True, norms[0].momentum, norms[0].eps)
+    channels = norms[0].num_features
+    for norm, mean, variance in zip(norms, means.split(channels), variances.split(channels), strict=True):
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.num_batches_tracked.add_(1)
+    return x
+
+
+def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The last convolutions with the batch's statistics of their batch norms folded in.
+
+    Mean and variance of a 1x1 convolution's output follow from mean and covariance of its input: mean' = W mean and
+    variance' = diag(W C W^T). So the wide maps that each path's own batch norm looks at are never made, and one
+    convolution of all gated paths gives their sum.
+
+    Args:
+        x: (images, paths * width, height, width), input of the last convolutions.
+
+    Returns:
+        Weights (paths, out channels, width) and shifts (paths, out channels) of the normalised paths.
+    """
+    norms = [path.bn3 for path in paths]
+    with full_precision(x):
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (len(paths), -1))  # [pixels, path, width]
+        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        covariance = torch.einsum("pnv,pnw->nvw", centred, centred) / len(rows)
+        weight = torch.stack([path.conv3.weight.flatten(1) for path in paths])
+        out_mean = torch.einsum("ncw,nw->nc", weight, mean)
+        out_variance = ((weight @ covariance) * weight).sum(dim=2).clamp_min(0)
+        with torch.no_grad():
+            unbiased = out_variance * (len(rows) / max(len(rows) - 1, 1))
+            for norm, batch_mean, batch_variance in zip(norms, out_mean, unbiased, strict=True):
+                norm.running_mean.lerp_(batch_mean, norm.momentum)
+                norm.running_var.lerp_(batch_variance, norm.momentum)
+                norm.num_batches_tracked.add_(1)
+        scale = torch.stack([norm.weight for norm in norms]) * (out_variance + norms[0].eps).rsqrt()
+        shift = torch.stack([norm.bias for norm in norms]) - out_mean * scale
+        return weight * scale[:, :, None], shift
