@@ -122,11 +122,14 @@ class Bottleneck(Block):
         if stride != 1 or in_channels != out_channels:
             self.shortcut = projection(in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+    def residual(self, x: Tensor, skip: bool = False) -> Tensor:
+        """What is added to the shortcut."""
         out = F.relu(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
         out = F.relu(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
-        out = self.layer("bn3", skip)(self.layer("conv3", skip)(out))
-        return F.relu(out + self.shortcut(x))
+        return self.layer("bn3", skip)(self.layer("conv3", skip)(out))
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        return F.relu(self.residual(x, skip) + self.shortcut(x))
 
 
 class ResNeXtBlock(nn.Module):
@@ -380,3 +383,22 @@ def orthogonality(terms: Sequence[Sequence[BasisGroup]]) -> Tensor:
         sums, counts = zip(*[group.deviations() for group in groups], strict=True)
         values.append(torch.stack(sums).sum() / sum(counts))
     return torch.stack(values)
+
+
+class SharesBases:
+    """A network with modules `shared_basis_<group>` or `shared_basis_<group>_<number>` that are to stay orthogonal."""
+
+    #: what is compared: "shared" filters of a group with each other (form R2 of the published code); "all", also the
+    #: unshared filters of its blocks (R1); "apart", first and second bases of the groups, as two averages (R3)
+    compare: Literal["shared", "all", "apart"] = "shared"
+
+    def similarity_terms(self) -> list[list[BasisGroup]]:
+        """What the orthogonality loss compares: one list of groups per average."""
+        bases = bases_by_group(self)
+        if self.compare == "apart":
+            return [[BasisGroup([base]) for base in same] for same in zip(*bases, strict=True)]
+        unique = [()] * len(bases)
+        if self.compare == "all":
+            blocks = [[block for block in layer if isinstance(block, BasisBlock)] for layer in self.layers()]
+            unique = [[conv for block in group for conv in block.unique()] for group in blocks]
+        return [[BasisGroup(shared, own) for shared, own in zip(bases, unique, strict=True)]]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models import folding
 from models.adaptive import AdaptiveModel
-from models.layers import InvertedResidual, conv
+from models.layers import BasicBlock, BasisBlock, InvertedResidual, check_ranks, conv, orthogonal_bases
 
 #: how the authors of shared bases trained networks of these trunks, baselines included (arXiv 2006.05066, scripts)
 CIFAR_TRAINING = {
@@ -101,6 +101,44 @@ class ResNet(AdaptiveModel):
 
     def fold(self):
         return folding.folded_copy(self)
+
+
+def basis_groups(
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    num_bases: int,
+    shared_rank: int | None = None,
+    unique_rank: int | None = None,
+    shortcut: Literal["A", "B"] = "B",
+    stand_ins: Callable[[int, int], Sequence[str]] = lambda index, count: (),
+) -> list[Group]:
+    """Groups of basic blocks: the first of a group is plain, the others are combined from the group's bases.
+
+    Args:
+        widths, blocks: channels and number of blocks of each group.
+        num_bases: shared bases of a group: 2 is one for each convolution of a block, 1 one for both, 0 none.
+        shared_rank, unique_rank: filters in the narrowest group; they grow with the width.
+        stand_ins: the layers that have a second version, see `layers.Block`, in block `index` of `count`.
+    """
+    check_ranks(widths[0], num_bases, shared_rank, unique_rank)
+    groups, in_channels = [], widths[0]
+    for channels, count in zip(widths, blocks, strict=True):
+        scale = channels // widths[0]
+        bases = named_bases(orthogonal_bases(num_bases, scale * shared_rank, channels)) if num_bases else {}
+        first = BasicBlock(in_channels, channels, 1 if channels == widths[0] else 2, shortcut, stand_ins(0, count))
+        inside = {f"shared_basis{end}": basis for end, basis in bases.items()}
+        others = [
+            BasisBlock(channels, scale * (unique_rank or 0), inside, stand_ins(index, count))
+            for index in range(1, count)
+        ]
+        groups.append(Group([first, *others], bases))
+        in_channels = channels
+    return groups
+
+
+def named_bases(bases: Sequence[nn.Conv2d]) -> dict[str, nn.Conv2d]:
+    """Bases by the end of their names: a single one has none."""
+    return {f"_{number}" if len(bases) > 1 else "": basis for number, basis in enumerate(bases, start=1)}
 
 
 class ResNeXt(ResNet):

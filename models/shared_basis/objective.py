@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 
 from models.adaptive import Objective, bare
-from models.layers import BasisBlock, BasisGroup, bases_by_group, orthogonality
+from models.layers import SharesBases, orthogonality
 
-
-class SharesBases:
-    """A network with modules `shared_basis_<group>` or `shared_basis_<group>_<number>` that are to stay orthogonal."""
-
-    #: what is compared: "shared" filters of a group with each other (form R2 of the published code); "all", also the
-    #: unshared filters of its blocks (R1); "apart", first and second bases of the groups, as two averages (R3)
-    compare: Literal["shared", "all", "apart"] = "shared"
-
-    def similarity_terms(self) -> list[list[BasisGroup]]:
-        """What the orthogonality loss compares: one list of groups per average."""
-        bases = bases_by_group(self)
-        if self.compare == "apart":
-            return [[BasisGroup([base]) for base in same] for same in zip(*bases, strict=True)]
-        unique = [()] * len(bases)
-        if self.compare == "all":
-            blocks = [[block for block in layer if isinstance(block, BasisBlock)] for layer in self.layers()]
-            unique = [[conv for block in group for conv in block.unique()] for group in blocks]
-        return [[BasisGroup(shared, own) for shared, own in zip(bases, unique, strict=True)]]
+__all__ = ["BasisLoss", "SharesBases"]
 
 
 class BasisLoss(Objective):

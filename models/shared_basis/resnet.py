@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BasicBlock, BasisBlock, Bottleneck, check_ranks, conv, orthogonal_bases
+from models.layers import Bottleneck, conv, orthogonal_bases
 from models.registry import register
 from models.shared_basis.objective import BasisLoss, SharesBases
-from models.trunks import CIFAR10_TRAINING, CIFAR100_TRAINING, ILSVRC_TRAINING, Group, ResNet
+from models.trunks import CIFAR10_TRAINING, CIFAR100_TRAINING, ILSVRC_TRAINING, Group, ResNet, basis_groups, named_bases
 
 
 class SharedBasisResNet(SharesBases, ResNet):
@@ -36,17 +36,8 @@ class SharedBasisResNet(SharesBases, ResNet):
         shortcut: str = "B",
         compare: str = "shared",
     ):
-        check_ranks(widths[0], num_bases, shared_rank, unique_rank)
-        groups, in_channels = [], widths[0]
-        for channels, count in zip(widths, blocks, strict=True):
-            scale = channels // widths[0]
-            bases = _named(orthogonal_bases(num_bases, scale * shared_rank, channels)) if num_bases else {}
-            first = BasicBlock(in_channels, channels, 1 if channels == widths[0] else 2, shortcut)
-            inside = {f"shared_basis{end}": basis for end, basis in bases.items()}
-            others = [BasisBlock(channels, scale * (unique_rank or 0), inside) for _ in range(count - 1)]
-            groups.append(Group([first, *others], bases))
-            in_channels = channels
-        super().__init__(stem, widths[0], groups, in_channels, num_classes)
+        groups = basis_groups(widths, blocks, num_bases, shared_rank, unique_rank, shortcut)
+        super().__init__(stem, widths[0], groups, widths[-1], num_classes)
         self.compare = compare
 
 
@@ -89,17 +80,12 @@ class SharedBottleneckResNet(SharesBases, ResNet):
             bases = orthogonal_bases(1, channels, channels)
             if num_bases == 2:
                 bases += orthogonal_bases(1, Bottleneck.expansion * channels, channels, size=1)
-            bases = _named(bases)
+            bases = named_bases(bases)
             first = Bottleneck(in_channels, channels, 1 if channels == 64 else 2)
             groups.append(Group([first, *(SharedBottleneck(channels, bases) for _ in range(count - 1))], bases))
             in_channels = Bottleneck.expansion * channels
         super().__init__("7x7", 64, groups, in_channels, num_classes)
         self.compare = "apart" if num_bases == 2 else "shared"
-
-
-def _named(bases: list[nn.Conv2d]) -> dict[str, nn.Conv2d]:
-    """Bases by the end of their names: a single one has none."""
-    return {f"_{number}" if len(bases) > 1 else "": basis for number, basis in enumerate(bases, start=1)}
 
 
 def _depths(form: str) -> dict[str, dict[str, int]]:
