@@ -1,6 +1,7 @@
 """Multi-scale dense networks: parity with the reference, laziness, thresholds, early exits, bad configurations."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from models.msdnet.counting import authors_costs
 from models.msdnet.layers import rescale_gradient
 from models.msdnet.multi_exit import Budget, Exit
 from models.msdnet.objectives import distillation
-from tests.parity import check, fill
+from tests.parity import check
 
 NETWORKS = [name for name in check.names("msdnet") if check.load("msdnet", name)["keys"]]
 JUDGED = [name for name in NETWORKS if "outputs" in check.load("msdnet", name)]
@@ -195,3 +196,311 @@ def test_learning_rates_are_those_of_the_authors():
 def published_steps(dataset):
     text = registry.entry("msdnet_ge", dataset).defaults["lr_steps"]
     return tuple((int(start), float(factor)) for start, factor in (pair.split(":") for pair in text.split(",")))
+
+
+# Laziness
+
+
+@pytest.mark.parametrize("flags", [{}, {"prune": "min"}, {"stepmode": "lin_grow", "base": 1, "step": 1}])
+def test_an_exit_runs_no_module_that_its_logits_do_not_depend_on(flags):
+    model, images, called = small(**flags), torch.randn(2, 3, 32, 32), set()
+    leaves = {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))}
+    for name, module in leaves.items():
+        module.register_forward_hook(lambda module, inputs, output, name=name: called.add(name))
+    for point in model.points:
+        called.clear()
+        model.zero_grad()
+        model(images, point).square().sum().backward()
+        assert called == {name for name, module in leaves.items() if module.weight.grad is not None}
+
+
+def test_later_exits_cost_more_and_stopping_on_the_way_costs_what_the_heads_do():
+    model = small()
+    alone = [profile.count_macs(model, (3, 32, 32), point) for point in model.points]
+    assert alone == sorted(alone)
+    assert alone[0] < alone[-1]
+    stopped = profile.count_macs(model, (3, 32, 32), Exit("exit2", exit=2, heads=(1,)))
+    head = model.classifier[0]
+    convs = [unit.net[0].weight for unit in head.m[:2]]
+    assert stopped - alone[1] == 16 * convs[0].numel() + 4 * convs[1].numel() + head.linear.weight.numel()
+
+
+def test_one_pass_gives_all_exits_what_each_would_say_alone():
+    model = small()
+    images = torch.randn(3, 3, 32, 32)
+    macs = [profile.count_macs(model, (3, 32, 32), point) for point in model.points]
+    calls = []
+    model.blocks[0][0].register_forward_hook(lambda *args: calls.append(1))
+    with torch.no_grad():
+        swept = list(model.sweep(images, model.points))
+        assert len(calls) == 1
+        for point, cost, (logits, spent) in zip(model.points, macs, swept, strict=True):
+            torch.testing.assert_close(logits, model(images, point), atol=1e-5, rtol=1e-5)
+            assert spent.tolist() == [cost] * 3
+
+
+def test_weights_that_no_exit_reads_are_not_trained():
+    model = create_model("msdnet", "cifar10")  # one block of four layers: its last layer still has two scales
+    loss = sum(logits.sum() for logits in model.train()(torch.randn(2, 3, 32, 32)))
+    loss.backward()
+    assert {name for name, p in model.named_parameters() if (p.grad is None) == p.requires_grad} == set()
+    assert not model.blocks[0][-1].layers[0].conv_normal.net[0].weight.requires_grad
+
+
+def test_channels_last_images_give_the_same_logits():
+    model, images = small(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = model(images)
+        model.to(memory_format=torch.channels_last)
+        again = model(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(again, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [{}, {"prune": "min"}, {"bottleneck": False}, {"stepmode": "lin_grow"}])
+@pytest.mark.parametrize("name", ["msdnet", "IMTA_MSDNet"])
+def test_a_folded_network_says_and_costs_the_same(name, flags):
+    model = small(name, **flags)
+    folded = model.fold()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        for point in model.points:
+            torch.testing.assert_close(folded(images, point), model(images, point), atol=1e-4, rtol=1e-4)
+            assert profile.count_macs(folded, (3, 32, 32), point) == profile.count_macs(model, (3, 32, 32), point)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
+# Gradient equilibrium and stage 2
+
+
+def test_equilibrium_changes_no_forward_value_and_balances_gradients():
+    plain, balanced = small("msdnet"), small("msdnet_ge")
+    balanced.load_state_dict(plain.state_dict())
+    images = torch.randn(4, 3, 32, 32)
+    for a, b in zip(plain.train()(images), balanced.train()(images), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(images), balanced.eval()(images))
+
+
+def test_rescaling_multiplies_the_gradient_alone():
+    x = torch.randn(3, requires_grad=True)
+    y = rescale_gradient(x, 0.25)
+    assert torch.equal(y, x)
+    (y * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert x.grad.tolist() == [0.25, 0.5, 0.75]
+    with torch.no_grad():
+        assert rescale_gradient(x, 0.25) is x
+
+
+def test_a_stage_one_file_starts_stage_two_under_every_prefix():
+    torch.manual_seed(0)
+    stage_one = create_model("msdnet_ge", "cifar10", **SMALL)
+    for prefix in ("module.", "", "module.net.module.", "net."):
+        torch.manual_seed(1)
+        model = create_model("IMTA_MSDNet", "cifar10", **SMALL)
+        own = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("net.")}
+        saved = {prefix + key: value for key, value in stage_one.state_dict().items()}
+        if "net." in prefix:
+            saved |= {prefix.partition("net.")[0] + key: value for key, value in own.items()}
+        state, _ = state_dict_of({"state_dict": saved})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            load_state(model, state, "stage1.pth")
+        assert bool(caught) == ("net." not in prefix)  # new heads without weights are no silent matter
+        for key, value in stage_one.state_dict().items():
+            assert torch.equal(model.state_dict()[f"net.module.{key}"], value)
+        assert all(torch.equal(model.state_dict()[key], value) for key, value in own.items())
+
+
+def test_a_stage_one_file_of_another_configuration_is_one_sentence():
+    other = create_model("msdnet_ge", "cifar10", **{**SMALL, "nChannels": 8})
+    model = create_model("IMTA_MSDNet", "cifar10", **SMALL)
+    with (
+        pytest.warns(UserWarning, match="untrained"),
+        pytest.raises(ValueError, match=r"stage1.pth is not a checkpoint"),
+    ):
+        load_state(model, other.state_dict(), "stage1.pth")
+
+
+def test_stage_two_trains_the_new_heads_only_and_lets_backbone_statistics_drift():
+    model = create_model("IMTA_MSDNet", "cifar10", **SMALL).train()
+    objective = create_objective("IMTA_MSDNet", "cifar10")
+    before = copy.deepcopy(model.state_dict())
+    groups = objective.begin_epoch(model, 0).groups
+    assert len(groups) == 2
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=1e-4)
+    for loss in objective(model, torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])):
+        loss.backward()
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    weights = {key for key, _ in model.named_parameters()}
+    assert changed & weights == {key for key in weights if not key.startswith("net.")}
+    assert "net.module.blocks.0.0.layers.0.net.1.running_mean" in changed
+
+
+def test_the_isc_cut_keeps_later_losses_from_earlier_heads():
+    for cut in (False, True):
+        model = create_model("IMTA_MSDNet", "cifar10", isc_cut=cut, **SMALL).train()
+        model(torch.randn(4, 3, 32, 32))[2].sum().backward()
+        assert (model.classifier[0].weight.grad is None) == cut
+
+
+def test_the_loss_of_stage_two_is_the_formula():
+    torch.manual_seed(0)
+    z, t = torch.randn(5, 7), torch.randn(5, 7)
+    p, q = (t / 2).softmax(1), (z / 2).softmax(1)
+    by_hand = (p * (p / q).log()).sum(1)
+    torch.testing.assert_close(distillation(z, t, 2.0, "images"), by_hand.mean())
+    torch.testing.assert_close(distillation(z, t, 2.0, "elements"), by_hand.mean() / 7)
+
+
+# Budgeted prediction
+
+
+def slow_thresholds(confidences, p):
+    """The rule of the spec, image by image."""
+    exits, images = confidences.shape
+    shares = budget.exit_shares([p], exits)[0]
+    left, thresholds = set(), []
+    for k in range(exits - 1):
+        quota, count, threshold = int((images * shares[k]).floor()), 0, budget.NEVER
+        for i in confidences[k].argsort(descending=True, stable=True).tolist():
+            if i in left:
+                continue
+            count += 1
+            if count == quota:
+                threshold = confidences[k, i].item()
+                break
+        left |= {i for i in range(images) if confidences[k, i] >= threshold}
+        thresholds.append(threshold)
+    return [*thresholds, budget.ALWAYS]
+
+
+def test_thresholds_are_those_of_the_rule_read_image_by_image():
+    generator = torch.Generator().manual_seed(0)
+    confidences = (torch.rand(4, 60, generator=generator) * 20).round() / 20  # many ties
+    found = budget.find_thresholds(confidences)
+    for p, thresholds in zip(budget.SWEEP, found, strict=True):
+        torch.testing.assert_close(thresholds, torch.tensor(slow_thresholds(confidences, p)))
+
+
+def batches(count=4, size=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(size, 3, 32, 32, generator=generator), torch.zeros(size).long()) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["msdnet", "IMTA_MSDNet"])
+@pytest.mark.parametrize("fold", [False, True])
+def test_images_that_leave_say_and_cost_what_the_simulated_protocol_says(name, fold):
+    model = small(name)
+    model = model.fold() if fold else model
+    points = model.prepare([model.find_point(f"budget-p{p}") for p in (1, 10, 20, 30, 40)], batches())
+    images = torch.cat([images for images, _ in batches(count=3, seed=1)])
+    with torch.no_grad():
+        for point, (simulated, costs) in zip(points, model.sweep(images, points), strict=True):
+            assert len(costs.unique()) > 1
+            for size in (1, 5, 48):
+                for i in range(0, len(images), size):
+                    logits, macs = model.infer(images[i : i + size], point)
+                    torch.testing.assert_close(logits, simulated[i : i + size], atol=1e-4, rtol=1e-4)
+                    assert torch.equal(macs, costs[i : i + size])
+
+
+def test_images_that_left_are_not_computed_any_further():
+    model = small()
+    images, seen = torch.randn(20, 3, 32, 32), []
+    with torch.no_grad():
+        surest = budget.confidence(model(images, "exit1")).sort().values
+        point = Budget("some", thresholds=((surest[6] + surest[7]).item() / 2, 0.0, budget.ALWAYS))
+        model(images, point)  # costs are counted the first time
+        for head in model.classifier:
+            head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+        model(images, point)
+    assert seen == [20, 7]  # everybody who is left is sure enough for exit 2
+
+
+def test_a_head_where_nobody_leaves_is_not_run_and_not_counted():
+    model = small()
+    point = Budget("late", thresholds=(budget.NEVER, budget.NEVER, budget.ALWAYS))
+    cost, calls = profile.count_macs(model, (3, 32, 32), "exit3"), []
+    with torch.no_grad():
+        _, macs = model.infer(torch.randn(2, 3, 32, 32), point)
+        assert macs.tolist() == [cost] * 2
+        model.classifier[0].register_forward_hook(lambda *args: calls.append(1))
+        model.infer(torch.randn(2, 3, 32, 32), point)
+    assert calls == []
+
+
+def test_a_budget_is_the_closest_below_on_held_out_images():
+    model = small()
+    held_out = batches()
+    least, most = (profile.count_macs(model, (3, 32, 32), point) for point in (model.points[0], model.points[-1]))
+    sweep = model.prepare(model.budget_points, held_out)
+    for wanted in (least, (least + most) / 2, 2 * most):
+        (point,) = model.prepare([model.point_for_budget(wanted)], held_out)
+        affordable = [p.expected_macs for p in sweep if p.expected_macs <= wanted]
+        assert point.expected_macs == max([least, *affordable])
+        with torch.no_grad():
+            spent = torch.cat([model.infer(images, point)[1] for images, _ in held_out])
+        assert spent.double().mean().item() == pytest.approx(point.expected_macs)
+
+
+def test_the_sweep_costs_more_and_more():
+    model = small()
+    points = model.prepare(model.budget_points, batches())
+    assert len(points) == 40
+    costs = [point.expected_macs for point in points]
+    assert costs[0] < costs[19] < costs[39]
+    assert len({point.thresholds for point in points}) > 10
+
+
+def test_preparing_thresholds_looks_at_held_out_images_only_where_it_must():
+    model = small()
+    assert model.prepare(model.points, iter(())) == model.points
+    ready = model.prepare([model.find_point("budget-p3")], batches())
+    assert model.prepare(ready, iter(())) == ready
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"nBlocks": 0}, "--nBlocks 0"),
+        ({"nBlocks": 3, "stepmode": "even", "step": 0}, "--step 0"),
+        ({"nBlocks": 3}, "needs --stepmode"),
+        ({"grFactor": (1, 2)}, "--bnFactor has 3 numbers and --grFactor 2"),
+        ({"grFactor": (1, 2), "bnFactor": (1, 2)}, "need 3"),
+        ({"grFactor": (1, 2, 0)}, "below 1"),
+        ({"growthRate": 5, "grFactor": (1, 3, 4)}, "is odd"),
+        ({"base": 1, "prune": "min"}, "--prune min"),
+        ({"reduction": 1.5}, "--reduction 1.5"),
+        ({"reduction": 0.01, "nChannels": 4}, "no channel"),
+    ],
+)
+def test_an_impossible_configuration_is_one_sentence(flags, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        create_model("msdnet", "cifar10", **flags)
+
+
+def test_impossible_budgets_thresholds_and_objectives_are_one_sentence():
+    model = small()
+    with pytest.raises(ValueError, match="below the"):
+        model.point_for_budget(1000)
+    with pytest.raises(ValueError, match="below the"):
+        model.find_point("budget-1e3")
+    with pytest.raises(ValueError, match="budget-p1 to budget-p40"):
+        model.find_point("budget-p41")
+    with pytest.raises(ValueError, match="no point"):
+        model.find_point("exit9")
+    with pytest.raises(ValueError, match="hold some out"):
+        model.prepare([model.find_point("budget-p3")], [])
+    with pytest.raises(ValueError, match="no thresholds yet"):
+        model(torch.randn(1, 3, 32, 32), model.find_point("budget-p3"))
+    with pytest.raises(ValueError, match="of another network"):
+        model(torch.randn(1, 3, 32, 32), Budget("foreign", thresholds=(0.5, budget.ALWAYS)))
+    with pytest.raises(ValueError, match="--T 0"):
+        create_objective("IMTA_MSDNet", "cifar10", T=0.0)
+    with pytest.raises(ValueError, match="--gamma 2"):
+        create_objective("IMTA_MSDNet", "cifar10", gamma=2.0)

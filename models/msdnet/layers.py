@@ -82,7 +82,12 @@ class Layer(nn.Module):
 
     def folded(self) -> nn.Module:
         """The same map for inference, see `models.folding`."""
-        return FoldedLayer(self) if len(self.layers[0].conv_normal.net) > 3 else self
+        units = [unit for unit in self.modules() if isinstance(unit, ConvBN)]
+        if len(units[0].net) > 3:
+            return FoldedLayer(self)
+        for unit in units:
+            unit.net = nn.Sequential(fuse_conv_bn_eval(unit.net[0], unit.net[1]), nn.ReLU(inplace=True))
+        return self
 
 
 class Bottlenecks(nn.Module):
