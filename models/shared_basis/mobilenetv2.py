@@ -79,6 +79,12 @@ class SharedMobileNetV2(SharesBases, MobileNetV2):
 
         super().__init__(small, mobilenetv2_stages(small, bases, repeated), num_classes)
         self.compare = "apart" if num_bases == 2 else "shared"
+        self.eca = eca
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.eca and any("chan_attention" in key for key in state):
+            raise ValueError("this file is of a network with channel attention; add --eca to load it")
+        return state
 
 
 FORMS = {"MobileNetV2_Shared": {"num_bases": 1}, "MobileNetV2_SharedDouble": {"num_bases": 2}}
