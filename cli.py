@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from models import checkpoints, profile, registry
-from models.registry import UsageError
+from models.adaptive import UsageError
 from utils import Stopped, say
 
 

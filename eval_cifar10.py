@@ -29,11 +29,11 @@ def main(argv=None):
     model = create_model(args.model, args.dataset, **args.model_flags)
     loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
     utils.say(f"{loaded.path}: {loaded.format}")
+    points = [model.point(name) for name in args.point.split(",")] if args.point else None
     if args.fold:
         model = model.fold()
     model.to(device, memory_format=torch.channels_last)
     data = dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, mean=args.mean, std=args.std)
-    points = args.point.split(",") if args.point else None
     rows = engine.evaluate(model, data.test, points, data.valid or data.train, args.amp, args.latency_batch)
     print(f"Eval_Acc_top1 = {rows[-1].top1:.3f}")
     print(f"Eval_Acc_top5 = {rows[-1].top5:.3f}")

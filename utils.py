@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import platform
@@ -110,11 +111,8 @@ def replacing(path: str | os.PathLike):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a failed write into a RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
-            raise
-        full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(path.parent).free < 1 << 20
-        reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise UserError(f"could not write {path}: {reason}; earlier files there are untouched") from error
     finally:
         with contextlib.suppress(OSError):
@@ -178,6 +176,11 @@ class Run:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another run is writing to {self.folder}; name another folder with --save") from error
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        if rank() == 0:
+            self._lock_file.close()
 
     def _find_checkpoint(self, resume: str | None) -> dict | None:
         last, previous = self.folder / "last.pth", self.folder / "previous.pth"
@@ -257,8 +260,10 @@ class Run:
             return
         last = self.folder / "last.pth"
         written = self.folder / "new.pth"
+        memory = io.BytesIO()  # torch's own writer to a file loses the reason when the disk is full
+        torch.save(content, memory)
         with replacing(written) as temporary:
-            torch.save(content, temporary)
+            temporary.write_bytes(memory.getbuffer())
         for name in best:
             with replacing(self.folder / name) as temporary:
                 try:

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from models import profile
 
 
+class UsageError(ValueError):
+    """A name, a flag or a flag's value that cannot be; the message says which can."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One way to run a network. Families add fields (an exit, a width, thresholds) by subclassing.
@@ -67,13 +71,13 @@ class AdaptiveModel(nn.Module):
         return logits, torch.full((len(images),), macs, dtype=torch.int64, device=images.device)
 
     def find_point(self, name: str) -> Point:
-        """The point called `name`. Raises ValueError with the closest names."""
+        """The point called `name`. Raises UsageError with the closest names."""
         for point in self.points:
             if point.name == name:
                 return point
         names = [point.name for point in self.points]
         close = difflib.get_close_matches(name, names, n=3) or names[:8]
-        raise ValueError(f"this network has no point {name!r}; it has {', '.join(close)}")
+        raise UsageError(f"this network has no point {name!r}; it has {', '.join(close)}")
 
     def point(self, which: Point | str | None = None) -> Point:
         """Resolve a point, its name, or None (the full network, which is the last point)."""

@@ -26,15 +26,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import models
-from models.adaptive import AdaptiveModel, CrossEntropy, Objective
+from models.adaptive import AdaptiveModel, CrossEntropy, Objective, UsageError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "ilsvrc": 1000}
 #: data sets whose networks are those of another data set
 SAME_NETWORKS = {"digits": "cifar10"}
-
-
-class UsageError(ValueError):
-    """A name, a flag or a flag's value that cannot be; the message says which can."""
 
 
 @dataclass(frozen=True)

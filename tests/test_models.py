@@ -1,0 +1,122 @@
+"""What every registered network must keep, whatever its family: a new one cannot escape these."""
+
+import pytest
+import torch
+
+from models import create_model, create_objective, list_models, profile, registry
+from models.adaptive import Point
+
+SIDES = {"cifar10": 32, "cifar100": 32, "ilsvrc": 224}
+
+
+def built_on_meta(entry):
+    with torch.device("meta"):
+        return create_model(entry.name, entry.dataset)
+
+
+every_network = pytest.mark.parametrize("entry", registry.entries(), ids=lambda e: f"{e.dataset}-{e.name}")
+
+
+@every_network
+def test_a_training_step_reaches_every_parameter_and_never_waits_for_the_device(entry):
+    """On the meta device there are no values: reading one, as .item() or an if would, raises."""
+    model, objective = built_on_meta(entry), create_objective(entry.name, entry.dataset)
+    side = SIDES[entry.dataset]
+    with torch.device("meta"):
+        images = torch.empty(4, 3, side, side)
+        labels = torch.zeros(4, dtype=torch.int64)
+        model.train()
+        groups = objective.begin_epoch(model, 0).groups
+        losses = 0
+        for loss in objective(model, images, labels):
+            loss.backward()
+            losses += 1
+    assert losses >= 1
+    trained = [parameter for group in groups for parameter in group["params"]]
+    missing = [n for n, p in model.named_parameters() if p.grad is None and any(p is t for t in trained)]
+    assert not missing
+    assert len({id(p) for p in trained}) == len(trained), "a parameter in two groups would be stepped twice"
+    assert {"loss", "top1", "top5"} <= objective.means.sums.keys()
+
+
+@every_network
+def test_points_have_names_of_their_own_and_run(entry):
+    model = built_on_meta(entry)
+    points = model.points
+    assert len({point.name for point in points}) == len(points)
+    assert model.point(None) == points[-1]
+    assert all(isinstance(point, Point) and model.point(point.name) == point for point in points)
+    with pytest.raises(ValueError, match="nowhere"):
+        model.point("nowhere")
+
+
+@every_network
+def test_flags_are_documented(entry):
+    flags = entry.model_flags() + entry.objective_flags()
+    assert not [flag.name for flag in flags if not flag.help]
+    assert entry.summary
+
+
+def test_a_name_means_the_network_of_its_dataset():
+    cifar, ilsvrc = (create_model("ResNet34_SingleShared", dataset) for dataset in ("cifar100", "ilsvrc"))
+    assert cifar.conv1.kernel_size != ilsvrc.conv1.kernel_size
+
+
+def test_an_unknown_name_answers_with_the_closest():
+    with pytest.raises(registry.UsageError, match="ResNet56_DoubleShared"):
+        create_model("resnet56_doubleshare")
+    with pytest.raises(registry.UsageError, match="ilsvrc"):
+        create_model("ResNet50_SharedSingle", "cifar10")
+
+
+def test_an_unknown_flag_answers_with_those_there_are():
+    with pytest.raises(registry.UsageError, match="did you mean shared_rank"):
+        create_model("ResNet56_DoubleShared", shared_ranks=8)
+    with pytest.raises(registry.UsageError, match="it has none"):
+        create_model("ResNet56", shared_rank=8)
+
+
+def test_patterns_find_networks():
+    found = list_models("resnet56_*shared", "cifar10")
+    assert "ResNet56_DoubleShared" in [entry.name for entry in found]
+    assert {entry.dataset for entry in found} == {"cifar10"}
+
+
+def test_macs_are_those_of_a_closed_form():
+    model = create_model("ResNet20")
+    macs = 32 * 32 * 9 * 3 * 16
+    for channels, side in ((16, 32), (32, 16), (64, 8)):
+        macs += 6 * side * side * 9 * channels * channels
+    macs -= sum(side * side * 9 * channels * channels // 2 for channels, side in ((32, 16), (64, 8)))
+    macs += 64 * 10
+    assert profile.count_macs(model, (3, 32, 32)) == macs
+
+
+def test_counting_leaves_the_network_as_it_was():
+    model = create_model("ResNet20").train()
+    model.layer1.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    profile.count_macs(model, (3, 32, 32))
+    profile.count_thop(model, (3, 32, 32))
+    assert model.training
+    assert not model.layer1.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_thop_agrees_where_modules_are_shared():
+    """ultralytics-thop adds activations and pooling, at most a few percent; the original thop says 63 times as much."""
+    model = create_model("ResNet56_DoubleShared", shared_rank=16)
+    assert profile.count_thop(model, (3, 32, 32)) == pytest.approx(profile.count_macs(model, (3, 32, 32)), rel=0.05)
+
+
+def test_infer_says_what_each_image_cost():
+    model = create_model("ResNet20").eval()
+    logits, macs = model.infer(torch.zeros(3, 3, 32, 32), "full")
+    assert logits.shape == (3, 10)
+    assert macs.tolist() == [profile.count_macs(model, (3, 32, 32))] * 3
+
+
+def test_latency_has_its_circumstances():
+    timing = profile.latency(create_model("ResNet20"), (3, 32, 32), batch=2, seconds=0.01)
+    assert 0 < timing.low <= timing.median <= timing.high
+    assert (timing.batch, timing.device, timing.threads) == (2, "cpu", torch.get_num_threads())

@@ -1,0 +1,312 @@
+"""The scripts through the command line, as users run them: flags, outputs, kills, and every mistake in one sentence."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+import eval_cifar10
+import report
+import train_cifar10
+import utils
+from models import create_model
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--dataset=digits", "--subset=192", "--batch_size=32", "--model=ResNet20", "--lr=0.05"]
+
+
+def command(script, *flags):
+    return [sys.executable, str(ROOT / script), *map(str, flags)]
+
+
+def shell(script, *flags, **options):
+    return subprocess.run(command(script, *flags), capture_output=True, text=True, timeout=300, **options)
+
+
+def call(monkeypatch, capsys, script, *flags):
+    """Run a script's main in this process: exit code, what it printed, what it said on stderr."""
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+    code = 0
+    try:
+        cli.run(script.main)
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """An untrained ResNet20 in a file."""
+    torch.save(create_model("ResNet20").state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_training_then_evaluation_as_a_user_types_them(tmp_path):
+    flags = ["--model=ResNet32_SingleShared", "--shared_rank=8", "--unique_rank=1", "--lambdaR=10", "--momentum=0.9"]
+    more = ["--dataset=digits", "--subset=64", "--batch_size=32", "--weight-decay=5e-4", "--epochs=1"]
+    done = shell("train_cifar10.py", *flags, *more, f"--save={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert "Training_Acc_Top1 = " in done.stdout
+    assert "Best_Acc_top1 = " in done.stdout
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["flags"]["shared_rank"] == 8
+    assert record["flags"]["weight_decay"] == 5e-4
+    assert {"command", "code", "torch", "device", "threads"} <= record.keys()
+    judged = shell("eval_cifar10.py", f"--pretrained={tmp_path}/run/best.pth", f"--report={tmp_path}/report")
+    assert judged.returncode == 0, judged.stderr
+    assert "Eval_Acc_top1 = " in judged.stdout
+    assert "150,666" in judged.stdout, "the file knows its own model and ranks"
+    rows = json.loads((tmp_path / "report" / "evaluation.json").read_text())["rows"]
+    assert rows[0]["macs"] == 47_628_928
+    assert (tmp_path / "report" / "accuracy-macs.png").stat().st_size > 5000
+
+
+def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits(tmp_path):
+    flags = [*QUICK, "--epochs=3", "--checkpoint_steps=2"]
+    straight = shell("train_cifar10.py", *flags, f"--save={tmp_path}/straight")
+    assert straight.returncode == 0, straight.stderr
+    killed = subprocess.Popen(
+        command("train_cifar10.py", *flags, f"--save={tmp_path}/killed"), stdout=subprocess.DEVNULL
+    )
+    last = tmp_path / "killed" / "last.pth"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and killed.poll() is None:
+        if last.exists() and torch.load(last, weights_only=True)["training"]["step"] > 0:
+            break
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    resumed = shell("train_cifar10.py", *flags, f"--save={tmp_path}/killed", "--resume=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming" in resumed.stdout
+    one, two = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("straight", "killed"))
+    for key, value in one["net_state_dict"].items():
+        assert torch.equal(value, two["net_state_dict"][key]), key
+    assert one["training"]["best"] == two["training"]["best"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
+    run = subprocess.Popen(
+        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None:
+        time.sleep(0.05)
+    run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    assert "--resume=auto" in out
+    assert "Traceback" not in err
+    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["training"]["epoch"] >= 1
+
+
+def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
+    run = subprocess.Popen(
+        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in err
+    torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
+    first = utils.Run(tmp_path, {}, None)
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *QUICK, f"--save={tmp_path}")
+    assert code == 1
+    assert "another run is writing" in err
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--model=ResNet56_DoubleShare"], "ResNet56_DoubleShared"),
+        (["--model=ResNet56", "--shared_rank=8"], "--shared_rank is no flag of ResNet56"),
+        (["--model=ResNet56_DoubleShared", "--shared_rank=0"], "shared_rank 0"),
+        (["--model=ResNet56_DoubleShared", "--shared_rank=2000"], "shared_rank 2000"),
+        (["--model=ResNet56_DoubleShared", "--unique_rank=0"], "unique_rank 0"),
+        (["--batch_size=0"], "--batch_size: 0 is not at least 1"),
+        (["--lr=-1"], "--lr: -1 is not above 0"),
+        (["--epochs=many"], "--epochs"),
+        (["--dataset=cifar11"], "cifar11"),
+        (["--lr_steps=150"], "--lr_steps"),
+        (["--momentun=0.9"], "did you mean --momentum"),
+        (["@recipes/none"], "recipes/none"),
+    ],
+)
+def test_an_impossible_command_is_one_sentence_and_exit_code_2(monkeypatch, capsys, flags, sentence):
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags)
+    assert code == 2
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_what_fails_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys, checkpoint):
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(checkpoint.read_bytes()[:1000])
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "data" / "cifar-10-batches-bin").mkdir(parents=True)
+    (tmp_path / "data" / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(b"x" * 100)
+    cases = [
+        (train_cifar10, [*QUICK, "--dataset=cifar10", f"--dataset_path={tmp_path}/nowhere"], "nowhere"),
+        (train_cifar10, [*QUICK, "--dataset=cifar10", f"--dataset_path={tmp_path}/data"], "data_batch"),
+        (train_cifar10, [*QUICK, f"--pretrained={cut}"], "truncated"),
+        (train_cifar10, [*QUICK, f"--save={tmp_path}/r", f"--resume={cut}"], "truncated"),
+        (train_cifar10, [*QUICK, f"--save={tmp_path}/r", f"--resume={checkpoint}"], "--pretrained"),
+        (train_cifar10, [*QUICK, f"--save={tmp_path}/r", "--resume=nothing.pth"], "no checkpoint nothing.pth"),
+        (train_cifar10, [*QUICK, f"--save={checkpoint}/below"], "cannot use the folder"),
+        (eval_cifar10, ["--dataset=digits", "--model=ResNet20", f"--pretrained={tmp_path}/empty.pth"], "is empty"),
+        (
+            eval_cifar10,
+            ["--dataset=digits", "--model=ResNet32", f"--pretrained={checkpoint}"],
+            "not a checkpoint of this",
+        ),
+        (eval_cifar10, ["--dataset=digits", "--model=ResNet20", f"--pretrained={tmp_path}"], "is a folder"),
+    ]
+    for script, flags, sentence in cases:
+        code, _, err = call(monkeypatch, capsys, script, *flags)
+        assert code == 1, (flags, err)
+        assert sentence in err, flags
+        assert len(err.strip().splitlines()) == 1, flags
+
+
+def test_an_evaluation_needs_weights_and_points_that_exist(monkeypatch, capsys, checkpoint):
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, "--model=ResNet20")
+    assert (code, "--pretrained is missing" in err) == (2, True)
+    flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", "--point=exit3"]
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags)
+    assert code == 2
+    assert "no point 'exit3'" in err
+
+
+def test_a_run_of_other_flags_is_not_continued(tmp_path, monkeypatch, capsys):
+    call(monkeypatch, capsys, train_cifar10, *QUICK, "--epochs=1", f"--save={tmp_path}/run")
+    before = (tmp_path / "run" / "last.pth").read_bytes()
+    flags = [*QUICK, "--epochs=1", f"--save={tmp_path}/run"]
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags)
+    assert (code, "--resume=auto" in err) == (1, True)
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--lr=0.5", "--resume=auto")
+    assert (code, "--lr was 0.05 and is 0.5" in err) == (1, True)
+    assert (tmp_path / "run" / "last.pth").read_bytes() == before
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("good")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(utils.UserError, match="the disk is full"), utils.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "good"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="needs to mount a small disk")
+def test_a_disk_that_fills_up_while_saving_keeps_the_old_checkpoint(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        run = utils.Run(disk, {}, None)
+        run.save({"weights": torch.zeros(400_000)})
+        with pytest.raises(utils.UserError, match="the disk is full"):
+            run.save({"weights": torch.zeros(4_000_000)})
+        assert torch.load(disk / "last.pth", weights_only=True)["weights"].shape == (400_000,)
+        run.close()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_help_shows_the_flags_of_the_model(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, "--model=ResNet32_SharedOnly", "--help")
+    assert code == 0
+    assert "--shared_rank" in out
+    assert "--unique_rank " not in out
+    assert "--lambdaR" in out
+
+
+def test_lists(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, "--list_models", "ResNet56*")
+    assert code == 0
+    assert "ResNet56_DoubleShared            cifar10   shared_basis      319,226" in out
+    code, out, _ = call(monkeypatch, capsys, eval_cifar10, "--list_checkpoints")
+    assert "ResNet56-S16U1-Double" in out
+
+
+def test_hyphens_count_as_underscores_and_files_hold_arguments(tmp_path):
+    (tmp_path / "args").write_text("--shared-rank=8  # eight\n--model=ResNet32_SharedOnly\n")
+    args = cli.parse(train_cifar10.SCRIPT, [f"@{tmp_path}/args", "--batch-size", "7"])
+    assert (args.model, args.model_flags, args.batch_size) == ("ResNet32_SharedOnly", {"shared_rank": 8}, 7)
+
+
+def test_the_published_defaults():
+    args = cli.parse(train_cifar10.SCRIPT, [])
+    expected = {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "batch_size": 256,
+        "epochs": 300,
+        "visible_device": "0",
+    }
+    assert {name: getattr(args, name) for name in expected} == expected
+    assert args.model == "ResNet56_DoubleShared"
+    assert args.model_flags == {"shared_rank": 16, "unique_rank": 1}
+    assert args.objective_flags["lambdaR"] == 10
+    assert args.lr_steps == ((150, 0.1), (225, 0.01))
+
+
+def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, monkeypatch, capsys, checkpoint):
+    for name in ("one", "two"):
+        flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", f"--report={tmp_path}/{name}"]
+        assert call(monkeypatch, capsys, eval_cifar10, *flags)[0] == 0
+    flags = ["compare", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both"]
+    code, out, _ = call(monkeypatch, capsys, report, *flags)
+    assert code == 0
+    assert out.count("ResNet20") == 2
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"compare.csv", "compare.png", "compare.svg"}
+    code, _, err = call(monkeypatch, capsys, report, "compare", tmp_path, "--out", tmp_path / "both")
+    assert (code, "no evaluation" in err) == (1, True)
+
+
+def test_when_no_source_works_only_the_demonstration_falls_back_loudly(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(
+        train_cifar10.dataloader, "_from_university", lambda *args: (_ for _ in ()).throw(OSError("offline"))
+    )
+    flags = [*QUICK, "--dataset=cifar10", f"--dataset_path={tmp_path}/data", "--epochs=1", f"--save={tmp_path}/run"]
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags)
+    assert code == 1
+    assert "offline" in err
+    assert "npm" in err
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, *flags, "--fallback=digits")
+    assert code == 0
+    assert "NOT cifar10" in out
+    shutil.rmtree(tmp_path / "run")
