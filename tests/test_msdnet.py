@@ -1,6 +1,7 @@
 """Multi-scale dense networks: parity with the reference, laziness, thresholds, early exits, bad configurations."""
 
 import copy
+import re
 import warnings
 
 import numpy as np
@@ -84,6 +85,58 @@ def test_the_authors_counter_gives_the_references_costs(name):
     if "per_exit_params" in fixture:
         assert [cost.params for cost in costs] == fixture["per_exit_params"]
     assert model.published_flops("authors", model.image_shape, "exit2") == fixture["per_exit_macs"][1]
+
+
+# measured on the reference code for the specification: millions by the authors' counter, parameters
+PUBLISHED_COSTS = [
+    ("cifar10-even-b7-base4-step2", "15.13 25.48 37.06 46.28 57.28 66.89 75.86", 2_986_690),
+    (
+        "cifar100-even-b11-base4-step2",
+        "15.14 25.51 37.79 52.06 62.18 74.07 87.73 100.04 110.12 121.68 134.71",
+        5_597_760,
+    ),
+    ("cifar100-lin_grow-b4-base1-step1", "6.86 14.35 26.13 38.04", 1_419_516),
+    ("cifar100-lin_grow-b6-base1-step1", "6.86 14.35 27.29 46.56 67.43 89.09", 2_852_392),
+    (
+        "cifar100-lin_grow-b8-base1-step1",
+        "6.86 14.35 27.29 48.45 81.57 112.64 152.92 192.69",
+        5_310_564,
+    ),
+    ("ilsvrc-even-b5-base6-step6", "514.66 1171.18 1844.52 2501.40 2742.06", 56_529_304),
+    ("ilsvrc-even-b5-base7-step7", "615.69 1436.39 2283.21 2967.42 3253.79", 62_314_472),
+    ("ilsvrc-even-b5-base7-step4", "630.20 964.20 1335.31 1622.93 1743.71", 31_096_088),
+    ("ilsvrc-even-b5-base10-step7", "973.39 1887.38 2819.93 3579.82 3891.41", 80_217_816),
+]
+
+
+def configured(name, text):
+    dataset, stepmode, *numbers = text.split("-")
+    blocks, base, step = (int(re.sub("[a-z]", "", number)) for number in numbers)
+    flags = {"nChannels": 32, "growthRate": 16} if dataset == "ilsvrc" else {"nChannels": 16}
+    with torch.device("meta"):
+        return create_model(name, dataset, nBlocks=blocks, base=base, step=step, stepmode=stepmode, **flags)
+
+
+@pytest.mark.parametrize(("text", "millions", "params"), PUBLISHED_COSTS)
+def test_costs_and_parameters_are_those_of_the_published_networks(text, millions, params):
+    model = configured("msdnet", text)
+    assert " ".join(f"{cost.total / 1e6:.2f}" for cost in authors_costs(model)) == millions
+    assert profile.count_params(model) == params
+
+
+@pytest.mark.parametrize(
+    ("step", "millions", "params", "trained"),
+    [
+        (4, "339.90 686.23 1009.63 1256.55 1363.73", 29_152_240, 5_193_800),
+        (6, "514.66 1172.27 1846.60 2505.25 2747.49", 65_190_440, 8_661_136),
+        (7, "615.69 1437.67 2285.71 2970.98 3259.30", 71_159_728, 8_845_256),
+    ],
+)
+def test_costs_of_stage_two_are_those_of_the_published_networks(step, millions, params, trained):
+    model = configured("IMTA_MSDNet", f"ilsvrc-even-b5-base{step}-step{step}")
+    assert " ".join(f"{cost.total / 1e6:.2f}" for cost in authors_costs(model)) == millions
+    assert profile.count_params(model) == params
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
 
 
 def train_once(model, fixture, **flags):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,17 +41,23 @@ def authors_costs(model, shape: Sequence[int] | None = None) -> list[Cost]:
     Args:
         shape: (channels, height, width) of an image; by default what the network is made for.
     """
-    model = copy.deepcopy(model).to("meta").eval()
-    images = torch.empty(1, *(shape or model.image_shape), device="meta")
-    counter = _Counter(model)
-    totals, params = [], []
-    for _ in _run_everything(model, images):
-        totals.append(counter.macs)
-        params.append(counter.params)
+    model, images, counter = _prepare(model, shape)
+    totals = list(_totals(model, images, counter))
     exits = range(1, model.exits + 1)
     single = [counter.during(lambda k=k: model.all_logits(images, [k])) for k in exits]
     together = [counter.during(lambda k=k: model.all_logits(images, range(1, k + 1))) for k in exits]
-    return [Cost(*row) for row in zip(totals, single, together, params, strict=True)]
+    return [Cost(total, one, all, params) for (total, params), one, all in zip(totals, single, together, strict=True)]
+
+
+def published_total(model, shape: Sequence[int], exit: int) -> int:
+    """What the authors print as the cost of an exit: `Cost.total`."""
+    *_, (total, _) = itertools.islice(_totals(*_prepare(model, shape)), exit)
+    return total
+
+
+def _prepare(model, shape: Sequence[int] | None):
+    model = copy.deepcopy(model).to("meta").eval()
+    return model, torch.empty(1, *(shape or model.image_shape), device="meta"), _Counter(model)
 
 
 class _Counter:
@@ -81,8 +87,8 @@ class _Counter:
         return self.macs - before
 
 
-def _run_everything(model, images: Tensor):
-    """Forward without lazy evaluation, as the authors' networks; pauses behind every exit's head."""
+def _totals(model, images: Tensor, counter: _Counter) -> Iterator[tuple[int, int]]:
+    """MACs and parameters behind every exit, run without lazy evaluation as the authors' networks do."""
     trunk = model.trunk
     maps, carry = trunk.stem(images), None
     parts = iter(zip(trunk.layout.parts, trunk.parts, strict=True))
@@ -90,4 +96,4 @@ def _run_everything(model, images: Tensor):
         for part, module in itertools.islice(parts, len(block)):
             module.advance(maps, range(trunk.layout.scales - 1, part.finest_out - 1, -1))
         _, carry = model.head(exit, maps[-1], carry)
-        yield exit
+        yield counter.macs, counter.params

@@ -184,7 +184,7 @@ class MultiExit(AdaptiveModel):
         """Costs as every family counts them, and `authors`: as the tables of this family do (see `counting`)."""
         point = self.point(point)
         if convention == "authors" and isinstance(point, Exit):
-            return counting.authors_costs(self, shape)[point.exit - 1].total
+            return counting.published_total(self, shape, point.exit)
         return super().published_flops(convention, shape, point)
 
     @property
