@@ -97,6 +97,10 @@ class Controller(nn.Module):
         favour_open(self.gate)
         self.category = CategoryHead(HIDDEN, num_groups) if num_groups else None
 
+    def deciding_layers(self) -> list[nn.Linear]:
+        """All layers but the category head."""
+        return [self.embed, *([self.state] if self.has_state else []), self.gate]
+
     def forward(self, x: Tensor, previous: Tensor | None) -> Decision:
         """Decide from the block's input (images, channels, height, width) and the previous hidden state."""
         with full_precision(x):

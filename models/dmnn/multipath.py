@@ -39,7 +39,7 @@ class MultiPathBlock(GatedBlock):
         return self.paths[index].modules()
 
     def layers_of_gates(self):
-        return self.controller.modules()
+        return self.controller.deciding_layers()
 
     def add_paths(self, x, gates):
         if self.training:

@@ -83,6 +83,23 @@ class Costs:
         return sum(map(sum, self.paths))
 
 
+def gather(x: Tensor, which: Tensor) -> Tensor:
+    """The images `which` of x, in x's memory layout.
+
+    Indexing the memory in its own order is ten times faster on a CPU than indexing a channels-last tensor.
+    """
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, which).permute(0, 3, 1, 2)
+    return x.index_select(0, which)
+
+
+def add_to(out: Tensor, which: Tensor, y: Tensor) -> None:
+    """Add y to the images `which` of out, in place; in memory order for the same reason."""
+    if out.is_contiguous(memory_format=torch.channels_last):
+        out, y = out.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
+    out.index_add_(0, which, y)
+
+
 class GatedBlock(nn.Module):
     """A block of gated paths around a shortcut: y = finish(shortcut(x) + sum over open paths of path(x)).
 
@@ -118,7 +135,7 @@ class GatedBlock(nn.Module):
         raise TypeError(f"{type(self).__name__} does not implement layers_of_path")
 
     def layers_of_gates(self) -> Iterable[nn.Module]:
-        """The layers whose cost is that of deciding."""
+        """The layers that decide; each sees one vector of an image, so that it costs as many MACs as it has weights."""
         raise TypeError(f"{type(self).__name__} does not implement layers_of_gates")
 
     def forward(self, x: Tensor, gates: Tensor, execution: Execution, sure: bool = False) -> Tensor:
@@ -153,7 +170,7 @@ class GatedBlock(nn.Module):
             elif counts[j]:
                 which = gates[:, j].nonzero_static(size=counts[j]).flatten()
                 out = out.clone() if out is x else out
-                out.index_add_(0, which, self.path(j, x.index_select(0, which)))
+                add_to(out, which, self.path(j, gather(x, which)))
         return self.finish(out)
 
 
@@ -263,15 +280,16 @@ class GatedNetwork(AdaptiveModel):
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 layer.register_forward_hook(note)
         with torch.no_grad():
-            clone(torch.empty(1, *shape, device="meta"), GatedPoint("counted", execution="masked"))
+            clone(torch.empty(1, *shape, device="meta"), ALL_PATHS)
 
         def total(layers: Iterable[nn.Module]) -> int:
             return sum(macs.get(layer, 0) for layer in layers)
 
         blocks = list(clone.gated_blocks())
         paths = tuple(tuple(total(block.layers_of_path(j)) for j in range(block.num_paths)) for block in blocks)
-        controllers = sum(total(block.layers_of_gates()) for block in blocks)
-        return Costs(sum(macs.values()) - controllers - sum(map(sum, paths)), controllers, paths)
+        deciding = [layer for block in blocks if not block.always for layer in block.layers_of_gates()]
+        controllers = sum(layer.weight.numel() for layer in deciding)
+        return Costs(sum(macs.values()) - sum(map(sum, paths)), controllers, paths)
 
     def fold(self):
         """A copy for inference: batch norms inside the convolutions, no category heads."""
