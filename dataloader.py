@@ -117,7 +117,7 @@ class Batches:
 
 
 class Normalise:
-    """uint8 images (N, H, W, 3 or more) to float32 (N, 3, H, W) in channels-last layout; further bytes are left out.
+    """uint8 images (N, 3, H, W) to float32 in channels-last layout.
 
     The arithmetic is torchvision's (ToTensor, Normalize) in the same order, so its results are the same bits.
     """
@@ -129,9 +129,9 @@ class Normalise:
         )
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        images = pixels[..., :3].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        images.flatten(2).div_(255).sub_(self.mean).div_(self.std)
-        return images.permute(0, 3, 1, 2)
+        images = pixels.to(torch.float32, memory_format=torch.channels_last)
+        images.permute(0, 2, 3, 1).flatten(2).div_(255).sub_(self.mean).div_(self.std)
+        return images
 
 
 # Images in memory
@@ -159,6 +159,11 @@ def augment(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: in
         rows, columns = ((side - 1) - ((side - 1) - (at - padding).abs()).abs() for at in (rows, columns))
     where = rows[:, :, None] * words.shape[-1] + columns[:, None, :]
     return words.flatten(1).gather(1, where.flatten(1)).view(count, side, side, 1).view(torch.uint8)
+
+
+def _planes(pixels: Tensor) -> Tensor:
+    """View uint8 (N, S, S, 4) as its colours (N, 3, S, S)."""
+    return pixels[..., :3].permute(0, 3, 1, 2)
 
 
 class MemoryBatches(Batches):
@@ -213,12 +218,13 @@ class MemoryBatches(Batches):
             if self.padding or self.mirror:
                 top, left, flip = (values[part] for values in changes)
                 pixels = augment(pixels, top, left, flip, self.padding, self.padding_mode)
-            yield self.normalise(pixels), self.labels.index_select(0, which)
+            yield self.normalise(_planes(pixels)), self.labels.index_select(0, which)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._to_device(self.index)
         for part in self._batches(self.index, training=False):
-            yield self.normalise(self.pixels.index_select(0, order[part])), self.labels.index_select(0, order[part])
+            pixels = self.pixels.index_select(0, order[part])
+            yield self.normalise(_planes(pixels)), self.labels.index_select(0, order[part])
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         values = torch.from_numpy(np.ascontiguousarray(values))
@@ -881,7 +887,7 @@ def decode(blob: bytes) -> Tensor:
 
 
 class _Decoded(torch.utils.data.Dataset):
-    """What worker processes run: keys (epoch or None, index) to (uint8 image (S, S, 3) or None, label, complaints)."""
+    """What worker processes run: keys (epoch or None, index) to (uint8 image (3, S, S) or None, label, complaints)."""
 
     tries = 20  # neighbours that may stand in for an unreadable image in training
 
@@ -902,15 +908,23 @@ class _Decoded(torch.utils.data.Dataset):
             if epoch is None:
                 pixels = self.test(pixels)
             else:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
-                    pixels = self.train(pixels)
-            return pixels.permute(1, 2, 0), int(self.source.labels[which]), complaints
+                pixels = self._draw(pixels, epoch, index)
+            return pixels, int(self.source.labels[which]), complaints
         return None, -1, complaints
+
+    def _draw(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
+        """Augment as this image of this epoch is; the state of torch's generator stays as it was."""
+        generator = torch.random.default_generator
+        state = generator.get_state()
+        generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
+        try:
+            return self.train(pixels)
+        finally:
+            generator.set_state(state)
 
 
 def _collate(samples: list[tuple[Tensor | None, int, list]]) -> tuple[Tensor | None, Tensor, list[tuple[str, str]]]:
-    """uint8 (N, S, S, 3), int64 (N,), and what could not be read."""
+    """uint8 (N, 3, S, S), int64 (N,), and what could not be read."""
     complaints = [complaint for _, _, found in samples for complaint in found]
     pixels = [image for image, _, _ in samples]
     labels = torch.tensor([label for _, label, _ in samples])
