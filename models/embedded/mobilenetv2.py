@@ -1,0 +1,264 @@
+"""MobileNetV2 with networks inside: `MobileNetV2_skip` (two networks) and `MobileNetV2_ADN` (32 patterns)."""
+
+from __future__ import annotations
+
+import re
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.embedded.network import Embedded, SubPath, patterns, two_networks
+from models.embedded.objectives import EmbeddedLoss, SubPathLoss
+from models.embedded.resnet import first_block_path, sub_path
+from models.layers import Block, InvertedResidual
+from models.registry import register
+from models.trunks import (
+    CIFAR10_TRAINING,
+    CIFAR100_TRAINING,
+    ILSVRC_MOBILENET_TRAINING,
+    MOBILENETV2_STAGES,
+)
+
+# Two networks in one
+
+
+class SkipMobileNetV2(Embedded):
+    """MobileNetV2 as the authors of Net_RL2_dynamic wrote it, with a low-cost network inside.
+
+    All blocks are in one list, `layers`; the stages of three blocks and more can be skipped. Strides of 1 have a
+    shortcut always, through a 1x1 convolution where widths differ; ReLU, not ReLU6, but for the last of ImageNet's.
+
+    Args:
+        small: for 32x32 images instead of 224x224.
+    """
+
+    norms_of = (("conv1", "bn1"), ("conv2", "bn2"))
+
+    def __init__(self, small: bool, num_classes: int):
+        super().__init__()
+        self.small = small
+        self.conv1 = nn.Conv2d(3, 32, 3, 1 if small else 2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        blocks, in_channels, self.starts, paths = [], 32, [], []
+        for number, (expansion, channels, count, stride) in enumerate(MOBILENETV2_STAGES, start=1):
+            if small and number == 2:
+                stride = 1
+            path = SubPath(tuple(range(count)), ())
+            if count >= 3:
+                # the authors' two files round differently: 2, 2, 2, 2 blocks less on CIFAR, 1, 2, 1, 1 on ImageNet
+                path = first_block_path(count, round(count / 2) if small else count // 2)
+                self.starts.append(len(blocks))
+                paths.append(path)
+            for index in range(count):
+                stand_ins = ("conv3", "bn3") if index in path.switched else ()
+                step = stride if index == 0 else 1
+                blocks.append(InvertedResidual(in_channels, channels, step, expansion, "always", stand_ins))
+                in_channels = channels
+        self.layers = nn.Sequential(*blocks)
+        self.paths = tuple(paths)
+        self.points = two_networks(len(paths))
+        self.conv2 = nn.Conv2d(320, 1280, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(1280)
+        if small:
+            self.linear = nn.Linear(1280, num_classes)
+            self.linear_skip = nn.Linear(1280, num_classes)  # in the authors' checkpoints, but used by none
+        else:
+            self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
+
+    def stages(self):
+        blocks = list(self.layers)
+        ends = [*self.starts[1:], len(blocks) - 1]
+        return [blocks[start:end] for start, end in zip(self.starts, ends, strict=True)]
+
+    def enter(self, images, skip):
+        x = F.relu(self.bn1(self.conv1(images)))
+        for block in list(self.layers)[: self.starts[0]]:
+            x = block(x)
+        return x
+
+    def leave(self, x, skip):
+        x = self.bn2(self.conv2(self.layers[-1](x)))
+        x = F.relu(x) if self.small else F.relu6(x)
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.linear(x) if self.small else self.classifier(x)
+
+
+#: 300 epochs, batch 128, weight decay 4e-5 (Net_RL2_dynamic, train_cifar100_distilliation.py)
+CIFAR100_MOBILENET = {**CIFAR100_TRAINING, "batch_size": 128, "weight_decay": 4e-5}
+CIFAR10_MOBILENET = {
+    **CIFAR10_TRAINING,
+    "epochs": 350,
+    "lr_steps": "150:0.1,250:0.01",
+    "batch_size": 128,
+    "weight_decay": 4e-5,
+}
+ILSVRC_MOBILENET = {**ILSVRC_MOBILENET_TRAINING, "lr_steps": "150:0.1,225:0.01"}
+
+
+@register("MobileNetV2_skip", ("cifar10",), EmbeddedLoss, CIFAR10_MOBILENET)
+@register("MobileNetV2_skip", ("cifar100",), EmbeddedLoss, CIFAR100_MOBILENET)
+def mobilenetv2_skip(num_classes: int, from_plain: bool = False) -> SkipMobileNetV2:
+    """MobileNetV2 for 32x32 images with a low-cost network of 9 of its 17 blocks inside.
+
+    Args:
+        from_plain: accept the file of a plain network; what the low-cost network has alone starts as a copy.
+    """
+    model = SkipMobileNetV2(True, num_classes)
+    model.from_plain = from_plain
+    return model
+
+
+@register("MobileNetV2_skip", ("ilsvrc",), EmbeddedLoss, ILSVRC_MOBILENET)
+def mobilenetv2_skip_ilsvrc(num_classes: int, from_plain: bool = False) -> SkipMobileNetV2:
+    """MobileNetV2 for 224x224 images with a low-cost network of 12 of its 17 blocks inside.
+
+    Args:
+        from_plain: accept the file of a plain network; what the low-cost network has alone starts as a copy.
+    """
+    model = SkipMobileNetV2(False, num_classes)
+    model.from_plain = from_plain
+    return model
+
+
+# Skippable sub-paths
+
+
+class ConvNorm(Block):
+    """Convolution, norm, and ReLU6 where it is not the last of its block."""
+
+    norms_of = (("conv_layer", "norm"),)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: bool = True,
+        switched: bool = False,
+    ):
+        super().__init__()
+        padding = size // 2
+        self.conv_layer = nn.Conv2d(in_channels, out_channels, size, stride, padding, groups=groups, bias=False)
+        nn.init.kaiming_normal_(self.conv_layer.weight, mode="fan_out")
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.activation = activation
+        self.add_stand_ins(("norm",) if switched else ())
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        x = self.layer("norm", skip)(self.conv_layer(x))
+        return F.relu6(x) if self.activation else x
+
+
+class SwitchedInvertedResidual(nn.Module):
+    """torchvision's block, each norm in two versions where the block is mandatory: no expansion at 1, ReLU6.
+
+    Args:
+        switched: whether there are second norms.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, switched: bool):
+        super().__init__()
+        channels = expansion * in_channels
+        expand = [ConvNorm(in_channels, channels, switched=switched)] if expansion != 1 else []
+        self.conv = nn.ModuleList(
+            [
+                *expand,
+                ConvNorm(channels, channels, 3, stride, groups=channels, switched=switched),
+                ConvNorm(channels, out_channels, activation=False, switched=switched),
+            ]
+        )
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        out = x
+        for layer in self.conv:
+            out = layer(out, skip)
+        return out + x if self.residual else out
+
+
+class AdaptiveDepthMobileNetV2(Embedded):
+    """torchvision's MobileNetV2 whose five middle stages can each skip their second sub-path.
+
+    First convolution and first block follow the first letter of a pattern, the block of 320 channels and the last
+    convolution the last letter. Without a pattern the full network runs, unlike in the authors' code.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        first, *middle, last = MOBILENETV2_STAGES
+        parts = [ConvNorm(3, 32, 3, 2, switched=True)]
+        parts.append(SwitchedInvertedResidual(32, first[1], 1, first[0], switched=True))
+        in_channels, paths = first[1], []
+        for expansion, channels, count, stride in middle:
+            path, stage = sub_path(count), []
+            for index in range(count):
+                step, switched = stride if index == 0 else 1, index in path.switched
+                stage.append(SwitchedInvertedResidual(in_channels, channels, step, expansion, switched))
+                in_channels = channels
+            parts.append(nn.Sequential(*stage))
+            paths.append(path)
+        parts.append(SwitchedInvertedResidual(in_channels, last[1], 1, last[0], switched=True))
+        parts.append(ConvNorm(last[1], 1280, switched=True))
+        self.features = nn.ModuleList(parts)
+        self.paths = tuple(paths)
+        self.points = patterns(self.stages(), paths, [stride for *_, stride in middle])
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
+        nn.init.normal_(self.classifier[1].weight, std=0.01)
+        nn.init.zeros_(self.classifier[1].bias)
+
+    def stages(self):
+        return list(self.features)[2:-2]
+
+    def followers(self):
+        stages = super().followers()
+        stages[0] += self.features[:2]
+        stages[-1] += self.features[-2:]
+        return stages
+
+    def enter(self, images, skip):
+        return self.features[1](self.features[0](images, skip), skip)
+
+    def leave(self, x, skip):
+        x = self.features[-1](self.features[-2](x, skip), skip)
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    def adapt_state_dict(self, state):
+        """torchvision numbers all blocks in one row, `features.0` to `features.18`."""
+        if "features.18.0.weight" in state:
+            state = {_from_torchvision(key): value for key, value in state.items()}
+        return super().adapt_state_dict(state)
+
+
+def _from_torchvision(key: str) -> str:
+    """features.4.conv.0.1.bias -> features.3.0.conv.0.norm.bias"""
+    found = re.fullmatch(r"features\.(\d+)\.(?:conv\.)?([\d.]+)\.(\w+)", key)
+    if not found:
+        return key
+    number, inside, tensor = int(found[1]), found[2], found[3]
+    if number in (0, 18):  # a convolution (0) and its norm (1)
+        return f"features.{min(number, 8)}.{('conv_layer', 'norm')[int(inside)]}.{tensor}"
+    layers = 2 if number == 1 else 3
+    layer, _, part = inside.partition(".")
+    if not part:  # the last convolution and its norm stand in the block itself
+        part, layer = str(int(layer) - layers + 1), str(layers - 1)
+    place = {1: "1", 17: "7"}.get(number)
+    if place is None:
+        stage, first = max((s, f) for s, f in zip(range(2, 7), (2, 4, 7, 11, 14), strict=True) if f <= number)
+        place = f"{stage}.{number - first}"
+    return f"features.{place}.conv.{layer}.{('conv_layer', 'norm')[int(part)]}.{tensor}"
+
+
+@register(
+    "MobileNetV2_ADN", ("ilsvrc",), SubPathLoss, {**ILSVRC_MOBILENET_TRAINING, "lr_steps": "150:0.1,225:0.01,285:0.001"}
+)
+def adaptive_depth_mobilenetv2(num_classes: int, from_plain: bool = False) -> AdaptiveDepthMobileNetV2:
+    """MobileNetV2 for 224x224 images whose five stages can each skip their second sub-path: FFFFF to TTTTT.
+
+    Args:
+        from_plain: accept the file of torchvision's MobileNetV2; second norms start as copies of the first.
+    """
+    model = AdaptiveDepthMobileNetV2(num_classes)
+    model.from_plain = from_plain
+    return model

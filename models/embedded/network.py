@@ -1,0 +1,266 @@
+"""Several networks in one: which blocks each of them runs, and what training, folding and loading need to know."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import folding, profile
+from models.adaptive import AdaptiveModel, Point
+from models.layers import bases_by_group
+
+
+@dataclass(frozen=True)
+class SkipPoint(Point):
+    """Which stages leave blocks out.
+
+    Args:
+        skip: one value a stage.
+        features: also return the outputs of all stages but the last, averaged over space: (N, channels) each.
+    """
+
+    skip: tuple[bool, ...] = ()
+    features: bool = False
+
+
+@dataclass(frozen=True)
+class SubPath:
+    """What a skipped stage still runs.
+
+    Args:
+        kept: indices of the blocks that run.
+        switched: those of them whose stand-ins (see `layers.Block`) take over.
+    """
+
+    kept: tuple[int, ...]
+    switched: tuple[int, ...]
+
+
+def two_networks(stages: int) -> tuple[SkipPoint, SkipPoint]:
+    """The points of a `*_skip` network: the low-cost network, and the full one."""
+    return SkipPoint("skip", skip=(True,) * stages), SkipPoint("full", skip=(False,) * stages)
+
+
+def patterns(stages: Sequence[Sequence[nn.Module]], paths: Sequence[SubPath], strides: Sequence[int]):
+    """The points of an `*_ADN` network: every pattern such as TTFF, cheapest first, equal ones by name.
+
+    Args:
+        strides: by how much each stage divides the resolution, needed to know what leaving a block out saves.
+    """
+    savings, area = [], 4 ** len(strides)  # blocks that can be left out have stride 1: one area for all of a stage
+    for blocks, path, stride in zip(stages, paths, strides, strict=True):
+        area //= stride**2
+        savings.append(area * sum(_weights(block) for i, block in enumerate(blocks) if i not in path.kept))
+    points = []
+    for skip in itertools.product((False, True), repeat=len(paths)):
+        saved = sum(itertools.compress(savings, skip))
+        points.append((-saved, "".join("FT"[skipped] for skipped in skip), skip))
+    return tuple(SkipPoint(name, skip=skip) for _, name, skip in sorted(points))
+
+
+def _weights(block: nn.Module) -> int:
+    return sum(module.weight.numel() for module in block.modules() if isinstance(module, nn.Conv2d))
+
+
+class Embedded(AdaptiveModel):
+    """A network whose stages can leave blocks out: several networks that share most of their weights.
+
+    Its points say for each stage whether it is skipped. A skipped stage runs only some of its blocks, and some of those
+    with stand-ins for a few of their layers; nothing else is executed. A family member implements `stages`, `enter` and
+    `leave`.
+    """
+
+    #: what each stage runs when it is skipped
+    paths: tuple[SubPath, ...] = ()
+    #: the classifier that has a stand-in which the network of all skipped stages uses, if there is one
+    own_classifier: str | None = None
+    #: whether the file of a network without sub-paths may be loaded
+    from_plain = False
+
+    @property
+    def watched(self):
+        return self.points[0], self.points[-1]
+
+    def stages(self) -> list[Sequence[nn.Module]]:
+        """The blocks of every stage that can be skipped, in order."""
+        raise TypeError(f"{type(self).__name__} does not implement stages")
+
+    def enter(self, images: Tensor, skip: bool) -> Tensor:
+        """What comes before the stages; `skip` is that of the first."""
+        raise TypeError(f"{type(self).__name__} does not implement enter")
+
+    def leave(self, x: Tensor, skip: bool) -> Tensor:
+        """From the stages' output to logits; `skip` is that of the last stage."""
+        raise TypeError(f"{type(self).__name__} does not implement leave")
+
+    def compute(self, images, point):
+        x, means = self.enter(images, point.skip[0]), []
+        for blocks, path, skip in zip(self.stages(), self.paths, point.skip, strict=True):
+            x = run(blocks, path, x, skip)
+            if point.features and len(means) + 1 < len(self.paths):
+                means.append(x.mean(dim=(2, 3)))
+        logits = self.leave(x, point.skip[-1])
+        return (logits, tuple(means)) if point.features else logits
+
+    def sweep(self, images, points):
+        """Points that begin alike share what they have in common, so all 16 patterns cost less than 16 passes."""
+        logits, inputs, before = {}, [], ()  # inputs[i]: what stage i reads, in the point under way
+        stages = self.stages()
+        for point in sorted(points, key=lambda point: point.skip):
+            shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(point.skip, before)))
+            del inputs[shared + 1 if shared else 0 :]
+            if not inputs:
+                inputs.append(self.enter(images, point.skip[0]))
+            for index in range(len(inputs) - 1, len(stages)):
+                inputs.append(run(stages[index], self.paths[index], inputs[index], point.skip[index]))
+            logits[point] = self.leave(inputs[-1], point.skip[-1])
+            before = point.skip
+        for point in points:
+            macs = profile.count_macs(self, images.shape[1:], point)
+            yield logits[point], images.new_full((len(images),), macs, dtype=torch.int64)
+
+    def find_point(self, name):
+        """The point called `name`; patterns may also be typed as their authors did, `True True False False`."""
+        words = name.replace(",", " ").split()
+        if words and set(words) <= {"True", "False"}:
+            name = "".join(word[0] for word in words)
+        last = self.points[-1].name
+        if set(last) != {"F"} or name in [point.name for point in self.points]:
+            return super().find_point(name)
+        example = "T" * (len(last) // 2) + "F" * (len(last) - len(last) // 2)
+        if set(name) <= {"T", "F"}:
+            problem = f"the pattern {name} has {len(name)} letters for {len(last)} stages"
+        else:
+            problem = f"{name!r} is no pattern"
+        raise ValueError(f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}")
+
+    # Which parts belong to one network alone
+
+    def own_layers(self, low: bool) -> list[nn.Module]:
+        """Convolutions, norms and classifier that exist for each network: those of the low-cost or of the full one."""
+        owners = [blocks[i] for blocks, path in zip(self.stages(), self.paths, strict=True) for i in path.switched]
+        layers = []
+        for owner in owners:
+            for name, module in owner.named_modules():
+                if name.endswith("_skip"):
+                    layers.append(module if low else owner.get_submodule(name.removesuffix("_skip")))
+        if self.own_classifier:
+            layers.append(getattr(self, f"{self.own_classifier}_skip" if low else self.own_classifier))
+        return layers
+
+    def skipped_blocks(self) -> list[nn.Module]:
+        """The blocks that a skipped stage leaves out."""
+        return [
+            block
+            for blocks, path in zip(self.stages(), self.paths, strict=True)
+            for index, block in enumerate(blocks)
+            if index not in path.kept
+        ]
+
+    def shared_bases(self) -> list[nn.Module]:
+        """Filter bases that all blocks of a group use."""
+        return list(itertools.chain(*bases_by_group(self)))
+
+    # Copies
+
+    def followers(self) -> list[list[nn.Module]]:
+        """For each stage the modules that are switched with it."""
+        return [list(blocks) for blocks in self.stages()]
+
+    def alone(self, point: Point | str | None = None) -> Embedded:
+        """A copy that holds the layers of one point only, and runs nothing else."""
+        skip = self.point(point).skip
+        model = copy.deepcopy(self)
+        model.__dict__.pop("_counts", None)  # what `profile` remembers of the network as it was
+        left_out = {
+            block: nn.Identity()
+            for blocks, path, skipped in zip(model.stages(), model.paths, skip, strict=True)
+            for index, block in enumerate(blocks)
+            if skipped and index not in path.kept
+        }
+        for modules, skipped in zip(model.followers(), skip, strict=True):
+            for module in modules:
+                settle(module, skipped)
+        _replace(model, left_out)
+        settle(model, skip[-1] and model.own_classifier is not None)
+        model.own_classifier = None
+        model.points = (SkipPoint("full", skip=(False,) * len(skip)),)
+        return model
+
+    def fold(self):
+        model = copy.deepcopy(self)
+        pairs = {}
+        for modules in model.followers():
+            for module in modules:
+                if any(name.endswith("_skip") for name, _ in module.named_modules()):
+                    pairs[module] = Pair(settle(copy.deepcopy(module), False), settle(copy.deepcopy(module), True))
+        _replace(model, pairs)
+        return folding.folded_copy(model)
+
+    # Files of other networks
+
+    def adapt_state_dict(self, state):
+        own = self.state_dict()
+        missing = [key for key in own if "_skip" in key and key not in state]
+        needed = [key for key in missing if not key.endswith("num_batches_tracked")]
+        if not needed:
+            return state
+        if any("_skip" in key for key in state):
+            return state  # another embedded network: the loader lists what is missing and what is too much
+        if not self.from_plain:
+            name = self.built_as[0] if hasattr(self, "built_as") else type(self).__name__
+            raise ValueError(
+                f"the file holds a network without sub-paths: {len(needed)} keys of {name} are missing "
+                f"({', '.join(needed[:3])}, ...); add --from_plain to start them as copies of the layers that they "
+                f"stand in for, or give a file of {name}"
+            )
+        print(f"a plain network's file: {len(needed)} *_skip tensors start as copies of what they stand in for")
+        sources = {key: key.replace("_skip", "") for key in missing}
+        return state | {key: state[source] for key, source in sources.items() if source in state}
+
+
+def run(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Tensor:
+    """One stage: all blocks, or those of the sub-path."""
+    if not skip:
+        for block in blocks:
+            x = block(x)
+        return x
+    blocks = list(blocks)
+    for index in path.kept:
+        x = blocks[index](x, True) if index in path.switched else blocks[index](x)
+    return x
+
+
+def settle(module: nn.Module, skip: bool) -> nn.Module:
+    """Leave one layer of each pair in a module, and return it: `X_skip`, under the name `X`, with `skip`; else `X`."""
+    for part in list(module.modules()):
+        for name, layer in list(part.named_children()):
+            if name.endswith("_skip"):
+                delattr(part, name)
+                if skip:
+                    setattr(part, name.removesuffix("_skip"), layer)
+    return module
+
+
+def _replace(model: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in by:
+                setattr(parent, name, by[child])
+
+
+class Pair(nn.Module):
+    """Two versions of a block, one for each value of `skip`."""
+
+    def __init__(self, full: nn.Module, low: nn.Module):
+        super().__init__()
+        self.full = full
+        self.low = low
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        return self.low(x) if skip else self.full(x)

@@ -1,0 +1,376 @@
+"""How networks with networks inside are trained: two networks a step or one an epoch, with or without a teacher,
+fine-tuning of what one network has alone, and adaptive depth (arXiv 2312.16392)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.adaptive import Objective, Phase, bare
+from models.embedded.network import Embedded
+from models.embedded.teacher import load_teacher
+from models.layers import BasisBlock, orthogonality
+
+NORM = nn.modules.batchnorm._BatchNorm
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float, top: int) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T over the `top` classes that the teacher ranks first; batch mean.
+
+    Args:
+        student, teacher: logits (N, classes); no gradient flows into the teacher's.
+        top: at least as many as there are classes means all.
+    """
+    teacher = teacher.detach()
+    if top < teacher.shape[1]:
+        index = teacher.topk(top, dim=1).indices
+        student, teacher = student.gather(1, index), teacher.gather(1, index)
+    return temperature**2 * F.kl_div(
+        F.log_softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1), reduction="batchmean"
+    )
+
+
+class EmbeddedLoss(Objective):
+    """Train the two networks of a `*_skip` network (Net_RL2_dynamic).
+
+    A pass is a network on a batch; its loss is cross entropy, or with a teacher
+    alpha * distillation + (1 - alpha) * cross entropy. Joint training sums the gradients of both passes: the low-cost
+    network first, or with a teacher the full one first, as the authors' scripts do; norms that both use see the batch
+    twice, in that order.
+
+    Args:
+        embed: joint trains both networks in every step; alternate draws one network an epoch, the low-cost one with
+            probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
+            network alone, then what only the full network has.
+        low_epochs: with low_first, epochs of the low-cost network; the others are the full network's.
+        finetune: freeze everything but what the low-cost or the full network has alone; give --pretrained too. The
+            other network's outputs do not change by a bit.
+        teacher: file or published name of a trained network that teaches; "full" lets each full pass teach the low-cost
+            pass of the same batch.
+        teacher_model: name of the teacher's network, "torchvision:NAME" for one of torchvision's; by default what its
+            file says, or else the network that is trained.
+        kd_alpha: weight of distillation.
+        kd_alpha_full: the same in full passes, where it differs; 0 trains them by labels alone.
+        kd_temp: temperature of distillation.
+        kd_topk: classes that are compared, those that the teacher ranks first; all where there are fewer.
+        two_steps: step the optimizer after each of the two passes.
+    """
+
+    def __init__(
+        self,
+        embed: Literal["joint", "alternate", "low_first"] = "joint",
+        low_epochs: int = 300,
+        finetune: Literal["low", "full"] | None = None,
+        teacher: str | None = None,
+        teacher_model: str | None = None,
+        kd_alpha: float = 0.9,
+        kd_alpha_full: float | None = None,
+        kd_temp: float = 4.0,
+        kd_topk: int = 500,
+        two_steps: bool = False,
+    ):
+        super().__init__()
+        if kd_alpha_full is None:
+            kd_alpha_full = 0.0 if teacher == "full" else kd_alpha
+        for name, value in (("kd_alpha", kd_alpha), ("kd_alpha_full", kd_alpha_full)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} {value} is no share of a loss; use 0 (labels alone) to 1 (teacher alone)")
+        if kd_temp <= 0:
+            raise ValueError(f"kd_temp {kd_temp} is no temperature; use more than 0, such as 4")
+        if kd_topk < 1:
+            raise ValueError(f"kd_topk {kd_topk} leaves no class to compare; use 1 or more")
+        if low_epochs < 0:
+            raise ValueError(f"low_epochs {low_epochs} is no number of epochs; use 0 or more")
+        if teacher_model and not teacher:
+            raise ValueError(f"teacher_model {teacher_model} needs a file; add --teacher=FILE")
+        if teacher == "full" and (finetune or embed != "joint"):
+            raise ValueError("teacher full needs both networks in a step; use --embed=joint, or give a teacher's file")
+        if two_steps and (finetune or embed != "joint"):
+            raise ValueError("two_steps needs both networks in a step; use --embed=joint")
+        self.embed, self.low_epochs, self.finetune = embed, low_epochs, finetune
+        self.teacher, self.teacher_model = teacher, teacher_model
+        self.alpha = {True: kd_alpha, False: kd_alpha_full}  # by whether the pass is the low-cost network's
+        self.temperature, self.topk = kd_temp, kd_topk
+        self.step_per_loss = two_steps
+        self.passes = self.passes_of(0)
+        self.teaching: nn.Module | None = None
+
+    def passes_of(self, epoch: int) -> tuple[bool, ...]:
+        """The passes of a step of this epoch, in order; True is the low-cost network's."""
+        if self.finetune:
+            return (self.finetune == "low",)
+        if self.embed == "low_first":
+            return (epoch < self.low_epochs,)
+        if self.embed == "alternate":
+            # its own generator, of the run's seed: an epoch's draw is the same in every process and after a resume
+            generator = torch.Generator().manual_seed(torch.initial_seed())
+            for _ in range(epoch + 1):
+                draw = torch.randint(3, (), generator=generator)
+            return (int(draw) == 0,)
+        return (False, True) if self.teacher else (True, False)
+
+    def begin_epoch(self, model, epoch):
+        self.passes = self.passes_of(epoch)
+        self.load_teacher(model)
+        model.requires_grad_(True)
+        fresh = False
+        if self.finetune:
+            if epoch == 0 and not model.bn1.running_mean.any():  # waits for the device, once in a run
+                raise ValueError("finetune needs a network that was trained; add --pretrained=FILE")
+            thaw(model, low=self.finetune == "low")
+        elif self.embed == "alternate":
+            freeze_other(model, low=self.passes[0])
+            fresh = True
+        elif self.embed == "low_first":
+            if self.passes[0]:
+                freeze_other(model, low=True)
+            else:
+                thaw(model, low=False)
+            fresh = epoch == self.low_epochs
+        return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}], fresh)
+
+    def load_teacher(self, model: Embedded) -> None:
+        """Build the teacher beside the network, once."""
+        if self.teacher in (None, "full") or self.teaching is not None:
+            return
+        weight = next(model.parameters())
+        teacher = load_teacher(self.teacher, self.teacher_model, model)
+        self.teaching = teacher.to(weight.device, weight.dtype, memory_format=torch.channels_last)
+
+    def teach(self, images: Tensor) -> Tensor | None:
+        """The external teacher's logits, where there is one."""
+        if self.teaching is None:
+            return None
+        with torch.no_grad():
+            return self.teaching(images)
+
+    def regulariser(self, network: Embedded) -> Tensor | float:
+        """What is added to the loss of every pass."""
+        return 0.0
+
+    def __call__(self, model, images, labels):
+        network, target = bare(model), self.teach(images)
+        for low in self.passes:
+            logits = model(images, network.points[0 if low else -1])
+            loss = F.cross_entropy(logits, labels)
+            values = {f"cross_entropy_{'skip' if low else 'full'}": loss}
+            if target is not None and self.alpha[low]:
+                loss = (1 - self.alpha[low]) * loss
+                loss = loss + self.alpha[low] * distillation(logits, target, self.temperature, self.topk)
+            loss = loss + self.regulariser(network)
+            if low and len(self.passes) == 2:
+                self.means.add(len(labels), **values)
+            else:
+                self.track(logits, labels, **values)
+            if self.teacher == "full" and not low:
+                target = logits.detach()
+            yield loss
+
+
+class SharedEmbeddedLoss(EmbeddedLoss):
+    """The same for networks of shared bases, whose orthogonality loss enters with every pass.
+
+    Args:
+        lambdaR: weight of the orthogonality loss of the shared bases.
+        embed: joint trains both networks in every step; alternate draws one network an epoch, the low-cost one with
+            probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
+            network alone, then what only the full network has.
+        low_epochs: with low_first, epochs of the low-cost network; the others are the full network's.
+        finetune: freeze everything but what the low-cost or the full network has alone; give --pretrained too. The
+            other network's outputs do not change by a bit.
+        teacher: file or published name of a trained network that teaches; "full" lets each full pass teach the low-cost
+            pass of the same batch.
+        teacher_model: name of the teacher's network, "torchvision:NAME" for one of torchvision's; by default what its
+            file says, or else the network that is trained.
+        kd_alpha: weight of distillation.
+        kd_alpha_full: the same in full passes, where it differs; 0 trains them by labels alone.
+        kd_temp: temperature of distillation.
+        kd_topk: classes that are compared, those that the teacher ranks first; all where there are fewer.
+        two_steps: step the optimizer after each of the two passes.
+    """
+
+    def __init__(
+        self,
+        lambdaR: float = 10.0,
+        embed: Literal["joint", "alternate", "low_first"] = "joint",
+        low_epochs: int = 300,
+        finetune: Literal["low", "full"] | None = None,
+        teacher: str | None = None,
+        teacher_model: str | None = None,
+        kd_alpha: float = 0.9,
+        kd_alpha_full: float | None = None,
+        kd_temp: float = 4.0,
+        kd_topk: int = 500,
+        two_steps: bool = False,
+    ):
+        check_lambda(lambdaR)
+        super().__init__(
+            embed,
+            low_epochs,
+            finetune,
+            teacher,
+            teacher_model,
+            kd_alpha,
+            kd_alpha_full,
+            kd_temp,
+            kd_topk,
+            two_steps,
+        )
+        self.lambdaR = lambdaR
+
+    def regulariser(self, network):
+        return self.lambdaR * orthogonality(network.similarity_terms()).sum()
+
+
+class SubPathLoss(Objective):
+    """Adaptive depth: the largest network learns the labels, the smallest learns the largest (arXiv 2312.16392).
+
+        loss 1 = a CE(largest, labels)
+        loss 2 = (1 - a) [KD(smallest, largest) + KD of features], without labels
+
+    KD compares the 500 classes that the largest network ranks first. Patterns between the two are never trained.
+
+    Args:
+        subpath_alpha: a.
+        subpath_temp: temperature of distillation.
+        fpn: also distil the channels of all stages but the last, averaged over space, for use under a detector.
+        norm_weight_decay: weight decay of norms, in place of --weight_decay.
+        bias_weight_decay: weight decay of biases, in place of --weight_decay.
+    """
+
+    def __init__(
+        self,
+        subpath_alpha: float = 0.5,
+        subpath_temp: float = 1.0,
+        fpn: bool = False,
+        norm_weight_decay: float = 0.0,
+        bias_weight_decay: float = 0.0,
+    ):
+        super().__init__()
+        if not 0 < subpath_alpha < 1:
+            raise ValueError(f"subpath_alpha {subpath_alpha} trains one network only; use more than 0 and less than 1")
+        if subpath_temp <= 0:
+            raise ValueError(f"subpath_temp {subpath_temp} is no temperature; use more than 0, such as 1")
+        self.alpha, self.temperature, self.fpn = subpath_alpha, subpath_temp, fpn
+        self.norm_weight_decay, self.bias_weight_decay = norm_weight_decay, bias_weight_decay
+
+    def begin_epoch(self, model, epoch):
+        norms = [p for module in model.modules() if isinstance(module, NORM) for p in module.parameters()]
+        of_norms = {id(parameter) for parameter in norms}
+        rest = [p for p in model.parameters() if id(p) not in of_norms]
+        return Phase(
+            [
+                {"params": [p for p in rest if p.ndim > 1]},
+                {"params": norms, "weight_decay": self.norm_weight_decay},
+                {"params": [p for p in rest if p.ndim == 1], "weight_decay": self.bias_weight_decay},
+            ]
+        )
+
+    def regulariser(self, network: Embedded) -> Tensor | float:
+        """What is added to the largest network's loss."""
+        return 0.0
+
+    def __call__(self, model, images, labels):
+        network = bare(model)
+        smallest, largest = (replace(point, features=self.fpn) for point in (network.points[0], network.points[-1]))
+        logits, features = self.split(model(images, largest))
+        cross_entropy = F.cross_entropy(logits, labels)
+        self.track(logits, labels, cross_entropy=cross_entropy)
+        teacher, teacher_features = logits.detach(), [feature.detach() for feature in features]
+        loss = self.alpha * cross_entropy + self.regulariser(network)
+        del logits, features, cross_entropy  # with the loss they hold the first graph, which the second need not meet
+        yield loss
+        del loss
+        logits, features = self.split(model(images, smallest))
+        loss = distillation(logits, teacher, self.temperature, 500)
+        self.means.add(len(labels), distillation=loss)
+        for feature, wanted in zip(features, teacher_features, strict=True):
+            loss = loss + distillation(feature, wanted, self.temperature, feature.shape[1])
+        yield (1 - self.alpha) * loss
+
+    def split(self, outputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits, and the features of each stage but the last where they are asked for."""
+        return outputs if self.fpn else (outputs, ())
+
+
+class SharedSubPathLoss(SubPathLoss):
+    """Adaptive depth for networks of shared bases: the orthogonality loss enters with the largest network's loss.
+
+    Args:
+        lambdaR: weight of the orthogonality loss of the shared bases.
+        subpath_alpha: weight of the largest network's cross entropy; distillation of the smallest has the rest.
+        subpath_temp: temperature of distillation.
+        fpn: also distil the channels of all stages but the last, averaged over space, for use under a detector.
+        norm_weight_decay: weight decay of norms, in place of --weight_decay.
+        bias_weight_decay: weight decay of biases, in place of --weight_decay.
+    """
+
+    def __init__(
+        self,
+        lambdaR: float = 10.0,
+        subpath_alpha: float = 0.5,
+        subpath_temp: float = 1.0,
+        fpn: bool = False,
+        norm_weight_decay: float = 0.0,
+        bias_weight_decay: float = 0.0,
+    ):
+        check_lambda(lambdaR)
+        super().__init__(subpath_alpha, subpath_temp, fpn, norm_weight_decay, bias_weight_decay)
+        self.lambdaR = lambdaR
+
+    def regulariser(self, network):
+        return self.lambdaR * orthogonality(network.similarity_terms()).sum()
+
+
+def check_lambda(value: float) -> None:
+    """Raise ValueError for a weight that would reward bases that are not orthogonal."""
+    if value < 0:
+        raise ValueError(f"lambdaR {value} would reward bases that are not orthogonal; use 0 or more")
+
+
+def freeze_other(model: Embedded, low: bool) -> None:
+    """Freeze what the epoch's network does not use: coefficients (or convolutions) and classifier; norms in eval mode.
+
+    Unique filters of blocks that do not run stay trainable: the orthogonality loss moves them (Net_RL2_dynamic,
+    freeze_highperf_model, freeze_lowperf_model).
+    """
+    for layer in model.own_layers(not low):
+        if isinstance(layer, NORM):
+            layer.eval()
+        else:
+            layer.requires_grad_(False)
+    if not low:
+        return
+    for block in model.skipped_blocks():
+        filters = [*block.filters(1), *block.filters(2)] if isinstance(block, BasisBlock) else []
+        for layer in block.modules():
+            if isinstance(layer, NORM):
+                layer.eval()
+            elif isinstance(layer, nn.Conv2d) and layer not in filters:
+                layer.requires_grad_(False)
+
+
+def thaw(model: Embedded, low: bool) -> None:
+    """Freeze everything but what one network has alone, so that the other does not change.
+
+    Norms that stand in for each other, or are stood in for, take new statistics but keep weight and bias. Shared bases
+    stay frozen: the low-cost network uses each of them.
+    """
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, NORM):
+            module.eval()
+    for layer in model.own_layers(low):
+        if isinstance(layer, NORM):
+            layer.train()
+        else:
+            layer.requires_grad_(True)
+    for block in [] if low else model.skipped_blocks():
+        block.train()
+        block.requires_grad_(True)
+    for base in model.shared_bases():
+        base.requires_grad_(False)
