@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import engine
+import report
 from models import create_model, create_objective
 from models.adaptive import resize
 from models.profile import count_macs, count_params
@@ -27,7 +27,6 @@ FAMILY = "mutualnet"
 EVAL = [name for name in check.names(FAMILY) if name.endswith("_eval")]
 STEPS = [name for name in check.names(FAMILY) if name.endswith("_train_step")]
 CALIBRATED = [name for name in check.names(FAMILY) if name.endswith("_calibrated")]
-PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 
 
 def build(fixture):
@@ -94,7 +93,7 @@ def test_macs_equal_the_reference(name):
     for text, macs in fixture["macs"].items():
         point = named(model, text)
         side = point.resolution
-        assert model.published_flops("macs+pool", (3, side, side), point) == macs
+        assert model.published_flops("authors", (3, side, side), point) == macs
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
@@ -282,10 +281,24 @@ def test_a_pass_takes_views_of_the_weights():
 
     model = tiny().eval()
     stored = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    with Spy(), torch.no_grad():
+    with Spy():
         model(torch.zeros(1, 3, 32, 32), "w0.9")
     assert len(seen) == 9 + 7 * 4 + 2  # of convolutions, batch norms, and the linear layer
     assert all(tensor.untyped_storage().data_ptr() in stored for tensor in seen)
+
+
+@torch.no_grad()
+def test_inference_follows_weights_that_change_between_two_passes():
+    model, images = tiny().eval(), next(batches())[0]
+    with torch.enable_grad():
+        views = model(images, "w0.9-r32")
+    assert torch.equal(model(images, "w0.9-r32"), views)
+    for change in (lambda w: w.mul_(-1), lambda w: setattr(w, "data", w.clone())):
+        change(model.block2.layer[0].conv2.weight)
+        now = model(images, "w0.9-r32")
+        with torch.enable_grad():
+            assert torch.equal(model(images, "w0.9-r32"), now)
+    assert not torch.equal(now, views)
 
 
 def test_widths_of_a_larger_range_are_multiples_of_the_basic_channels():
@@ -492,6 +505,8 @@ def test_an_extracted_network_is_plain_and_gives_equal_logits(name, dataset, fla
     again = load_extracted(small.content())
     with torch.no_grad():
         assert torch.equal(again(images), small(images))
+        exact = small.double()
+        assert check.relative(exact.fold()(images.double()), exact(images.double())) < 1e-9
 
 
 def test_an_extracted_network_has_the_parameters_of_one_built_at_that_width():
@@ -501,6 +516,31 @@ def test_an_extracted_network_has_the_parameters_of_one_built_at_that_width():
     expected = 27 * 16 + sum(9 * a + a * b for a, b in itertools.pairwise(channels)) + 513 * 1000
     expected += 2 * (16 + sum(a + b for a, b in itertools.pairwise(channels)))
     assert count_params(extract(model, "w0.5-r32")) == expected
+
+
+# Published tables
+
+
+def by_network():
+    rows = {}
+    for row in report.published_rows("slimmable"):
+        if row.model and row.flops:
+            rows.setdefault((row.model, row.flags), []).append(row)
+    return rows
+
+
+@pytest.mark.parametrize("network", sorted(by_network()))
+def test_counted_macs_agree_with_every_published_row(network):
+    rows = by_network()[network]
+    model = rows[0].build()
+    for row in rows:
+        point = model.find_point(row.point)
+        counted = model.published_flops(row.flops_means, (3, 224, 224), point)
+        assert report.agrees(counted, row.flops), row
+        if row.flops.endswith("M"):
+            assert abs(counted / 1e6 - float(row.flops[:-1])) < 1
+        if row.table.startswith("US-Net, MobileNetV") and row.table[-1] in "12":
+            assert int(counted / 1e6) == int(row.flops[:-1])
 
 
 # Files

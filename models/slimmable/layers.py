@@ -1,8 +1,8 @@
 """Layers of which a forward pass takes only the first channels (Slimmable, US-Net, MutualNet; spec sections 3.1-3.3).
 
 How many channels a layer has at a width is a function of the width, `Scaled` or `Listed`. A forward pass carries a
-`Cut`, which says the width; the layers themselves remember nothing, and what they take of a weight is a view of it.
-Every layer can hand out an ordinary `torch.nn` layer of one width (`plain`), of which smaller networks are made.
+`Cut`, which says the width; the layers have no current width, and what they take of a weight is a view of it. Every
+layer can hand out an ordinary `torch.nn` layer of one width (`plain`), of which smaller networks are made.
 """
 
 from __future__ import annotations
@@ -127,12 +127,28 @@ class SlimConv2d(Sliced, nn.Module):
         self.stride, self.padding = stride, kernel // 2 if padding is None else padding
         shape = (outputs.largest, 1 if depthwise else inputs.largest, kernel, kernel)
         self.weight = nn.Parameter(torch.randn(shape) * (2 / (kernel**2 * shape[0])) ** 0.5)
+        self._dense = None, None
+
+    def part(self, outputs: int, inputs: int) -> Tensor:
+        """The weight's first outputs and inputs: a view; without gradients a dense copy, made when first used.
+
+        Kernels want dense weights and would copy a view with gaps in every pass. The copy is remembered for the last
+        width only, and made again when the weight was written to (its version says so, unless through `.data`).
+        """
+        weight = self.weight
+        view = weight[:outputs, :inputs]
+        if torch.is_grad_enabled() or inputs == weight.shape[1] or weight.is_meta or torch.compiler.is_compiling():
+            return view
+        key = outputs, inputs, weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        if self._dense[0] != key:
+            self._dense = key, view.detach().clone()
+        return self._dense[1]
 
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
         channels = x.shape[1]
         if self.depthwise:
             return F.conv2d(x, self.weight[:channels], None, self.stride, self.padding, groups=channels)
-        return F.conv2d(x, self.weight[: self.outputs(cut.width), :channels], None, self.stride, self.padding)
+        return F.conv2d(x, self.part(self.outputs(cut.width), channels), None, self.stride, self.padding)
 
     def plain(self, cut: Cut) -> nn.Conv2d:
         inputs, outputs = self.inputs(cut.width), self.outputs(cut.width)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models import profile, registry
+from models import folding, profile, registry
 from models.adaptive import AdaptiveModel, Point, resize
 from models.slimmable.forms import Form, Switchable, Universal
 from models.slimmable.layers import CalibratedNorm, Cut, Statistics
@@ -155,8 +155,8 @@ class Slimmable(AdaptiveModel):
         return copies[device]
 
     def published_flops(self, convention: str, shape: Sequence[int], point: Point | str | None = None) -> int:
-        """As for every network; the convention `macs+pool` adds the elements that pooling modules average (9.3)."""
-        if convention == "macs+pool":
+        """As for every network; the convention `authors` adds the elements that pooling modules average (9.3)."""
+        if convention == "authors":
             return profile.count_macs(self, shape, point) + self.pooled_elements(self.point(point))
         return super().published_flops(convention, shape, point)
 
@@ -313,6 +313,9 @@ class Extracted(AdaptiveModel):
 
     def compute(self, images: Tensor, point: Point) -> Tensor:
         return self.network.logits(images, None)
+
+    def fold(self) -> Extracted:
+        return folding.folded_copy(self)
 
     def content(self) -> dict:
         """A file's content, from which `load_extracted` builds it again; of networks made by `create_model` only."""

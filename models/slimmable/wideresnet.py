@@ -13,6 +13,8 @@ from models.slimmable.network import Slimmable, SlimPoint, pool
 class WideBlock(Sliced, nn.Module):
     """Two 3x3 convolutions, each after batch norm and ReLU; where channels change the shortcut is projected."""
 
+    norms_of = (("conv1", "bn2"),)
+
     def __init__(self, form: Form, inputs: Channels, outputs: Channels, stride: int, dropout: float):
         super().__init__()
         self.bn1 = form.norm(inputs)
