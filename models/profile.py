@@ -47,7 +47,7 @@ def count_macs(model: nn.Module, shape: Sequence[int], point=None) -> int:
 def count_ptflops(model: nn.Module, shape: Sequence[int], point=None) -> int:
     """MACs plus two operations per batch-norm element: what ptflops 0.6, behind many published numbers, reports.
 
-    It also adds biases and pooling, which change no printed digit of any table here.
+    It also adds biases, pooling and ReLU modules; they change a printed digit of one published row (ResNeXt-50).
     """
     macs, norm_elements = _count(model, shape, point)
     return macs + 2 * norm_elements

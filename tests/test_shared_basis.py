@@ -1,15 +1,19 @@
 """Shared filter bases: the authors' numbers, the orthogonality loss, folding, and what cannot be built."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import create_model, create_objective, layers, profile
-from models.registry import list_models
+import cli
+import report
+from models import create_model, create_objective, layers, profile, registry
 from models.shared_basis.objective import BasisLoss
 from tests.parity import check, fill
 
+ROOT = Path(__file__).parents[1]
 FIXTURES = [check.load("shared_basis", name) for name in check.names("shared_basis")]
 TRAINED = [fixture for fixture in FIXTURES if "train" in fixture]
 
@@ -386,19 +390,29 @@ def test_a_file_with_channel_attention_names_the_flag():
         create_model("MobileNetV2_SharedDouble", "ilsvrc").adapt_state_dict(state)
 
 
-# Every network of the system
+# Tables and recipes
 
 
-ENTRIES = [entry for entry in list_models() if entry.system == "shared_basis"]
+ROWS = report.published_rows("shared-basis")
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.dataset}-{entry.name}")
-def test_a_training_step_gives_every_parameter_a_gradient(entry):
-    torch.manual_seed(0)
-    model = create_model(entry.name, entry.dataset, num_classes=7)
-    side = 64 if entry.dataset == "ilsvrc" else 32
-    images = torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last)
-    for loss in create_objective(entry.name, entry.dataset)(model, images, torch.tensor([0, 6])):
-        loss.backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-    assert model.eval()(images).shape == (2, 7)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}-{row.row}")
+def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
+    params, _, flops = row.count()
+    printed = {"params": (params, row.params), "flops": (flops, row.flops)}
+    wrong = [name for name, (count, text) in printed.items() if text and not report.agrees(count, text)]
+    assert wrong == row.disagrees.split()
+    assert row.note or not wrong
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.recipe], ids=lambda row: row.recipe)
+def test_a_recipe_is_of_its_rows_network(row):
+    words = cli.normalise([f"@{ROOT / 'recipes' / row.recipe}"])
+    typed = dict(word.removeprefix("--").split("=") for word in words)
+    assert typed["model"] == row.model
+    assert typed["dataset"] == row.dataset
+    assert set(row.flags.split()) <= set(words)
+    entry = registry.entry(row.model, row.dataset)
+    own = {flag.name for flag in entry.model_flags() + entry.objective_flags()}
+    common = {"model", "dataset", "lr", "momentum", "weight_decay", "batch_size", "epochs", "lr_steps"}
+    assert typed.keys() <= common | own

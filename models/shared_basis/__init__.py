@@ -5,6 +5,6 @@ filters of the basis are one tensor for all blocks of a group; a loss keeps them
 pass a shared basis many times neither grow nor vanish.
 """
 
-from models.shared_basis import densenet, mobilenetv2, resnet, resnext
+from models.shared_basis import densenet, mobilenetv2, published, resnet, resnext
 
-__all__ = ["densenet", "mobilenetv2", "resnet", "resnext"]
+__all__ = ["densenet", "mobilenetv2", "published", "resnet", "resnext"]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from models import folding
-from models.layers import DenseLayer, check_ranks, joint_conv
+from models.layers import DenseLayer, SharesBases, check_ranks, joint_conv
 from models.registry import register
-from models.shared_basis.objective import BasisLoss, SharesBases
+from models.shared_basis.objective import BasisLoss
 from models.trunks import CIFAR100_TRAINING, DenseNet121
 
 

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import SharesBases
 from models.registry import register
-from models.shared_basis.objective import BasisLoss, SharesBases
+from models.shared_basis.objective import BasisLoss
 from models.trunks import CIFAR100_TRAINING, ILSVRC_MOBILENET_TRAINING, MobileNetV2, mobilenetv2_stages
 
 EXPANSION = 6

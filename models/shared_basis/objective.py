@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from models.adaptive import Objective, bare
-from models.layers import SharesBases, orthogonality
-
-__all__ = ["BasisLoss", "SharesBases"]
+from models.layers import orthogonality
 
 
 class BasisLoss(Objective):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Bottleneck, conv, orthogonal_bases
+from models.layers import Bottleneck, SharesBases, conv, orthogonal_bases
 from models.registry import register
-from models.shared_basis.objective import BasisLoss, SharesBases
+from models.shared_basis.objective import BasisLoss
 from models.trunks import CIFAR10_TRAINING, CIFAR100_TRAINING, ILSVRC_TRAINING, Group, ResNet, basis_groups, named_bases
 
 

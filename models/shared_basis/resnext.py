@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import ResNeXtBlock
+from models.layers import ResNeXtBlock, SharesBases
 from models.registry import register
-from models.shared_basis.objective import BasisLoss, SharesBases
+from models.shared_basis.objective import BasisLoss
 from models.trunks import CIFAR100_TRAINING, Group, ResNeXt
 
 
