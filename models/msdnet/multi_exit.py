@@ -64,7 +64,14 @@ class Walk:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these images only."""
-        self.maps = [None if x is None else x.index_select(0, rows) for x in self.maps]
+        self.maps = [None if x is None else select(x, rows) for x in self.maps]
+
+
+def select(x: Tensor, rows: Tensor) -> Tensor:
+    """Some images of a batch, in the memory format of the batch (index_select alone would give NCHW)."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return x.index_select(0, rows)
 
 
 class MultiExit(AdaptiveModel):
@@ -137,7 +144,7 @@ class MultiExit(AdaptiveModel):
                 break
             if len(rows) < len(new):
                 walk.keep(rows)
-                carry = None if carry is None else carry.index_select(0, rows)
+                carry = None if carry is None else select(carry, rows)
                 staying = rows if staying is None else staying[rows]
         return logits, macs
 
