@@ -10,8 +10,8 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,13 +31,15 @@ class Script:
         model: default of `--model`.
         training: whether it trains, and so has the flags of the recipe and of the objective.
         defaults: published defaults of common flags, where a network does not bring its own.
+        add_flags: adds what only this script has.
     """
 
     description: str
     datasets: tuple[str, ...]
     model: str
     training: bool
-    defaults: dict
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 
 
 # Values
@@ -142,6 +144,22 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--tensorboard", action="store_true", help="also write TensorBoard's event files into the folder")
 
 
+def add_image_folder(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that read images from disk."""
+    parser.set_defaults(dataset_path="/media/data/ILSVRC2012/")
+    add = parser.add_argument_group("images on disk").add_argument
+    add("--workers", type=natural, default=min(16, os.cpu_count()), metavar="N", help="processes that decode images")
+    add("--resize", type=positive, default=256, metavar="PIXELS", help="shorter side before the centre crop (256)")
+    add("--crop", type=positive, default=224, metavar="PIXELS", help="side of what the network sees (default: 224)")
+    add(
+        "--min_scale",
+        type=above_zero,
+        default=0.08,
+        help="smallest share of an image that a crop takes (default: 0.08)",
+    )
+    add("--new_head", action="store_true", help="keep a fresh classifier where --pretrained has other classes")
+
+
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("evaluation").add_argument
     add("--pretrained", metavar="FILE|NAME", help="weights to judge: a file, or a published checkpoint by name")
@@ -210,6 +228,7 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list_checkpoints", nargs="?", const="*", metavar="PATTERN", help="print released weights")
     _add_common(parser, script)
     _add_training(parser) if script.training else _add_evaluation(parser)
+    script.add_flags(parser)
     try:
         argv = normalise(sys.argv[1:] if argv is None else argv)
         wants_help = [word for word in argv if word in ("-h", "--help")]
@@ -297,6 +316,17 @@ def _print_lists(known: argparse.Namespace, script: Script) -> None:
                 flags = " ".join(f"--{name}={value}" for name, value in entry.flags.items())
                 error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
                 print(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}")
+
+
+def given(**values) -> dict:
+    """Those values that were given on the command line or by the network's defaults."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def held_out(loaded: checkpoints.Loaded) -> torch.Tensor | int:
+    """Positions of the training images that the run behind a checkpoint held out; 0 where it held none."""
+    index = loaded.content.get("training", {}).get("valid_index")
+    return 0 if index is None else index
 
 
 def run(main: Callable[[], None]) -> None:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, fields
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DataParallel
 from tqdm import tqdm
 
 import utils
+from dataloader import Data
 from models import profile
 from models.adaptive import AdaptiveModel, Objective, Point, bare, top_hits
+from models.checkpoints import Loaded
 from utils import Run, Stopped, UserError, say
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,7 +30,7 @@ LOOK_EVERY = 50
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about the optimisation that is not the objective's.
+    """How a run goes, apart from its objective.
 
     Args:
         epochs: passes over the training images.
@@ -41,6 +43,8 @@ class Recipe:
         accumulate: batches whose gradients are averaged into one step.
         amp: off, bf16 or fp16.
         ema: decay per step of an average of weights and buffers, which is then judged and saved; 0 is off.
+        checkpoint_steps: save after that many steps within an epoch too; 0 does not.
+        starting_epoch: epochs counted as done, for weights trained elsewhere.
     """
 
     epochs: int
@@ -57,6 +61,8 @@ class Recipe:
     amp: str = "off"
     compile: bool = False
     ema: float = 0.0
+    checkpoint_steps: int = 0
+    starting_epoch: int = 0
 
     @classmethod
     def of(cls, flags) -> Recipe:
@@ -159,54 +165,68 @@ def autocast(device: torch.device, amp: str):
 
 
 def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.Module:
-    """Wrap a network for its devices: DistributedDataParallel under torchrun, DataParallel over several GPUs."""
+    """Wrap a network for its devices: DataParallel where one process sees several GPUs.
+
+    Processes that torchrun starts hold a bare copy each and average gradients once a step. DistributedDataParallel
+    would reduce within every backward, and leave out what the step's last sub-network does not use.
+    """
     wrapped = torch.compile(model) if compiled else model
-    if dist.is_initialized():
-        return DistributedDataParallel(wrapped, [device.index] if device.type == "cuda" else None)
-    if device.type == "cuda" and torch.cuda.device_count() > 1:
+    if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
         return DataParallel(wrapped)
     return wrapped
+
+
+def spread(model: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers."""
+    if dist.is_initialized():
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Replace every gradient by its mean over the processes, in one message."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    message = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(message)
+    message /= dist.get_world_size()
+    parts = message.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
 
 def fit(
     model: AdaptiveModel,
     objective: Objective,
-    data,
+    data: Data,
     run: Run,
     recipe: Recipe,
     device: torch.device,
-    checkpoint_steps: int = 0,
-    starting_epoch: int = 0,
-    optimizer_state: dict | None = None,
-) -> dict[str, tuple[float, int]]:
+    start: Loaded | None = None,
+) -> None:
     """Train; judge, record and save after every epoch; continue where `run.checkpoint` stopped.
 
     Args:
         data: `data.train` is trained on; the network is judged at its `watched` points on `data.valid`, or on
             `data.test` where nothing was held out, as the authors did.
-        checkpoint_steps: also save after that many steps within an epoch; 0 does not.
-        starting_epoch: epochs counted as done, for weights trained elsewhere.
-        optimizer_state: to start from, for the same.
-
-    Returns:
-        For each watched point its best top-1 and the epoch, counted from 1, that reached it.
+        start: the file that the network's weights came from; its optimizer is used too where it fits, as the authors'
+            scripts did.
 
     Raises:
         Stopped: a signal asked to stop; everything is saved.
         UserError: the loss is no longer finite; the last good checkpoint is named.
     """
-    trainer = Trainer(model, objective, data, run, recipe, device, checkpoint_steps)
+    trainer = Trainer(model, objective, data, run, recipe, device)
     if run.checkpoint:
         trainer.resume(run.checkpoint)
         say(f"resuming {run.folder} after epoch {trainer.epoch}, step {trainer.step}")
     else:
-        trainer.epoch = starting_epoch
-        trainer.begin_epoch(optimizer_state)
+        trainer.epoch = recipe.starting_epoch
+        trainer.begin_epoch(start.content.get("optimizer_state_dict") if start else None)
     with run.stoppable():
         while trainer.epoch < recipe.epochs:
             trainer.train_epoch()
             trainer.finish_epoch()
-    return trainer.best
+    for point, (top1, epoch) in trainer.best.items():
+        say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch})")
 
 
 class Trainer:
@@ -216,15 +236,14 @@ class Trainer:
         self,
         model: AdaptiveModel,
         objective: Objective,
-        data,
+        data: Data,
         run: Run,
         recipe: Recipe,
         device: torch.device,
-        checkpoint_steps: int = 0,
     ):
         self.model = model.to(device, memory_format=torch.channels_last)
         self.objective, self.data, self.run, self.recipe, self.device = objective, data, run, recipe, device
-        self.checkpoint_steps = checkpoint_steps
+        spread(self.model)
         self.wrapped = parallel(self.model, device, recipe.compile)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self.average = copy.deepcopy(model) if recipe.ema else None
@@ -275,7 +294,8 @@ class Trainer:
                 if self.step % self.recipe.accumulate:
                     continue  # gradients under way are no part of a checkpoint
                 stop = run.stop_signal is not None
-                if stop or (self.checkpoint_steps and self.step % self.checkpoint_steps == 0):
+                every = self.recipe.checkpoint_steps
+                if stop or (every and self.step % every == 0):
                     self._read(running)
                     run.save(self.state_dict())
                 if stop:
@@ -305,6 +325,8 @@ class Trainer:
         return total
 
     def _update(self) -> None:
+        if dist.is_initialized():
+            average_gradients(self.model)
         if self.recipe.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
@@ -341,10 +363,11 @@ class Trainer:
             values = torch.tensor(list(means.values()), device=self.device)
             dist.all_reduce(values)
             means = dict(zip(means, (values / dist.get_world_size()).tolist(), strict=True))
-        spread = isinstance(self.wrapped, DataParallel) and self.average is None
+            spread(self.judged)  # batch-norm statistics of the first process, as in the checkpoint
+        several = isinstance(self.wrapped, DataParallel) and self.average is None
         judge_on = self.data.test if self.data.valid is None else self.data.valid
         rows = evaluate(
-            self.wrapped if spread else self.judged, judge_on, self.judged.watched, self.data.train, self.recipe.amp
+            self.wrapped if several else self.judged, judge_on, self.judged.watched, self.data.train, self.recipe.amp
         )
         self.epoch, self.step = self.epoch + 1, 0
         better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]
@@ -391,7 +414,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "rng": utils.rng_state(),
             "flags": self.run.flags,
-            "valid_index": getattr(self.data, "valid_index", None),
+            "valid_index": self.data.valid_index,
         }
         if self.average is not None:
             training["raw_weights"] = self.model.state_dict()

@@ -20,9 +20,11 @@ from pathlib import Path
 import torch
 
 import cli
+import engine
 import utils
+from dataloader import Data
 from engine import Row
-from models import create_model, profile, registry
+from models import create_model, load_checkpoint, profile, registry
 from models.adaptive import AdaptiveModel
 from utils import UserError
 
@@ -34,14 +36,37 @@ SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 22
 # What a run achieved
 
 
-def write(rows: Sequence[Row], folder: str | Path, flags: dict, source: str, model: AdaptiveModel, shape) -> None:
+def of_run(model: AdaptiveModel, data: Data, run: utils.Run) -> None:
+    """Judge a finished run's best checkpoint at all points, and write what `write` writes into its folder."""
+    if utils.rank() == 0:
+        load_checkpoint(model, run.folder / "best.pth")
+    engine.spread(model)
+    rows = engine.evaluate(model, data.test, None, data.valid or data.train, run.flags["amp"], latency_batch=1)
+    if utils.rank() == 0:
+        write(rows, run.folder, run.flags, data, model)
+
+
+def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device) -> None:
+    """Judge a network as the flags of an evaluation script ask; print the authors' lines, write what `write` writes."""
+    points = [model.point(name) for name in args.point.split(",")] if args.point else None
+    if args.fold:
+        model = model.fold()
+    model.to(device, memory_format=torch.channels_last)
+    wrapped = engine.parallel(model, device, compiled=False)
+    rows = engine.evaluate(wrapped, data.test, points, data.valid or data.train, args.amp, args.latency_batch)
+    if utils.rank() == 0:
+        print(f"Eval_Acc_top1 = {rows[-1].top1:.3f}")
+        print(f"Eval_Acc_top5 = {rows[-1].top5:.3f}")
+        write(rows, args.report or f"reports/{cli.folder_name(args)}", cli.all_flags(args), data, model)
+
+
+def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, model: AdaptiveModel) -> None:
     """Print a table of evaluated points, and write it as JSON and as a picture of accuracy against MACs.
 
     Args:
         folder: created if need be.
         flags: all flags of the command, kept in the JSON.
-        source: where the images came from.
-        model, shape: to count with thop as a cross-check.
+        model: to count with thop as a cross-check.
     """
     folder = utils.make_folder(folder)
     record = {
@@ -52,12 +77,12 @@ def write(rows: Sequence[Row], folder: str | Path, flags: dict, source: str, mod
         "code": utils.code_version(),
         "device": utils.device_name(),
         "torch": torch.__version__,
-        "data": source,
+        "data": data.source,
         "date": time.strftime("%Y-%m-%d"),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     utils.write_json(folder / "evaluation.json", record)
-    print(results_table(rows, model, shape))
+    print(results_table(rows, model, data.shape))
     picture([record], folder / "accuracy-macs.png")
     print(f"written: {folder / 'evaluation.json'} and {folder / 'accuracy-macs.png'}")
 

@@ -3,7 +3,7 @@
     python3 train_cifar10.py --model=ResNet56_DoubleShared --shared_rank=16 --unique_rank=1 --lambdaR=10
 
 `--list_models` prints the networks, `--model=X --help` the flags of one. A published row is an argument file:
-`python3 train_cifar10.py @recipes/resnet56-s16u1-double`.
+`python3 train_cifar10.py @recipes/cifar10-resnet56-s16u1-double`.
 """
 
 import cli
@@ -13,13 +13,7 @@ import report
 import utils
 from models import create_model, create_objective, load_checkpoint
 
-SCRIPT = cli.Script(
-    description=__doc__,
-    datasets=("cifar10", "cifar100", "digits"),
-    model="ResNet56_DoubleShared",
-    training=True,
-    defaults={},
-)
+SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=True)
 
 
 def main(argv=None):
@@ -32,23 +26,8 @@ def main(argv=None):
     data = load_data(args, device)
     run = utils.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
     utils.say(f"{args.model} on {data.source}; {utils.device_name()}; run in {run.folder}")
-    best = engine.fit(
-        model,
-        objective,
-        data,
-        run,
-        engine.Recipe.of(args),
-        device,
-        args.checkpoint_steps,
-        args.starting_epoch,
-        start and start.content.get("optimizer_state_dict"),
-    )
-    for point, (top1, epoch) in best.items():
-        utils.say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch})")
-    if utils.rank() == 0:
-        load_checkpoint(model, run.folder / "best.pth")
-        rows = engine.evaluate(model, data.test, held_out=data.valid or data.train, amp=args.amp, latency_batch=1)
-        report.write(rows, run.folder, run.flags, data.source, model, data.shape)
+    engine.fit(model, objective, data, run, engine.Recipe.of(args), device, start)
+    report.of_run(model, data, run)
 
 
 def load_data(args, device):
@@ -56,7 +35,7 @@ def load_data(args, device):
     options = dict(subset=args.subset, valid=args.valid, mean=args.mean, std=args.std, padding_mode=args.padding_mode)
     try:
         return dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, seed=args.seed, **options)
-    except ValueError as error:
+    except utils.UserError as error:
         if not args.fallback:
             raise
         utils.say(f"!!! {error}\n!!! Falling back to {args.fallback}: what follows is NOT {args.dataset}. !!!")

@@ -225,6 +225,7 @@ def load_checkpoint(
     source: str | os.PathLike,
     dataset: str | None = None,
     cache: str | os.PathLike | None = None,
+    new_head: bool = False,
 ) -> Loaded:
     """Load weights into a network from a file or from a released checkpoint.
 
@@ -235,6 +236,7 @@ def load_checkpoint(
         source: a path, or a name that `list_checkpoints` gives.
         dataset: prefers that dataset's file where a name exists for two.
         cache: folder for downloads.
+        new_head: leave tensors as they are whose first dimension alone, the number of classes, is another in the file.
 
     Raises:
         ValueError: the file cannot be read, or is of another network; the message lists missing, unexpected and
@@ -243,14 +245,18 @@ def load_checkpoint(
     path = locate(source, dataset, cache)
     content = read(path)
     state, form = state_dict_of(content, path)
-    load_state(bare(model), state, path)
+    load_state(bare(model), state, path, new_head)
     return Loaded(path, form, content)
 
 
-def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.PathLike) -> None:
+def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.PathLike, new_head: bool = False) -> None:
     """Load a state dict strictly, but for batch counters, which files of old PyTorch versions lack."""
     own = model.state_dict(keep_vars=True)
     state = _share(own, _rename_classifier(own, model.adapt_state_dict(state)), path)
+    if new_head:
+        heads = [key for key in state if key in own and _differ_in_classes(state[key], own[key])]
+        state |= {key: own[key].detach() for key in heads}
+        print(f"fresh weights for {', '.join(heads) or 'nothing'}, the rest from {path}")
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     misshapen = [
@@ -267,6 +273,10 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
         name = model.built_as[0] if hasattr(model, "built_as") else type(model).__name__
         raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}")
     model.load_state_dict(state, strict=False)
+
+
+def _differ_in_classes(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.dim() > 0 and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours)
 
 
 def _rename_classifier(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:

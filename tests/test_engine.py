@@ -10,7 +10,7 @@ from torch import nn
 import dataloader
 import engine
 import utils
-from models import create_model
+from models import checkpoints, create_model
 from models.adaptive import AdaptiveModel, CrossEntropy, Objective, Phase, Point
 
 CPU = torch.device("cpu")
@@ -49,11 +49,11 @@ def digits(batch_size=128, **options):
 def fit(folder, epochs=2, resume=None, objective=None, model=None, data=None, flags=None, steps=0, **recipe):
     torch.manual_seed(0)
     run = utils.Run(folder, flags or {"lr": 0.1}, resume)
-    recipe = engine.Recipe(epochs, 0.1, **recipe)
+    recipe = engine.Recipe(epochs, 0.1, checkpoint_steps=steps, **recipe)
     model = model or Tiny()
-    best = engine.fit(model, objective or Both(), data or digits(), run, recipe, CPU, checkpoint_steps=steps)
+    engine.fit(model, objective or Both(), data or digits(), run, recipe, CPU)
     run.close()
-    return model, best
+    return model, torch.load(folder / "last.pth", weights_only=True)["training"]["best"]
 
 
 def test_every_loss_of_an_objective_reaches_the_step(tmp_path):
@@ -260,6 +260,6 @@ def test_evaluation_leaves_the_training_modes():
 
 def test_a_foreign_optimizer_is_left_out(tmp_path, capsys):
     state = torch.optim.SGD(nn.Linear(3, 3).parameters(), 0.1).state_dict()
-    run = utils.Run(tmp_path, {}, None)
-    engine.fit(Tiny(), Both(), digits(), run, engine.Recipe(1, 0.1), CPU, optimizer_state=state)
+    start = checkpoints.Loaded(tmp_path, "", {"optimizer_state_dict": state})
+    engine.fit(Tiny(), Both(), digits(), utils.Run(tmp_path, {}, None), engine.Recipe(1, 0.1), CPU, start)
     assert "starting with a fresh one" in capsys.readouterr().out

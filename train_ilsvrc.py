@@ -1,0 +1,55 @@
+"""Train a network on ImageNet (ILSVRC2012), or on any folder of images with train/ and val/.
+
+    python3 train_ilsvrc.py --dataset_path=<path> --model=ResNet34_DoubleShared --shared_rank=48 --visible_device=0,1
+
+Several visible GPUs share each batch; `torchrun --nproc_per_node=4 train_ilsvrc.py ...` gives each a process of its
+own, on one machine or many. `--dataset_path=fake` tries everything with generated images.
+"""
+
+import cli
+import dataloader
+import engine
+import report
+import utils
+from models import create_model, create_objective, load_checkpoint
+
+SCRIPT = cli.Script(
+    __doc__,
+    datasets=("ilsvrc",),
+    model="ResNet34_DoubleShared",
+    training=True,
+    defaults=dict(epochs=150, lr_steps="60:0.1,100:0.01,140:0.001", weight_decay=1e-4),
+    add_flags=cli.add_image_folder,
+)
+
+
+def main(argv=None):
+    args = cli.parse(SCRIPT, argv)
+    device = utils.start_device(args.visible_device)
+    utils.seed_everything(args.seed, args.deterministic)
+    data = dataloader.imagefolder(
+        args.dataset_path,
+        args.batch_size,
+        device,
+        workers=args.workers,
+        resize=args.resize,
+        crop=args.crop,
+        scale=(args.min_scale, 1.0),
+        subset=args.subset,
+        valid=args.valid,
+        seed=args.seed,
+        **cli.given(mean=args.mean, std=args.std),
+    )
+    model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
+    objective = create_objective(args.model, args.dataset, **args.objective_flags)
+    start = None
+    if args.pretrained:
+        start = load_checkpoint(model, args.pretrained, args.dataset, args.cache, args.new_head)
+    run = utils.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
+    utils.say(f"{args.model} on {data.source}; {utils.device_name()}; run in {run.folder}")
+    engine.fit(model, objective, data, run, engine.Recipe.of(args), device, start)
+    report.of_run(model, data, run)
+
+
+if __name__ == "__main__":
+    cli.run(main)
