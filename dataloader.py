@@ -24,7 +24,7 @@ import tarfile
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +37,14 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import download_and_extract_archive
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from utils import UserError, rank, say, world_size
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:  # deprecated since torchvision 0.29; Pillow alone does it in 1.4 times the time
+    decode_image = None
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -747,26 +751,37 @@ class Folder:
 
     def __init__(self, root: Path, classes: list[str] | None = None):
         self.root = root
-        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+        if not root.is_dir():
+            raise UserError(f"{root.parent} has no {root.name}/; it should hold one folder of images a class")
+        folders = _folders(root)
         table = next((at / name for at in (root, root.parent) for name in self.MAPS if (at / name).is_file()), None)
         if classes is not None and table is not None and not set(folders) & set(classes):
             samples = self._mapped(table, classes)
         else:
             self._compare(folders, classes)
             classes = folders
-            samples = datasets.folder.make_dataset(
-                str(root), {name: label for label, name in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True
+            samples = self._listed(folders)
+        if not samples:
+            raise UserError(
+                f"{root} has no class folder and no image in one; it should hold one folder of images a class"
             )
         self.classes = classes
         self.labels = np.array([label for _, label in samples], np.int64)
         # bytes of one length instead of a list, which worker processes would copy page by page as they count references
         self.names = np.array([os.fsencode(os.path.relpath(name, root)) for name, _ in samples])
-        counts = np.bincount(self.labels, minlength=len(classes))
-        if not classes or (counts == 0).any():
-            empty = [name for name, count in zip(classes, counts) if not count] or ["no class folder"]
-            raise UserError(
-                f"{root} has no image of {_some(empty)}; a class needs at least one {IMG_EXTENSIONS[1]} file"
-            )
+
+    def _listed(self, folders: list[str]) -> list[tuple[str, int]]:
+        """Images of class folders, as torchvision's ImageFolder lists them."""
+        labels = {name: label for label, name in enumerate(folders)}
+        samples = (
+            datasets.folder.make_dataset(str(self.root), labels, IMG_EXTENSIONS, allow_empty=True) if labels else []
+        )
+        filled = {label for _, label in samples}
+        empty = [name for name, label in labels.items() if label not in filled]
+        if empty:
+            kinds = ", ".join(IMG_EXTENSIONS[:3])
+            raise UserError(f"{self.root} has no image of {_some(empty)} ({kinds}, ...); fill or remove the folder")
+        return samples
 
     def _compare(self, folders: list[str], classes: list[str] | None) -> None:
         if classes is None or folders == classes:
@@ -834,7 +849,10 @@ class Shards:
                 raise UserError(f"{path}: {_some(lost)} must have both an image and its label in a .cls file")
             places += images.values()
             labels += [classes[key] for key in images]
-        self.places, self.labels = np.array(places, np.int64).reshape(-1, 3), np.array(labels, np.int64)
+        if not labels:
+            raise UserError(f"{_some(paths)} hold no image")
+        self.places, self.labels = np.array(places, np.int64), np.array(labels, np.int64)
+        self.classes = [str(label) for label in range(self.labels.max() + 1)]
 
     def name(self, index: int) -> str:
         number, offset, _ = self.places[index]
@@ -852,6 +870,7 @@ class Fake:
 
     def __init__(self, count: int, classes: int, side: int, first: int):
         self.labels, self.side, self.first = np.arange(count) % classes, side, first
+        self.classes = [str(label) for label in range(classes)]
 
     def name(self, index: int) -> str:
         return f"generated image {self.first + index}"
@@ -868,15 +887,13 @@ class Fake:
 def decode(blob: bytes) -> Tensor:
     """An encoded image of any format and colour model to uint8 RGB (3, H, W). Raises ValueError saying what is wrong.
 
-    libjpeg and libpng write straight into a tensor; what they refuse gets a second chance with Pillow, whose results
-    are the same bits.
+    torchvision's decoders write straight into a tensor; what they refuse is left to Pillow, which gives the same bits.
     """
-    try:
-        image = decode_image(torch.frombuffer(bytearray(blob), dtype=torch.uint8), ImageReadMode.RGB)
-        if image.dtype == torch.uint8:
-            return image
-    except (RuntimeError, ValueError):
-        pass
+    if decode_image is not None:
+        with contextlib.suppress(RuntimeError, ValueError):
+            image = decode_image(torch.frombuffer(bytearray(blob), dtype=torch.uint8), ImageReadMode.RGB)
+            if image.dtype == torch.uint8:
+                return image
     try:
         with Image.open(io.BytesIO(blob)) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -998,6 +1015,7 @@ class DiskBatches(Batches):
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own: drawing from the global one would change a resumed run
             **more,
         )
 
@@ -1054,17 +1072,15 @@ class DiskBatches(Batches):
             )
 
 
-class Missing(Batches):
-    """The training set of a folder that is only evaluated; whoever needs its images is told so."""
+class OnDemand(Batches):
+    """The training set of a run that only evaluates: listed when a network asks for images to be calibrated on."""
 
-    def __init__(self, path: Path):
+    def __init__(self, make: Callable[[], Batches]):
         super().__init__(0, world_size(), False)
-        self.path = path
+        self.make = make
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        raise UserError(
-            f"{self.path} does not exist, but this network is calibrated on training images before it is judged"
-        )
+        return iter(self.make())
 
 
 def imagefolder(
@@ -1087,6 +1103,8 @@ def imagefolder(
 ) -> Data:
     """ImageNet, or any set of image files: random resized crops and mirroring to train, centre crops to judge.
 
+    Images are resized as uint8 tensors; their values are those of torchvision's Pillow pipeline to within 2 grey levels.
+
     Args:
         path: a folder with train/ and val/, each with one folder a class (val/ may be plain, with a file val.txt that
             has a name and a class on each line); or a brace pattern of WebDataset shards, where the files with `val` in
@@ -1108,68 +1126,96 @@ def imagefolder(
     if not 1 <= crop <= resize:
         raise UserError(f"a centre crop of {crop} pixels does not fit into images resized to {resize}")
     mean, std = _channels("--mean", mean), _channels("--std", std)
-    to_train, to_test, classes, source = _sources(path, train, resize)
+    make_train, make_test, source = _sources(str(path), resize)
     augmented = v2.Compose([v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip()])
     centred = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
     options = dict(
         train=augmented, test=centred, size=crop, mean=mean, std=std, workers=workers, seed=seed, share=share
     )
     judge = eval_batch_size or batch_size
-    test = DiskBatches(to_test, np.arange(len(to_test.labels)), judge, device, **options)
-    data = Data(Missing(Path(path) / "train"), test, None, classes, (3, crop, crop), source)
-    if to_train is not None:
-        train_index, valid_index = _split(len(to_train.labels), subset, valid, seed)
-        data.train = DiskBatches(to_train, train_index, batch_size, device, shuffle=True, **options)
-        if len(valid_index):
-            data.valid = DiskBatches(to_train, valid_index, judge, device, **options)
-            data.valid_index = torch.from_numpy(valid_index)
-    return data
+
+    def batches(images: Folder | Shards | Fake, index: np.ndarray, size: int, shuffle: bool = False) -> DiskBatches:
+        return DiskBatches(images, index, size, device, shuffle=shuffle, **options)
+
+    to_train = make_train() if train else None
+    to_test = make_test()
+    test = batches(to_test, np.arange(len(to_test.labels)), judge)
+    if to_train is None:
+
+        def whole_training_set() -> DiskBatches:
+            images = make_train()
+            return batches(images, np.arange(len(images.labels)), judge, shuffle=True)
+
+        return Data(OnDemand(whole_training_set), test, None, to_test.classes, (3, crop, crop), source)
+    train_index, valid_index = _split(len(to_train.labels), subset, valid, seed)
+    return Data(
+        batches(to_train, train_index, batch_size, shuffle=True),
+        test,
+        batches(to_train, valid_index, judge) if len(valid_index) else None,
+        max(to_train.classes, to_test.classes, key=len),
+        (3, crop, crop),
+        source,
+        torch.from_numpy(valid_index) if len(valid_index) else None,
+    )
 
 
 FAKE_TRAIN, FAKE_TEST, FAKE_CLASSES = 2000, 1000, 1000
 
 
-def _sources(path: str | os.PathLike, train: bool, side: int) -> tuple:
-    """Training source (None if there is none), test source, class names, and where they came from."""
-    if str(path) == "fake":
-        source = f"GENERATED images of {FAKE_CLASSES} classes, not ImageNet: no number below means anything"
+def _sources(path: str, side: int) -> tuple[Callable, Callable, str]:
+    """Functions that list the training and the test images, and where those come from."""
+    if path == "fake":
+        source = f"GENERATED images of {FAKE_CLASSES} classes, not ImageNet: no accuracy below means anything"
         say(f"*** --dataset_path fake: {source} ***")
-        fakes = (Fake(FAKE_TRAIN, FAKE_CLASSES, side, 0), Fake(FAKE_TEST, FAKE_CLASSES, side, FAKE_TRAIN))
-        return *fakes, [str(label) for label in range(FAKE_CLASSES)], source
-    if "{" in str(path) or str(path).endswith(".tar"):
-        return _shard_sources(str(path), train)
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"--dataset_path {path} is not a folder; it should hold train/ and val/, or be `fake`")
-    absent = [f"{name}/" for name in ("train", "val") if not (path / name).is_dir() and (name == "val" or train)]
-    if absent:
-        raise UserError(f"{path} has no {' and no '.join(absent)}; each should hold one folder of images a class")
-    to_train = Folder(path / "train") if (path / "train").is_dir() else None
-    to_test = Folder(path / "val", to_train.classes if to_train else None)
-    return to_train, to_test, to_test.classes, f"{len(to_test.classes)} classes of image files in {path}"
+        return (
+            lambda: Fake(FAKE_TRAIN, FAKE_CLASSES, side, 0),
+            lambda: Fake(FAKE_TEST, FAKE_CLASSES, side, FAKE_TRAIN),
+            source,
+        )
+    if "{" in path or path.endswith(".tar"):
+        return _shard_sources(path)
+    train, val = Path(path, "train"), Path(path, "val")
+    absent = [f"{folder.name}/" for folder in (train, val) if not folder.is_dir()]
+    if not os.path.isdir(path) or val.name + "/" in absent:
+        what = f"has no {' and no '.join(absent)}" if os.path.isdir(path) else "is not a folder"
+        raise UserError(
+            f"--dataset_path {path} {what}; it should hold train/ and val/, with one folder of images a class"
+        )
+    return (
+        lambda: Folder(train),
+        lambda: Folder(val, _folders(train) if train.is_dir() else None),
+        f"image files of {path}",
+    )
 
 
-def _shard_sources(pattern: str, train: bool) -> tuple:
+def _shard_sources(pattern: str) -> tuple[Callable, Callable, str]:
     try:
         from webdataset.shardlists import expand_urls
+
+        paths = expand_urls(pattern)
     except ImportError as error:
         raise UserError(f"shards such as {pattern} need the package webdataset: pip install webdataset") from error
-    paths = expand_urls(pattern)
+    except ValueError as error:
+        raise UserError(f"--dataset_path {pattern} is no brace pattern: {error}") from error
     absent = [path for path in paths if not os.path.isfile(path)]
     if absent:
         raise UserError(f"{pattern} names {len(paths)} shards, but {_some(absent)} cannot be found as a file")
-    to_test = [path for path in paths if "val" in os.path.basename(path)]
-    to_train = [path for path in paths if path not in to_test]
-    if not to_test or (train and not to_train):
-        raise UserError(
-            f"{pattern} names {len(to_train)} shards to train on and {len(to_test)} with `val` in their name to judge "
-            "on; both are needed: {train-{000..146},val-{00..06}}.tar"
-        )
-    say(f"listing the images of {len(paths)} shards")
-    test_source = Shards(to_test)
-    train_source = Shards(to_train) if to_train else None
-    count = 1 + int(max(source.labels.max() for source in (test_source, train_source) if source is not None))
-    return train_source, test_source, [str(label) for label in range(count)], f"{len(paths)} shards of {pattern}"
+    parts = {
+        name: [path for path in paths if ("val" in os.path.basename(path)) == (name == "val")]
+        for name in ("train", "val")
+    }
+
+    def listed(name: str) -> Shards:
+        if not parts[name]:
+            raise UserError(f"{pattern} names no {name} shards; name both: {{train-{{000..146}},val-{{00..06}}}}.tar")
+        say(f"listing the images of {len(parts[name])} {name} shards")
+        return Shards(parts[name])
+
+    return lambda: listed("train"), lambda: listed("val"), f"{len(paths)} shards of {pattern}"
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
 
 
 def _some(names: list[str], most: int = 3) -> str:
