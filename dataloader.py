@@ -1103,7 +1103,7 @@ def imagefolder(
 ) -> Data:
     """ImageNet, or any set of image files: random resized crops and mirroring to train, centre crops to judge.
 
-    Images are resized as uint8 tensors; their values are those of torchvision's Pillow pipeline to within 2 grey levels.
+    Images are resized as uint8 tensors, whose values are within 2 grey levels of torchvision's Pillow pipeline.
 
     Args:
         path: a folder with train/ and val/, each with one folder a class (val/ may be plain, with a file val.txt that
