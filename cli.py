@@ -160,10 +160,19 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
     add("--new_head", action="store_true", help="keep a fresh classifier where --pretrained has other classes")
 
 
+class _Words(argparse.Action):
+    """Joins several words of one flag to a string: `--skip_cfg True True False False`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, " ".join(values))
+
+
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("evaluation").add_argument
     add("--pretrained", metavar="FILE|NAME", help="weights to judge: a file, or a published checkpoint by name")
-    add("--point", metavar="NAME,..", help="points to judge (default: all of the network)")
+    names = ("--point", "--skip_cfg")  # the second is what the authors of adaptive depth call it
+    add(*names, nargs="+", action=_Words, metavar="NAME,..", help="points to judge (default: all of the network)")
+    add("--skip", dest="point", action="store_const", const="skip", help="the same as --point=skip")
     add("--fold", action="store_true", help="merge what is linear into single convolutions before judging")
     add("--latency_batch", type=natural, default=1, metavar="N", help="batch of the timing; 0 skips it (default: 1)")
     add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")
