@@ -108,5 +108,5 @@ class FoldedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x
         for layer in self.maps[:-1]:
-            out = F.relu(layer(out))
-        return F.relu(self.maps[-1](out) + self.shortcut(x))
+            out = F.relu_(layer(out))
+        return F.relu_(self.maps[-1](out) + self.shortcut(x))

@@ -4,6 +4,8 @@ Residual blocks of the ResNets and of MobileNetV2, and blocks of shared filter b
 orthogonality loss that their training needs. The networks around them are in `models/trunks.py`. Attributes are named
 as in the authors' checkpoints, and are made in the order of those checkpoints' keys.
 
+ReLUs work in place: what they overwrite is always the fresh output of the layer before them.
+
 A block may live in two networks at once (arXiv 2312.16392): where it has a layer `X_skip`, that one stands in for `X`
 when the block is called with `skip=True`.
 """
@@ -98,8 +100,8 @@ class BasicBlock(Block):
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:
         out = self.layer("bn1", skip)(self.layer("conv1", skip)(x))
-        out = self.layer("bn2", skip)(self.layer("conv2", skip)(F.relu(out)))
-        return F.relu(out + self.shortcut(x))
+        out = self.layer("bn2", skip)(self.layer("conv2", skip)(F.relu_(out)))
+        return F.relu_(out + self.shortcut(x))
 
 
 class Bottleneck(Block):
@@ -124,12 +126,12 @@ class Bottleneck(Block):
 
     def residual(self, x: Tensor, skip: bool = False) -> Tensor:
         """What is added to the shortcut."""
-        out = F.relu(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
-        out = F.relu(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
+        out = F.relu_(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
+        out = F.relu_(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
         return self.layer("bn3", skip)(self.layer("conv3", skip)(out))
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        return F.relu(self.residual(x, skip) + self.shortcut(x))
+        return F.relu_(self.residual(x, skip) + self.shortcut(x))
 
 
 class ResNeXtBlock(nn.Module):
@@ -154,7 +156,7 @@ class ResNeXtBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.residual_function(x) + self.shortcut(x))
+        return F.relu_(self.residual_function(x) + self.shortcut(x))
 
 
 class DenseLayer(nn.Module):
@@ -211,8 +213,8 @@ class InvertedResidual(Block):
         layer.reset_parameters()
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        out = F.relu(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
-        out = F.relu(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
+        out = F.relu_(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
+        out = F.relu_(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
         out = self.layer("bn3", skip)(self.layer("conv3", skip)(out))
         return out if self.shortcut is None else out + self.shortcut(x)
 
@@ -305,8 +307,8 @@ class BasisBlock(Block):
         return x
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        out = F.relu(self.convolve(x, 1, skip))
-        return F.relu(self.convolve(out, 2, skip) + x)
+        out = F.relu_(self.convolve(x, 1, skip))
+        return F.relu_(self.convolve(out, 2, skip) + x)
 
     def folded(self, skip: bool = False) -> nn.Module:
         """The same map for inference, each convolution as one dense 3x3 or factored, whichever costs fewer MACs."""

@@ -87,7 +87,7 @@ class ResNet(AdaptiveModel):
         return [getattr(self, f"layer{number}") for number in range(1, self.num_groups + 1)]
 
     def stem(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.relu_(self.bn1(self.conv1(images)))
         return F.max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
 
     def classify(self, x: Tensor) -> Tensor:

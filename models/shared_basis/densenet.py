@@ -31,7 +31,7 @@ class BasisDenseLayer(nn.Module):
         self.coeff_conv2 = nn.Conv2d(rank, 32, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(F.relu(self.bn0(x)))))
+        out = F.relu_(self.bn1(self.conv1(F.relu_(self.bn0(x)))))
         out = joint_conv(out, [self.basis_conv2, self.shared_basis])
         return torch.cat([x, self.coeff_conv2(self.basis_bn2(out))], dim=1)
 

@@ -52,8 +52,8 @@ class SharedInvertedResidual(nn.Module):
         self.norms_of = (("shared_basis1", "bn1"), ("conv2", "bn2"), (self.last, "bn3"))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.shared_basis1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu_(self.bn1(self.shared_basis1(x)))
+        out = F.relu_(self.bn2(self.conv2(out)))
         out = self.bn3(getattr(self, self.last)(out))
         return x + (self.chan_attention(out) if self.eca else out)
 

@@ -60,9 +60,9 @@ class SharedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x
         for conv_name, norm_name in self.norms_of[:-1]:
-            out = F.relu(getattr(self, norm_name)(getattr(self, conv_name)(out)))
+            out = F.relu_(getattr(self, norm_name)(getattr(self, conv_name)(out)))
         conv_name, norm_name = self.norms_of[-1]
-        return F.relu(getattr(self, norm_name)(getattr(self, conv_name)(out)) + x)
+        return F.relu_(getattr(self, norm_name)(getattr(self, conv_name)(out)) + x)
 
 
 class SharedBottleneckResNet(SharesBases, ResNet):

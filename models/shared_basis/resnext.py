@@ -33,10 +33,10 @@ class BasisResNeXtBlock(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu_(self.bn1(self.conv1(x)))
         out = torch.cat([self.basis_conv2(out), self.shared_basis(out)], dim=1)
-        out = F.relu(self.bn2(out))
-        return F.relu(self.bn3(self.conv3(out)) + x)
+        out = F.relu_(self.bn2(out))
+        return F.relu_(self.bn3(self.conv3(out)) + x)
 
 
 class SharedBasisResNeXt(SharesBases, ResNeXt):
