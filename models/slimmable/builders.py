@@ -21,11 +21,12 @@ from models.slimmable.wideresnet import WideResNet
 ILSVRC = ("ilsvrc",)
 SIZES = (224, 192, 160, 128)
 COMMON = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
-MUTUAL = COMMON | {"epochs": 250, "batch_size": 1024, "lr": 0.5, "lr_schedule": "cosine"}
-LINEAR = COMMON | {"epochs": 250, "batch_size": 1024, "lr": 0.5, "lr_schedule": "linear"}
+MOBILE = COMMON | {"epochs": 250, "batch_size": 1024, "lr": 0.5, "min_scale": 0.25}
+MUTUAL = MOBILE | {"lr_schedule": "cosine"}
+LINEAR = MOBILE | {"lr_schedule": "linear"}
 AUTOSLIM = LINEAR | {"epochs": 300, "batch_size": 2048}
 STEPS = COMMON | {"epochs": 100, "lr": 0.1, "lr_schedule": "multistep", "lr_steps": "30:0.1,60:0.01,90:0.001"}
-EXPONENTIAL = COMMON | {"epochs": 480, "batch_size": 160, "lr": 0.045, "lr_schedule": "exponential", "lr_decay": 0.98}
+EXPONENTIAL = MOBILE | {"epochs": 480, "batch_size": 160, "lr": 0.045, "lr_schedule": "exponential", "lr_decay": 0.98}
 WIDE = COMMON | {
     "epochs": 200,
     "batch_size": 128,
@@ -104,7 +105,7 @@ def mutualnet_mobilenet_v2(
     {f"mutualnet_resnet{depth}": {"depth": depth} for depth in DEPTHS},
     ILSVRC,
     MutualLearning,
-    MUTUAL | {"epochs": 120, "batch_size": 512, "lr": 0.2},
+    MUTUAL | {"epochs": 120, "batch_size": 512, "lr": 0.2, "min_scale": 0.08},
 )
 def mutualnet_resnet(
     num_classes: int,
@@ -273,7 +274,7 @@ def autoslim_mnasnet(num_classes: int) -> MobileNetV2:
     return inverted_residuals(num_classes, autoslim.MNASNET, strides, kernels)
 
 
-@register("autoslim_resnet50", ILSVRC, AutoSlimTraining, STEPS | {"batch_size": 256})
+@register("autoslim_resnet50", ILSVRC, AutoSlimTraining, STEPS | {"batch_size": 256, "min_scale": 0.25})
 def autoslim_resnet50(num_classes: int) -> ResNet:
     """AutoSlim's ResNet-50 of 570 million and 1, 2 and 3 billion MACs, as widths 1 to 4."""
     form, layers = found(autoslim.RESNET50)
