@@ -12,7 +12,7 @@ from torch import nn
 from models import create_model, create_objective, load_checkpoint, profile
 from models.dmnn import coarse, gates, objective
 from models.dmnn.network import GatedPoint
-from models.dmnn.paths import Path, sum_of_paths
+from models.dmnn.paths import Path, add_paths
 from tests.parity import check, fill
 
 EVALS = (

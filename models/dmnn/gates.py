@@ -62,6 +62,8 @@ def full_precision(x: Tensor) -> torch.autocast:
 def pooled(x: Tensor) -> Tensor:
     """Mean over the pixels (images, channels), never in half precision (equation 5)."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).mean(dim=(1, 2))  # so the gradient has x's layout as well
     return x.mean(dim=(2, 3))
 
 

@@ -13,7 +13,7 @@ from models.dmnn.coarse import Grouping
 from models.dmnn.gates import Controller
 from models.dmnn.network import Execution, GatedBlock, GatedNetwork, GatedResNet
 from models.dmnn.objective import PathLoss
-from models.dmnn.paths import Path, sum_of_paths
+from models.dmnn.paths import Path, add_paths
 from models.layers import conv, projection
 from models.registry import register
 
@@ -43,7 +43,7 @@ class MultiPathBlock(GatedBlock):
 
     def add_paths(self, x, gates):
         if self.training:
-            return self.carry(x) + sum_of_paths(self.paths, x, gates)
+            return add_paths(self.paths, self.carry(x), x, gates)
         return super().add_paths(x, gates)
 
 

@@ -60,30 +60,40 @@ class Path(nn.Module):
         return self.bn3(self.conv3(x))
 
 
-def sum_of_paths(paths: Sequence[Path], x: Tensor, gates: Tensor) -> Tensor:
-    """Sum of gate times path over all paths, every path computed for every image, as one computation (equation 4).
+def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> Tensor:
+    """`out` plus the sum of gate times path, every path computed for every image, as one computation (equation 4).
 
     For training: batch norms use and track the batch's statistics. The same numbers as path by path, up to rounding.
 
     Args:
+        out: the shortcut (images, out channels, height, width).
         x: (images, channels, height, width).
         gates: (images, paths).
     """
-    act = paths[0].activation
+    act, second = paths[0].activation, paths[0].conv2
     if paths[0].inputs is None:
         x = act(joint_norm(F.conv2d(x, stacked(paths, "conv1")), [path.bn1 for path in paths]), inplace=True)
-    second = paths[0].conv2
     x = F.conv2d(x, stacked(paths, "conv2"), None, second.stride, 1, groups=len(paths) * second.groups)
     x = act(joint_norm(x, [path.bn2 for path in paths]))
-    norms = [path.bn3 for path in paths]
-    width, out_channels = second.out_channels, norms[0].num_features
-    if width < out_channels:
+    gates = gates.to(x.dtype)
+    if merging_pays(second.out_channels, out):
         weights, shifts = last_layers(paths, x)
-        gated = x * gates.to(x.dtype).repeat_interleave(width, dim=1)[:, :, None, None]
+        gated = x * gates.repeat_interleave(second.out_channels, dim=1)[:, :, None, None]
         merged = weights.transpose(0, 1).flatten(1)  # [out channels, paths * width]
-        return F.conv2d(gated, merged[:, :, None, None]) + (gates @ shifts).to(x.dtype)[:, :, None, None]
-    x = joint_norm(F.conv2d(x, stacked(paths, "conv3"), groups=len(paths)), norms)
-    return (x.unflatten(1, (len(paths), out_channels)) * gates.to(x.dtype)[:, :, None, None, None]).sum(dim=1)
+        return out + F.conv2d(gated, merged[:, :, None, None]) + (gates @ shifts.to(x.dtype))[:, :, None, None]
+    for j, (path, part) in enumerate(zip(paths, x.chunk(len(paths), dim=1), strict=True)):
+        out = out + path.bn3(path.conv3(part)) * gates[:, j, None, None, None]  # addcmul has a slower backward
+    return out
+
+
+def merging_pays(width: int, out: Tensor) -> bool:
+    """Whether `last_layers` costs less than making each path's output.
+
+    It multiplies width^2 numbers for every pixel and every output channel, and saves passes over outputs that are
+    pixels x output channels large; a number of those costs about as much as 35 multiply-accumulates (measured).
+    """
+    pixels, channels = out.numel() // out.shape[1], out.shape[1]
+    return width**2 * (pixels + channels) < 35 * pixels * channels
 
 
 def stacked(paths: Sequence[Path], name: str) -> Tensor:
