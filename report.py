@@ -28,8 +28,8 @@ from models import create_model, load_checkpoint, profile, registry
 from models.adaptive import AdaptiveModel
 from utils import UserError
 
-PUBLISHED = Path(__file__).parent / "results" / "published"
-MEASURED = Path(__file__).parent / "results" / "measured"
+RESULTS = Path(__file__).parent / "results"
+PUBLISHED, MEASURED = RESULTS / "published", RESULTS / "measured"
 SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 224)}
 
 
@@ -317,6 +317,23 @@ def tables(system: str | None = None) -> str:
     return "\n".join(lines).strip()
 
 
+def results_page() -> str:
+    """The text of results/README.md."""
+    return f"""# Results
+
+Written by `python3 report.py page`. Published numbers stand beside what this code counts and, where a run of ours exists
+in `results/measured/`, what it reached; an empty cell is a number that nobody has published or a run that nobody has made.
+
+- *FLOPs published (means)*: `macs` multiply-accumulates of convolutions and linear layers; `2macs` twice that; `ptflops`
+  with two operations for each batch-norm element, as ptflops 0.6 counts; `2ptflops` twice that; `authors` the counter of
+  the table's own authors. *counted so* is our count by the same rule.
+- *(disagrees)*: the published figure is not what its own network has; the note says why.
+- Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
+
+{tables()}
+"""
+
+
 def means(row: Published) -> str:
     return f"({row.flops_means})" if row.flops else ""
 
@@ -326,12 +343,16 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("tables", help="published tables, counted")
     one.add_argument("system", nargs="?")
+    commands.add_parser("page", help="write results/README.md")
     two = commands.add_parser("compare", help="evaluated runs beside each other")
     two.add_argument("runs", nargs="+", metavar="RUN", help="a folder with evaluation.json")
     two.add_argument("--out", default="reports/compare", help="folder for table and picture (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.command == "tables":
         print(tables(args.system))
+    elif args.command == "page":
+        with utils.replacing(RESULTS / "README.md") as temporary:
+            temporary.write_text(results_page())
     else:
         compare(args.runs, args.out)
 

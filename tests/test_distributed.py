@@ -1,0 +1,66 @@
+"""Several processes, as torchrun starts them: the same run as one process with the same global batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+
+
+def train(folder):
+    """Two epochs of a small network without batch norm, whose statistics each process would take from its own images."""
+    import dataloader
+    import engine
+    import utils
+    from models.adaptive import AdaptiveModel, Objective
+
+    class Net(AdaptiveModel):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc, self.unused = nn.Conv2d(3, 8, 3), nn.Linear(8, 10), nn.Linear(1, 1)
+
+        def compute(self, images, point):
+            return self.fc(F.relu(self.conv(images)).mean((2, 3)))
+
+    class Twice(Objective):
+        """Two backwards a step, the second of which does not use every parameter."""
+
+        def __call__(self, model, images, labels):
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            self.track(logits, labels, loss=loss)
+            yield loss
+            yield model.fc.weight.square().mean() + F.cross_entropy(model(images).detach() * model.fc.bias, labels)
+
+    device = utils.start_device()
+    torch.manual_seed(utils.rank())  # the first process's weights count
+    data = dataloader.cifar("digits", None, 100, device, subset=1400)  # 14 whole batches
+    run = utils.Run(folder, {}, None)
+    engine.fit(Net(), Twice(), data, run, engine.Recipe(2, 0.1), device)
+
+
+def start(folder, processes):
+    words = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
+    code = f"from tests.test_distributed import train; train({str(folder)!r})"
+    script = folder.parent / f"{processes}.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}")
+    done = subprocess.run([sys.executable, *words, script], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "last.pth", weights_only=True), (folder / "log.jsonl").read_text(), done.stdout
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    one, log_one, _ = start(tmp_path / "one", 1)
+    two, log_two, out = start(tmp_path / "two", 2)
+    for key, value in one["net_state_dict"].items():
+        # the order of float32 additions differs
+        torch.testing.assert_close(two["net_state_dict"][key], value, rtol=1e-3, atol=2e-5)
+    assert log_one.count("\n") == log_two.count("\n") == 2
+    assert out.count("Epoch 2/2") == 1, "only the first process speaks"
+    ones, twos = (eval(log.splitlines()[-1]) for log in (log_one, log_two))
+    assert abs(ones["train"]["loss"] - twos["train"]["loss"]) < 1e-4
+    assert ones["test"] == twos["test"], "every test image is judged exactly once"
