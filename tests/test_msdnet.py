@@ -3,12 +3,15 @@
 import copy
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import cli
+import report
 from engine import Recipe
 from models import create_model, create_objective, profile, registry
 from models.checkpoints import load_state, state_dict_of
@@ -251,6 +254,58 @@ def published_steps(dataset):
     return tuple((int(start), float(factor)) for start, factor in (pair.split(":") for pair in text.split(",")))
 
 
+# Tables and recipes
+
+ROOT = Path(__file__).parent.parent
+ROWS = report.published_rows("msdnet")
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*-msdnet*")) + sorted(
+    path.name for path in (ROOT / "recipes").glob("*-imta-*")
+)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.flops and row.dataset != "ilsvrc"], ids=lambda row: row.row)
+def test_a_published_row_is_what_we_count(row):
+    params, _, flops = row.count()
+    assert report.agrees(flops, row.flops)
+    assert report.agrees(params, row.params)
+
+
+def typed(recipe):
+    words = cli.normalise([f"@{ROOT / 'recipes' / recipe}"])
+    return dict(word.removeprefix("--").split("=") for word in words)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.recipe], ids=lambda row: f"{row.recipe}-{row.point}")
+def test_a_recipe_is_of_its_rows_network(row):
+    words = typed(row.recipe)
+    assert (words["model"], words["dataset"]) == (row.model, row.dataset)
+    assert {word.removeprefix("--") for word in row.flags.split()} <= {f"{k}={v}" for k, v in words.items()}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains_as_the_network_was_published(recipe):
+    words = typed(recipe)
+    entry = registry.entry(words["model"], words["dataset"])
+    own = {flag.name for flag in entry.model_flags() + entry.objective_flags()}
+    assert words.keys() <= own | entry.defaults.keys() | {"model", "dataset", "valid"}
+    for flag, value in entry.defaults.items():
+        if flag in words:
+            assert str(value) == words[flag] or float(value) == float(words[flag])
+    with torch.device("meta"):
+        report.Published(**{field: "" for field in report.Published.__annotations__} | {
+            "model": words["model"], "dataset": words["dataset"],
+            "flags": " ".join(f"--{k}={v}" for k, v in words.items() if k in own),
+        }).build()  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "-imta-" in recipe])
+def test_stage_two_is_of_its_stage_ones_network(recipe):
+    second, first = typed(recipe), typed(recipe.replace("-imta-", "-msdnet-ge-"))
+    assert {key: value for key, value in second.items() if key not in ("model", "T", "gamma")} == {
+        key: value for key, value in first.items() if key != "model"
+    }
+
+
 # Laziness
 
 
@@ -298,6 +353,14 @@ def test_weights_that_no_exit_reads_are_not_trained():
     loss.backward()
     assert {name for name, p in model.named_parameters() if (p.grad is None) == p.requires_grad} == set()
     assert not model.blocks[0][-1].layers[0].conv_normal.net[0].weight.requires_grad
+
+
+def test_the_network_compiles_as_one_graph():
+    model = small("msdnet_ge", nBlocks=2, base=1, step=1).train()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    images = torch.randn(2, 3, 32, 32)
+    for a, b in zip(compiled(images), copy.deepcopy(model)(images), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_channels_last_images_give_the_same_logits():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +43,15 @@ def authors_costs(model, shape: Sequence[int] | None = None) -> list[Cost]:
     """
     model, images, counter = _prepare(model, shape)
     totals = list(_totals(model, images, counter))
-    exits = range(1, model.exits + 1)
-    single = [counter.during(lambda k=k: model.all_logits(images, [k])) for k in exits]
-    together = [counter.during(lambda k=k: model.all_logits(images, range(1, k + 1))) for k in exits]
-    return [Cost(total, one, all, params) for (total, params), one, all in zip(totals, single, together, strict=True)]
+    costs, start, heads = [], counter.macs, 0
+    walk, carry = model.start_walk(images), None
+    for exit, (total, params) in enumerate(totals, start=1):
+        x, before = walk.to(exit), counter.macs
+        _, carry = model.head(exit, x, carry)
+        together = counter.macs - start
+        costs.append(Cost(total, together if model.heads_depend else together - heads, together, params))
+        heads += counter.macs - before
+    return costs
 
 
 def published_total(model, shape: Sequence[int], exit: int) -> int:
@@ -79,12 +84,6 @@ class _Counter:
             self.macs += module.kernel_size**2 * output.numel()
         elif isinstance(module, nn.Linear):
             self.macs += module.weight.numel() + module.bias.numel()
-
-    def during(self, run: Callable[[], object]) -> int:
-        """MACs that `run` adds."""
-        before = self.macs
-        run()
-        return self.macs - before
 
 
 def _totals(model, images: Tensor, counter: _Counter) -> Iterator[tuple[int, int]]:

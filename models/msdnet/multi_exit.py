@@ -52,13 +52,13 @@ class Walk:
     """
 
     def __init__(self, trunk, images: Tensor):
-        self.trunk, self.reached = trunk, 0
+        self.parts, self.steps, self.reached = trunk.parts, trunk.steps, 0
         self.maps: list[Tensor | None] = trunk.stem(images)
 
     def to(self, exit: int) -> Tensor:
         """Go on to an exit and give the coarsest map, which its head reads."""
-        for i, scales in self.trunk.layout.steps[self.reached, exit]:
-            self.trunk.parts[i].advance(self.maps, scales)
+        for i, scales in self.steps[self.reached, exit]:
+            self.parts[i].advance(self.maps, scales)
         self.reached = exit
         return self.maps[-1]
 

@@ -37,7 +37,7 @@ class MSDNet(MultiExit):
                 f"--grFactor has {layout.scales} scales; images of {image_side} pixels need {SCALES[image_side]}, "
                 "so that the heads end at 1x1"
             )
-        self.layout, self.equilibrium = layout, equilibrium
+        self.layout, self.steps, self.equilibrium = layout, layout.steps, equilibrium
         kinds = {"layer": Layer, "transition": Transition}
         blocks = [[kinds[part.kind](layout, part) for part in block] for block in layout.blocks]
         blocks[0].insert(0, Stem(layout, large_images=image_side == 224))
