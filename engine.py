@@ -389,7 +389,7 @@ class Trainer:
             raise Stopped(self.run.stop_signal, self.run.folder)
 
     def _best_file(self, point: str) -> str:
-        return "best.pth" if point == self.model.points[-1].name else f"best-{point}.pth"
+        return "best.pth" if point == self.model.main.name else f"best-{point}.pth"
 
     def _print_epoch(self, means: dict[str, float], rows: list[Row], seconds: float) -> None:
         """The lines of the authors' scripts, and the objective's other means beside them."""
@@ -405,7 +405,7 @@ class Trainer:
 
     def state_dict(self) -> dict:
         """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs."""
-        top1, _ = self.best.get(self.judged.points[-1].name, (0.0, 0))
+        top1, _ = self.best.get(self.judged.main.name, (0.0, 0))
         training = {
             "epoch": self.epoch,
             "step": self.step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,11 @@ class Point:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def per_image(self) -> bool:
+        """Whether images cost differently at this point, so that only `infer` can count."""
+        return False
+
 
 FULL = Point("full")
 
@@ -56,9 +62,17 @@ class AdaptiveModel(nn.Module):
     points: tuple[Point, ...] = (FULL,)
 
     @property
+    def main(self) -> Point:
+        """The point that None means and that a run is judged by: the last one, the full network.
+
+        A network that was not trained to run in full names another.
+        """
+        return self.points[-1]
+
+    @property
     def watched(self) -> tuple[Point, ...]:
         """Points that are judged after every epoch; the best checkpoint of each is kept."""
-        return self.points[-1:]
+        return (self.main,)
 
     def compute(self, images: Tensor, point: Point):
         """Run at `point`: logits (N, classes) in eval mode, whatever the family's objective needs in train mode."""
@@ -80,9 +94,9 @@ class AdaptiveModel(nn.Module):
         raise UsageError(f"this network has no point {name!r}; it has {', '.join(close)}")
 
     def point(self, which: Point | str | None = None) -> Point:
-        """Resolve a point, its name, or None (the full network, which is the last point)."""
+        """Resolve a point, its name, or None (the network's main point)."""
         if which is None:
-            return self.points[-1]
+            return self.main
         return which if isinstance(which, Point) else self.find_point(which)
 
     def forward(self, images: Tensor, point: Point | str | None = None, count: bool = False):
@@ -121,6 +135,18 @@ class AdaptiveModel(nn.Module):
         Families implement it with `models.folding.folded_copy`. Raises ValueError where there is nothing to merge.
         """
         raise ValueError(f"{type(self).__name__} cannot be folded; evaluate it without --fold")
+
+    def report(self, data, folder: Path) -> list[Path]:
+        """Write what only this family can show of an evaluated network: pictures and tables. Most have nothing.
+
+        Args:
+            data: `data.test` is walked once more; `data.classes` are the names.
+            folder: exists already.
+
+        Returns:
+            The files written.
+        """
+        return []
 
     def published_flops(self, convention: str, shape: Sequence[int], point: Point | str | None = None) -> int:
         """Cost of one image of `shape` as a published table counts it.

@@ -39,7 +39,7 @@ def count_macs(model: nn.Module, shape: Sequence[int], point=None) -> int:
     """MACs of one image of `shape` (channels, height, width) at `point`: convolutions and linear layers as executed.
 
     Runs one forward pass on the meta device, so it costs no arithmetic and needs no data; the result is remembered with
-    the model. Points whose path depends on the image cannot be counted so; their models count while they infer.
+    the model. Raises ValueError where the path depends on the image: such networks count while they infer.
     """
     return _count(model, shape, point)[0]
 
@@ -58,17 +58,25 @@ def count_thop(model: nn.Module, shape: Sequence[int], point=None) -> float:
 
     Raises:
         ImportError: thop is not installed (`pip install ultralytics-thop`; the original thop miscounts shared modules).
+        ValueError: images cost differently at this point.
     """
     import thop
 
+    _check_static(model.point(point))
     clone = copy.deepcopy(model).cpu()
     with evaluating(clone):
         macs, _ = thop.profile(clone, inputs=(torch.zeros(1, *shape), model.point(point)), verbose=False)
     return macs
 
 
+def _check_static(point) -> None:
+    if point.per_image:
+        raise ValueError(f"what the point {point} costs depends on the image: model.infer counts it")
+
+
 def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
     point = model.point(point)
+    _check_static(point)
     cache = model.__dict__.setdefault("_counts", {})
     key = (point, tuple(shape))
     if key not in cache:

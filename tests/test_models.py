@@ -44,7 +44,8 @@ def test_points_have_names_of_their_own_and_run(entry):
     model = built_on_meta(entry)
     points = model.points
     assert len({point.name for point in points}) == len(points)
-    assert model.point(None) == points[-1]
+    assert model.point(None) == model.main
+    assert model.main in points
     assert all(isinstance(point, Point) and model.point(point.name) == point for point in points)
     with pytest.raises(ValueError, match="nowhere"):
         model.point("nowhere")

@@ -41,7 +41,6 @@ class GatedPoint(Point):
 
     @property
     def per_image(self) -> bool:
-        """Whether images cost differently, so that only `infer` can count."""
         return not self.every_path
 
 
@@ -203,13 +202,10 @@ class GatedNetwork(AdaptiveModel):
         self._costs: dict[tuple[int, ...], Costs] = {}
         self.register_buffer("group_of_class", groups, persistent=False)
 
-    def point(self, which=None):
-        """Resolve a point or its name; None is `gated`, what the network was trained for."""
-        return self.points[0] if which is None else super().point(which)
-
     @property
-    def watched(self):
-        return self.points[:1]
+    def main(self):
+        """`gated`: what the network was trained for."""
+        return self.points[0]
 
     def stem(self, images: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not implement stem")
