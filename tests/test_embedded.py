@@ -2,13 +2,18 @@
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import cli
 import models.embedded.objectives as objectives
+import report
+import train_cifar10
+import train_ilsvrc
 from models import create_model, create_objective, load_checkpoint, profile
 from models.checkpoints import load_state
 from models.registry import UsageError, list_models
@@ -684,3 +689,33 @@ def test_every_published_network_name_is_there():
     )
     assert {*skip, *deep, *ours, ("MobileNetV2_ADN", "ilsvrc")} < set(NAMES)
     assert len(SKIP) == 2 + 1 + 1 + 6 + 3
+
+
+# Tables and recipes
+
+
+ROWS = [row for row in report.published_rows("embedded") if row.model]
+RECIPES = sorted(
+    path
+    for path in (Path(__file__).parent.parent / "recipes").iterdir()
+    if any(word in path.name for word in ("-skip", "adn"))
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}-{row.row}")
+def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
+    params, _, flops = row.count()
+    printed = {"params": (params, row.params), "flops": (flops, row.flops)}
+    wrong = [name for name, (count, text) in printed.items() if text and not report.agrees(count, text)]
+    assert wrong == row.disagrees.split()
+    assert row.note or not wrong
+    if row.recipe:
+        assert (RECIPES[0].parent / row.recipe) in RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_a_command_that_exists(path):
+    script = train_ilsvrc.SCRIPT if path.name.startswith("ilsvrc") else train_cifar10.SCRIPT
+    args = cli.parse(script, [f"@{path}"])
+    create_objective(args.model, args.dataset, **args.objective_flags)
+    assert bool(args.objective_flags.get("finetune")) == bool(args.pretrained)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import folding, profile
 from models.adaptive import AdaptiveModel, Point
@@ -138,6 +140,29 @@ class Embedded(AdaptiveModel):
         else:
             problem = f"{name!r} is no pattern"
         raise ValueError(f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}")
+
+    def published_flops(self, convention, shape, point=None):
+        """As for every network; `ptflops-relu` adds one operation for each element that a ReLU or a pooling reads.
+
+        That is what ptflops reports for networks of `nn.ReLU` modules, such as the authors' adaptive depth networks.
+        """
+        if convention != "ptflops-relu":
+            return super().published_flops(convention, shape, point)
+        elements = 0
+
+        def count(images_shape, *args, **kwargs) -> int:
+            nonlocal elements
+            elements += math.prod(images_shape)
+            return 0
+
+        aten = torch.ops.aten
+        activations = (aten.relu, aten.relu_, aten.hardtanh, aten.hardtanh_)
+        ops = (*activations, aten.mean, aten._adaptive_avg_pool2d, aten.max_pool2d_with_indices)
+        model = copy.deepcopy(self).to("meta")
+        images = torch.empty(1, *shape, device="meta")
+        with profile.evaluating(model), FlopCounterMode(display=False, custom_mapping=dict.fromkeys(ops, count)):
+            model(images, self.point(point))
+        return profile.count_ptflops(self, shape, point) + elements
 
     # Which parts belong to one network alone
 

@@ -45,7 +45,7 @@ class EmbeddedLoss(Objective):
     Args:
         embed: joint trains both networks in every step; alternate draws one network an epoch, the low-cost one with
             probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
-            network alone, then what only the full network has.
+            network alone, then what only the full network has; low and full train that network alone.
         low_epochs: with low_first, epochs of the low-cost network; the others are the full network's.
         finetune: freeze everything but what the low-cost or the full network has alone; give --pretrained too. The
             other network's outputs do not change by a bit.
@@ -62,7 +62,7 @@ class EmbeddedLoss(Objective):
 
     def __init__(
         self,
-        embed: Literal["joint", "alternate", "low_first"] = "joint",
+        embed: Literal["joint", "alternate", "low_first", "low", "full"] = "joint",
         low_epochs: int = 300,
         finetune: Literal["low", "full"] | None = None,
         teacher: str | None = None,
@@ -103,6 +103,8 @@ class EmbeddedLoss(Objective):
         """The passes of a step of this epoch, in order; True is the low-cost network's."""
         if self.finetune:
             return (self.finetune == "low",)
+        if self.embed in ("low", "full"):
+            return (self.embed == "low",)
         if self.embed == "low_first":
             return (epoch < self.low_epochs,)
         if self.embed == "alternate":
@@ -178,7 +180,7 @@ class SharedEmbeddedLoss(EmbeddedLoss):
         lambdaR: weight of the orthogonality loss of the shared bases.
         embed: joint trains both networks in every step; alternate draws one network an epoch, the low-cost one with
             probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
-            network alone, then what only the full network has.
+            network alone, then what only the full network has; low and full train that network alone.
         low_epochs: with low_first, epochs of the low-cost network; the others are the full network's.
         finetune: freeze everything but what the low-cost or the full network has alone; give --pretrained too. The
             other network's outputs do not change by a bit.
@@ -196,7 +198,7 @@ class SharedEmbeddedLoss(EmbeddedLoss):
     def __init__(
         self,
         lambdaR: float = 10.0,
-        embed: Literal["joint", "alternate", "low_first"] = "joint",
+        embed: Literal["joint", "alternate", "low_first", "low", "full"] = "joint",
         low_epochs: int = 300,
         finetune: Literal["low", "full"] | None = None,
         teacher: str | None = None,
@@ -235,7 +237,7 @@ class SubPathLoss(Objective):
     KD compares the 500 classes that the largest network ranks first. Patterns between the two are never trained.
 
     Args:
-        subpath_alpha: a.
+        subpath_alpha: a, the weight of the largest network's cross entropy; distillation of the smallest has the rest.
         subpath_temp: temperature of distillation.
         fpn: also distil the channels of all stages but the last, averaged over space, for use under a detector.
         norm_weight_decay: weight decay of norms, in place of --weight_decay.
