@@ -13,12 +13,12 @@ from models.adaptive import Objective, Phase, bare
 
 def uniform(low: float, high: float, count: int) -> list[float]:
     """`count` numbers between two, from torch's global CPU generator."""
-    return (low + (high - low) * torch.rand(count, dtype=torch.float64)).tolist()
+    return (low + (high - low) * torch.rand(count, dtype=torch.float64, device="cpu")).tolist()
 
 
 def indices(below: int, count: int) -> list[int]:
     """`count` numbers from 0 to `below` - 1, from torch's global CPU generator."""
-    return torch.randint(below, (count,)).tolist()
+    return torch.randint(below, (count,), device="cpu").tolist()
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
