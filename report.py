@@ -55,9 +55,13 @@ def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device) 
     wrapped = engine.parallel(model, device, compiled=False)
     rows = engine.evaluate(wrapped, data.test, points, data.valid or data.train, args.amp, args.latency_batch)
     if utils.rank() == 0:
-        print(f"Eval_Acc_top1 = {rows[-1].top1:.3f}")
-        print(f"Eval_Acc_top5 = {rows[-1].top5:.3f}")
-        write(rows, args.report or f"reports/{cli.folder_name(args)}", cli.all_flags(args), data, model)
+        main = next((row for row in rows if row.point == model.main.name), rows[-1])
+        print(f"Eval_Acc_top1 = {main.top1:.3f}")
+        print(f"Eval_Acc_top5 = {main.top5:.3f}")
+        folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}")
+        write(rows, folder, cli.all_flags(args), data, model)
+        for path in model.report(data, folder):
+            print(f"written: {path}")
 
 
 def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, model: AdaptiveModel) -> None:
@@ -248,10 +252,15 @@ class Published:
         with torch.device("meta"):
             return create_model(self.model, self.dataset, **{name: getattr(args, name) for name in names})
 
-    def count(self) -> tuple[int, int, float | None]:
-        """Parameters, MACs, and the count by the convention of the published FLOPs (None where none is published)."""
+    def count(self) -> tuple[int, int | None, float | None]:
+        """Parameters, MACs, and the count by the convention of the published FLOPs (None where none is published).
+
+        Where images cost differently both counts are None: only an evaluation can count.
+        """
         model = self.build()
         point, shape = model.point(self.point or None), SHAPES[self.dataset]
+        if point.per_image:
+            return profile.count_params(model), None, None
         flops = None
         if self.flops:
             flops = model.published_flops(self.flops_means, shape, point)
@@ -306,7 +315,8 @@ def tables(system: str | None = None) -> str:
         params = macs = flops = ""
         if row.model:
             counted = row.count()
-            params, macs = f"{counted[0]:,}", f"{counted[1] / 1e6:,.2f}M"
+            params = f"{counted[0]:,}"
+            macs = "" if counted[1] is None else f"{counted[1] / 1e6:,.2f}M"
             flops = "" if counted[2] is None else f"{counted[2] / 1e9:.3f}G"
         mark = " (disagrees)" if row.disagrees else ""
         name = row.row.replace("*", "\\*")
@@ -321,12 +331,13 @@ def results_page() -> str:
     """The text of results/README.md."""
     return f"""# Results
 
-Written by `python3 report.py page`. Published numbers stand beside what this code counts and, where a run of ours exists
-in `results/measured/`, what it reached; an empty cell is a number that nobody has published or a run that nobody has made.
+Written by `python3 report.py page`. Published numbers stand beside what this code counts and, where a run of ours
+exists in `results/measured/`, what it reached; an empty cell is a number that nobody has published or a run that nobody
+has made.
 
-- *FLOPs published (means)*: `macs` multiply-accumulates of convolutions and linear layers; `2macs` twice that; `ptflops`
-  with two operations for each batch-norm element, as ptflops 0.6 counts; `2ptflops` twice that; `authors` the counter of
-  the table's own authors. *counted so* is our count by the same rule.
+- *FLOPs published (means)*: `macs` multiply-accumulates of convolutions and linear layers; `2macs` twice that;
+  `ptflops` with two operations for each batch-norm element, as ptflops 0.6 counts; `2ptflops` twice that; `authors` the
+  counter of the table's own authors. *counted so* is our count by the same rule.
 - *(disagrees)*: the published figure is not what its own network has; the note says why.
 - Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
 
