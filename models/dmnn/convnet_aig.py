@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.dmnn import coarse
-from models.dmnn.gates import Decision, favour_open, full_precision, pooled
+from models.dmnn.gates import Decision, favour_open, pooled
 from models.dmnn.network import Execution, GatedBlock, GatedResNet
 from models.dmnn.objective import ImageNetTargetRates, TargetRates, check_rate
-from models.layers import projection
+from models.layers import full_precision, projection
 from models.registry import register
 
 #: published target rates by block; None stands for the rate of the row

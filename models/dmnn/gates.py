@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import full_precision
+
 HIDDEN = 32
 
 
@@ -52,11 +54,6 @@ def open_gates(logits: Tensor, noisy: bool, tau: float = 1.0) -> tuple[Tensor, T
     soft = torch.sigmoid(lead)  # the softmax of two logits
     hard = (lead > 0).to(soft.dtype)
     return hard + (soft - soft.detach()), soft
-
-
-def full_precision(x: Tensor) -> torch.autocast:
-    """A context without autocast on x's device: what is rounded in it could turn a decision around."""
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models import folding
 from models.adaptive import AdaptiveModel, Point
+from models.dmnn import pictures
 from models.dmnn.coarse import Grouping
 from models.dmnn.gates import Decision, open_gates
 from models.layers import conv
@@ -286,6 +287,10 @@ class GatedNetwork(AdaptiveModel):
         deciding = [layer for block in blocks if not block.always for layer in block.layers_of_gates()]
         controllers = sum(layer.weight.numel() for layer in deciding)
         return Costs(sum(macs.values()) - sum(map(sum, paths)), controllers, paths)
+
+    def report(self, data, folder):
+        """Costs of images, rates of paths, easy and hard images; see `models.dmnn.pictures`."""
+        return pictures.write(self, data, folder)
 
     def fold(self):
         """A copy for inference: batch norms inside the convolutions, no category heads."""

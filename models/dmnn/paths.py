@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dmnn.gates import full_precision
-from models.layers import conv
+from models.layers import conv, full_precision
 
 
 class Path(nn.Module):
