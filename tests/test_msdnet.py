@@ -1,9 +1,11 @@
 """Multi-scale dense networks: parity with the reference, laziness, thresholds, early exits, bad configurations."""
 
 import copy
+import json
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -620,3 +622,20 @@ def test_impossible_budgets_thresholds_and_objectives_are_one_sentence():
         create_objective("IMTA_MSDNet", "cifar10", T=0.0)
     with pytest.raises(ValueError, match="--gamma 2"):
         create_objective("IMTA_MSDNet", "cifar10", gamma=2.0)
+
+
+def test_a_report_shows_every_budget_expected_and_spent(tmp_path, capsys):
+    model = small()
+    judged = batches(count=3, seed=1)
+    data = SimpleNamespace(valid=batches(), test=judged)
+    files = model.report(data, tmp_path)
+    assert sorted(path.name for path in files) == ["budgets.csv", "budgets.json", "budgets.png"]
+    assert all(path.stat().st_size for path in files)
+    row = json.loads((tmp_path / "budgets.json").read_text())[19]
+    point = Budget("budget-p20", p=20, thresholds=tuple(row["thresholds"]))
+    with torch.no_grad():
+        logits, macs = model.infer(torch.cat([images for images, _ in judged]), point)
+    assert row["spent_macs"] == pytest.approx(macs.double().mean().item())
+    assert row["top1"] == pytest.approx(100 * (logits.argmax(1) == 0).double().mean().item())
+    assert "budget-p20" in capsys.readouterr().out
+    assert model.report(SimpleNamespace(valid=None, test=judged), tmp_path) == []

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.adaptive import UsageError
+
 #: a threshold that no confidence reaches, and one that every confidence does
 NEVER, ALWAYS = 1e8, -1e8
 #: the published sweep: p/20 is how many images leave at an exit for each one that leaves at the exit before
@@ -42,11 +44,11 @@ def find_thresholds(confidences: Tensor, p: Sequence[int] = SWEEP) -> Tensor:
         (len(p), exits), float32 on the same device.
 
     Raises:
-        ValueError: there are no images.
+        UsageError: there are no images.
     """
     exits, images = confidences.shape
     if images == 0:
-        raise ValueError(
+        raise UsageError(
             "thresholds need held-out images and there are none; hold some out when training (--use_valid)"
         )
     confidences = confidences.float()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from models import profile
-from models.adaptive import AdaptiveModel, Point
+from models.adaptive import AdaptiveModel, Point, UsageError
 from models.folding import folded_copy
-from models.msdnet import budget, counting
+from models.msdnet import budget, counting, report
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Budget(Point):
     macs: float | None = None
     thresholds: tuple[float, ...] | None = None
     expected_macs: float | None = None
+
+    @property
+    def per_image(self):
+        return True
 
 
 class Walk:
@@ -187,6 +191,10 @@ class MultiExit(AdaptiveModel):
                 macs = profile.count_macs(self, images.shape[1:], point)
                 yield logits[point.exit], torch.full((len(images),), macs, device=images.device)
 
+    def report(self, data, folder):
+        """The published sweep of budgets as table, JSON and picture; nothing where no images were held out."""
+        return report.write_budgets(self, data, folder) if data.valid is not None else []
+
     def published_flops(self, convention, shape, point=None):
         """Costs as every family counts them, and `authors`: as the tables of this family do (see `counting`)."""
         point = self.point(point)
@@ -203,18 +211,18 @@ class MultiExit(AdaptiveModel):
         """A point whose mean cost on held-out images will be the closest below `macs` per image.
 
         Raises:
-            ValueError: not even the first exit is so cheap.
+            UsageError: not even the first exit is so cheap.
         """
         least = profile.count_macs(self, self.image_shape, self.points[0])
         if not macs >= least:
-            raise ValueError(f"a budget of {macs:g} MACs is below the {least} that the first exit needs; give more")
+            raise UsageError(f"a budget of {macs:g} MACs is below the {least} that the first exit needs; give more")
         return Budget(f"budget-{macs:g}", macs=macs)
 
     def find_point(self, name):
         kind, _, which = name.partition("-")
         if kind == "budget" and which.startswith("p") and which[1:].isdecimal():
             if int(which[1:]) not in budget.SWEEP:
-                raise ValueError(f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}")
+                raise UsageError(f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}")
             return Budget(name, p=int(which[1:]))
         if kind == "budget":
             try:
