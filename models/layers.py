@@ -329,6 +329,11 @@ def bases_by_group(network: nn.Module) -> list[list[nn.Conv2d]]:
     return list(groups.values())
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context without autocast on x's device, for what half precision would lose."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
 @dataclass(frozen=True)
 class BasisGroup:
     """Filters of one group that the orthogonality loss compares.
@@ -350,8 +355,7 @@ class BasisGroup:
         num_shared = sum(conv.out_channels for conv in self.shared)
         rank = self.unique[0].out_channels if self.unique else 0
         rows = self.rows()
-        # under autocast too: half precision would lose what the loss measures
-        with torch.autocast(rows.device.type, enabled=False):
+        with full_precision(rows):
             rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
             minus_identity, mask = gram_constants(num_shared, rank, len(self.unique), rows.device, rows.dtype)
             squares = torch.addmm(minus_identity, rows, rows.t()).square()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def train(folder):
-    """Two epochs of a small network without batch norm, whose statistics each process would take from its own images."""
+    """Two epochs of a small network without batch norm, which would see other images in each process."""
     import dataloader
     import engine
     import utils
