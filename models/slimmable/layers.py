@@ -136,12 +136,11 @@ class SlimConv2d(Sliced, nn.Module):
         width only, and made again when the weight was written to (its version says so, unless through `.data`).
         """
         weight = self.weight
-        view = weight[:outputs, :inputs]
         if torch.is_grad_enabled() or inputs == weight.shape[1] or weight.is_meta or torch.compiler.is_compiling():
-            return view
+            return weight[:outputs, :inputs]
         key = outputs, inputs, weight.data_ptr(), 0 if weight.is_inference() else weight._version
         if self._dense[0] != key:
-            self._dense = key, view.detach().clone()
+            self._dense = key, weight[:outputs, :inputs].detach().clone()
         return self._dense[1]
 
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
@@ -205,7 +204,9 @@ class CalibratedNorm(Sliced):
         if statistics is None:
             # while learning there are none to move; otherwise only shapes are wanted (the network sees to that)
             statistics = (None, None) if cut.learning else (x.new_zeros(channels), x.new_ones(channels))
-        weight, bias = self.weight[:channels], self.bias[:channels]
+        weight, bias = self.weight, self.bias
+        if channels < len(weight):
+            weight, bias = weight[:channels], bias[:channels]
         return F.batch_norm(x, *statistics, weight, bias, cut.learning, cut.momentum, self.eps)
 
     def plain(self, cut: Cut) -> nn.BatchNorm2d:
