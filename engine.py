@@ -220,6 +220,8 @@ def fit(
         say(f"resuming {run.folder} after epoch {trainer.epoch}, step {trainer.step}")
     else:
         trainer.epoch = recipe.starting_epoch
+        if start and trainer.epoch and "acc" in start.content:
+            trainer.best[model.main.name] = (float(start.content["acc"]), trainer.epoch)
         trainer.begin_epoch(start.content.get("optimizer_state_dict") if start else None)
     with run.stoppable():
         while trainer.epoch < recipe.epochs:

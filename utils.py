@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -155,7 +156,17 @@ class Run:
     """
 
     MAY_CHANGE = frozenset(
-        {"save", "resume", "dataset_path", "visible_device", "workers", "checkpoint_steps", "compile"}
+        {
+            "save",
+            "resume",
+            "dataset_path",
+            "visible_device",
+            "workers",
+            "checkpoint_steps",
+            "compile",
+            "cache",
+            "tensorboard",
+        }
     )
 
     def __init__(self, folder: str | os.PathLike, flags: dict, resume: str | None = None):
@@ -164,9 +175,11 @@ class Run:
         self.stop_signal: int | None = None
         self._lock()
         self.checkpoint = self._find_checkpoint(resume)
+        self.board = None
         if rank() == 0:
             self._write_description()
             self._trim_log()
+            self.board = self._open_board() if flags.get("tensorboard") else None
 
     def _lock(self) -> None:
         if rank() != 0:
@@ -248,11 +261,22 @@ class Run:
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
 
+    def _open_board(self):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("--tensorboard needs its package: python3 -m pip install tensorboard") from error
+        return SummaryWriter(self.folder)
+
     def log(self, record: dict) -> None:
-        """Append one record to log.jsonl."""
+        """Append one record to log.jsonl, and its numbers to TensorBoard where that was asked for."""
         if rank() == 0:
             with open(self.folder / "log.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            for name, value in _numbers(record):
+                self.board.add_scalar(name, value, record["epoch"])
+            self.board.flush()
 
     def save(self, content: dict, best: tuple[str, ...] = ()) -> None:
         """Write last.pth, keep the one before as previous.pth, and give the new one the names in `best` too."""
@@ -290,6 +314,15 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _numbers(record: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a nested record under names such as test/full/top1."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
 
 
 class Stopped(Exception):
