@@ -1,18 +1,20 @@
 """DMNN and ConvNet-AIG: parity with the spec's fixtures, skipping equal to masking, targets reached, what cannot be."""
 
+import csv
 import dataclasses
-import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from models import create_model, create_objective, load_checkpoint, profile
-from models.dmnn import coarse, gates, objective
-from models.dmnn.network import GatedPoint
-from models.dmnn.paths import Path, add_paths
+from models.dmnn import coarse, gates, multipath, objective, pictures
+from models.dmnn.paths import Path, add_paths, merging_pays
 from tests.parity import check, fill
 
 EVALS = (
@@ -270,3 +272,452 @@ def test_coarse_categories_are_the_recorded_ones():
         "natural object": 17,
         "geological formation": 10,
     }
+
+
+# Counts
+
+
+PUBLISHED_COUNTS = [
+    # network, dataset, flags, parameters of the spec, published millions, static, all paths
+    ("dmnn50", "ilsvrc", {"num_paths": 2}, 24_668_730, 24.67, 479_723_520, 3_414_644_086),
+    ("dmnn50", "ilsvrc", {"num_paths": 3}, 25_828_024, 25.81, 479_723_520, 3_625_987_113),
+    ("dmnn50", "ilsvrc", {"num_paths": 4}, 25_824_008, 25.81, 479_723_520, 3_680_108_544),
+    ("dmnn101", "ilsvrc", {"num_paths": 2}, 43_153_816, 43.12, 479_723_520, 6_906_746_686),
+    ("dmnn_mobilenetv2", "ilsvrc", {}, 3_625_196, 3.63, 42_323_968, 268_585_856),
+    ("dmnn_mobilenetv2", "ilsvrc", {"width_mult": 1.4}, 6_286_388, 6.29, 76_541_696, 513_100_560),
+    ("dmnn50", "cifar100", {"num_paths": 2}, 22_816_950, None, 31_334_400, 278_746_456),
+    ("dmnn50", "cifar100", {"num_paths": 3}, 23_976_244, None, 31_334_400, 295_998_948),
+    ("dmnn50", "cifar100", {"num_paths": 4}, 23_972_228, None, 31_334_400, 300_417_024),
+    ("convnet_aig50", "ilsvrc", {}, 25_768_264, None, 479_723_520, 3_609_460_736),
+    ("convnet_aig101", "ilsvrc", {}, 45_040_314, None, 479_723_520, 7_321_681_920),
+    ("convnet_aig110", "cifar10", {}, 1_766_630, None, 705_152, 252_444_672),
+]
+
+
+@pytest.mark.parametrize(("name", "dataset", "flags", "params", "published", "static", "paths"), PUBLISHED_COUNTS)
+def test_parameters_and_macs_are_those_of_the_spec(name, dataset, flags, params, published, static, paths):
+    with torch.device("meta"):
+        model = create_model(name, dataset, **flags)
+    assert profile.count_params(model) == params
+    assert published is None or params / 1e6 == pytest.approx(published, rel=0.005)
+    costs = model.costs(SHAPES[dataset])
+    assert (costs.static, costs.all_paths) == (static, paths)
+    assert profile.count_macs(model, SHAPES[dataset], "all") == static + paths
+    with pytest.raises(ValueError, match="infer counts it"):
+        profile.count_macs(model, SHAPES[dataset], "gated")
+
+
+def test_controllers_cost_what_the_spec_says():
+    expected = {("dmnn50", 2): 437_248, ("dmnn50", 4): 439_296, ("dmnn101", 2): 1_013_888}
+    for (name, num_paths), macs in expected.items():
+        with torch.device("meta"):
+            assert create_model(name, "ilsvrc", num_paths=num_paths).costs((3, 64, 64)).controllers == macs
+
+
+# Training: all paths as one computation
+
+
+def path_by_path(paths, out, x, gate_values):
+    for j, path in enumerate(paths):
+        out = out + path(x) * gate_values[:, j, None, None, None]
+    return out
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("form", ["dense", "depthwise", "sliced"])
+def test_paths_together_equal_path_by_path(form, merged, monkeypatch):
+    monkeypatch.setattr(sys.modules[add_paths.__module__], "merging_pays", lambda width, out: merged)
+    torch.manual_seed(0)
+    in_channels, width, out_channels = 12, 6, 8
+    make = {"depthwise": dict(depthwise=True, activation=F.relu6), "sliced": dict(depthwise=True)}.get(form, {})
+    parts = [slice(6 * j, 6 * j + 6) if form == "sliced" else None for j in range(2)]
+    ours = nn.ModuleList(Path(in_channels, width, out_channels, 2, inputs=part, **make) for part in parts).double()
+    for norm in ours.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.bias)
+    theirs = nn.ModuleList(Path(in_channels, width, out_channels, 2, inputs=part, **make) for part in parts).double()
+    theirs.load_state_dict(ours.state_dict())
+    values = [torch.randn(4, in_channels, 9, 9), torch.randn(4, out_channels, 5, 5), torch.rand(4, 2)]
+    results = []
+    for paths, compute in ((ours, add_paths), (theirs, path_by_path)):
+        x, carried, opened = (value.double().requires_grad_() for value in values)
+        y = compute(paths, carried, x, opened)
+        (y * torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view_as(y)).sum().backward()
+        results.append([y, x.grad, carried.grad, opened.grad, *(p.grad for p in paths.parameters()), *paths.buffers()])
+    for actual, expected in zip(*results, strict=True):
+        assert torch.allclose(actual.double(), expected.double(), rtol=1e-9, atol=1e-10)
+
+
+def test_narrow_paths_are_merged_and_wide_ones_are_not():
+    assert merging_pays(38, torch.empty(16, 256, 56, 56, device="meta"))
+    assert not merging_pays(307, torch.empty(16, 2048, 7, 7, device="meta"))
+
+
+def test_gates_open_with_probability_087_at_first():
+    torch.manual_seed(0)
+    logits = torch.tensor([0.1, 2.0]).expand(100_000, 1, 2)
+    hard, soft = gates.open_gates(logits, noisy=True)
+    record = check.load("dmnn", "dmnn_gate")["opening_probability_at_init"]["p_execute_with_noise"]
+    assert hard.mean().item() == pytest.approx(record, abs=0.005)
+    assert torch.isfinite(soft).all()
+    controller = gates.Controller(8, 3, has_state=False)
+    assert controller.gate.bias.tolist() == pytest.approx([0.1, 2.0] * 3)
+
+
+def test_noise_is_finite_at_the_ends_of_the_unit_interval(monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", lambda like: torch.tensor([0.0, 1.0]))
+    assert torch.isfinite(gates.gumbel_noise(torch.zeros(2))).all()
+
+
+@pytest.mark.parametrize("target", [0.3, 0.7])
+def test_the_resource_loss_alone_drives_the_mean_rate_to_its_target(target):
+    torch.manual_seed(0)
+    gated = dict(num_paths=2, prev_state=True, category=False, small=True, grouping=None)
+    model = multipath.resnet(10, (2, 1), **gated).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
+    macs = torch.tensor(model.costs((3, 8, 8)).paths)
+    last = []
+    for step in range(120):
+        rates = objective.batch_mean(model(torch.randn(32, 3, 8, 8)).gates)
+        loss = objective.execution_loss(rates, target) + (objective.flops_ratio(rates, macs) - target).square()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step >= 90:
+            last.append(rates.mean().item())
+    assert sum(last) / len(last) == pytest.approx(target, abs=0.06)
+
+
+def test_losses_are_formed_on_the_whole_batch():
+    fixture = check.load("dmnn", "dmnn_losses")
+    hard = torch.tensor(fixture["inputs"]["gates"]).double()
+    wrong = [objective.execution_loss(half.mean(dim=0), 0.5).item() for half in hard.chunk(2)]
+    assert sum(wrong) / 2 == pytest.approx(fixture["whole_batch_rule"]["wrong_execution_rate_loss"], rel=1e-5)
+    right = objective.execution_loss(objective.batch_mean(hard), 0.5).item()
+    assert right == pytest.approx(fixture["outputs"]["execution_rate_loss"], rel=1e-5)
+
+
+def test_means_over_processes_have_the_gradient_that_averaging_completes(monkeypatch):
+    """Two processes with half a batch each: their averaged gradients are those of one process with all of it."""
+    whole = torch.rand(8, 3, 2, dtype=torch.float64, requires_grad=True)
+    objective.execution_loss(objective.batch_mean(whole), 0.3).backward()
+    halves = [half.detach().clone().requires_grad_() for half in whole.chunk(2)]
+    monkeypatch.setattr(objective.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(objective.dist, "get_world_size", lambda: 2)
+    for half, other in (halves, halves[::-1]):
+        with monkeypatch.context() as patch:
+            patch.setattr(objective.dist, "all_reduce", lambda total, other=other: total.add_(other.detach().mean(0)))
+            objective.execution_loss(objective.batch_mean(half), 0.3).backward()
+    assert torch.allclose(torch.cat([half.grad for half in halves]) / 2, whole.grad)
+
+
+def test_target_loss_leaves_out_blocks_that_always_run():
+    rates, targets = torch.tensor([0.2, 0.9, 0.5]), torch.tensor([1.0, 0.4, 0.7])
+    expected = ((0.4 - 0.9) ** 2 + (0.7 - 0.5) ** 2) / 3
+    assert objective.target_loss(rates, targets).item() == pytest.approx(expected)
+
+
+# Execution
+
+
+def small_network(name):
+    torch.manual_seed(0)
+    if name == "resnet":
+        model, side = create_model("dmnn50", "cifar100", num_paths=3), 32
+    elif name == "mobilenet":
+        model, side = create_model("dmnn_mobilenetv2", "ilsvrc", num_paths=4), 64
+    else:
+        model, side = create_model("convnet_aig110", "cifar100"), 32
+    for module in model.modules():  # so that no path is negligible
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.1)
+    return model.eval(), side
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "aig"])
+def test_real_execution_equals_masked(name, layout):
+    model, side = small_network(name)
+    model.to(memory_format=layout)
+    generator = torch.Generator().manual_seed(1)
+    paths = next(iter(model.gated_blocks())).num_paths
+    choices = {
+        "off": lambda images, block: torch.zeros(images, paths),
+        "on": lambda images, block: torch.ones(images, paths),
+        "random": lambda images, block: drawn[block][:images],
+        "blocks": lambda images, block: torch.full((images, paths), float(block % 2)),
+    }
+    blocks = len(list(model.gated_blocks()))
+    drawn = [torch.randint(0, 2, (5, paths), generator=generator).float() for _ in range(blocks)]
+    for batch in (1, 2, 5):
+        images = torch.randn(batch, 3, side, side, generator=generator).contiguous(memory_format=layout)
+        before = images.clone()
+        for choose in choices.values():
+            set_gates(model, choose)
+            masked, (_, masked_macs) = run(model, images, execution="masked")
+            real, (_, real_macs) = run(model, images, execution="real")
+            assert torch.equal(real.gates, masked.gates)
+            assert check.relative(real.logits, masked.logits) < 1e-5
+            assert real_macs.tolist() == masked_macs.tolist()
+        assert torch.equal(images, before)
+
+
+def test_real_execution_computes_open_paths_only():
+    model, side = small_network("resnet")
+    opened = [torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]]) for _ in range(16)]
+    set_gates(model, lambda images, block: opened[block])
+    seen = []
+    for block in model.gated_blocks():
+        for path in block.paths:
+            path.register_forward_hook(lambda path, inputs, output: seen.append(len(inputs[0])))
+    run_alone = dataclasses.replace(model.point("gated"))
+    with torch.no_grad():
+        model(torch.randn(4, 3, side, side), run_alone)
+    assert seen == [4, 1] * 16
+
+
+def test_each_image_costs_the_same_alone_as_in_a_batch():
+    model, side = small_network("resnet")
+    for block in model.gated_blocks():
+        nn.init.normal_(block.controller.gate.weight, std=3)
+        nn.init.zeros_(block.controller.gate.bias)
+    images = torch.randn(4, 3, side, side) * torch.tensor([0.5, 1, 2, 4])[:, None, None, None]
+    with torch.no_grad():
+        logits, macs = model.infer(images)
+        alone = [model.infer(image[None]) for image in images]
+    assert len(set(macs.tolist())) > 1
+    assert [m.item() for _, m in alone] == macs.tolist()
+    assert check.relative(torch.cat([values for values, _ in alone]), logits) < 1e-5
+
+
+def test_the_point_all_asks_no_gate():
+    model, side = small_network("resnet")
+    set_gates(model, lambda images, block: pytest.fail("a gate was asked"))
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        logits, macs = model.infer(images, "all")
+    costs = model.costs((3, side, side))
+    assert macs.tolist() == [costs.static + costs.all_paths] * 2
+    set_gates(model, lambda images, block: torch.ones(images, 3))
+    with torch.no_grad():
+        assert check.relative(model(images), logits) < 1e-6
+
+
+def test_evaluation_is_deterministic_unless_gates_are_sampled():
+    model, side = small_network("resnet")
+    images = torch.randn(2, 3, side, side)
+    sampled = create_model("dmnn50", "cifar100", num_paths=3, sample_gates=True)
+    sampled.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model(images), model(images))
+        assert not torch.equal(sampled.eval()(images), sampled(images))
+
+
+def test_folded_networks_take_the_same_routes():
+    for name in ("resnet", "mobilenet", "aig"):
+        model, side = small_network(name)
+        images = torch.randn(3, 3, side, side)
+        folded = model.fold()
+        (routed, (logits, macs)), (again, (folded_logits, folded_macs)) = run(model, images), run(folded, images)
+        assert torch.equal(routed.gates, again.gates)
+        assert check.relative(folded_logits, logits) < 1e-4
+        assert folded_macs.tolist() == macs.tolist()
+        assert not [m for m in folded.modules() if isinstance(m, (nn.BatchNorm2d, gates.CategoryHead))]
+
+
+def test_blocks_of_target_one_always_run_and_have_no_gradient(monkeypatch):
+    model = create_model("convnet_aig50", "ilsvrc", target_rates="schedule50", target_rate=0.6)
+    assert model.target_rates == (1, 1, 0.8, 1, 0.6, 0.6, 0.6, 1, 0.6, 0.6, 0.6, 0.6, 0.6, 1, 0.7, 1)
+    closed = torch.tensor([9.0, -9.0])
+    monkeypatch.setattr(gates, "gumbel_noise", lambda like: closed.expand_as(like))
+    routed = model.train()(torch.randn(2, 3, 64, 64))
+    assert routed.gates[0, :, 0].tolist() == [float(rate == 1) for rate in model.target_rates]
+    frozen = {name.rpartition(".fc")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert len(frozen) == 6
+    costs = model.costs((3, 64, 64))
+    assert costs.controllers < create_model("convnet_aig50", "ilsvrc").costs((3, 64, 64)).controllers
+
+
+def test_gate_layers_have_a_learning_rate_of_their_own():
+    for name, dataset, layers in (("convnet_aig110", "cifar10", 2), ("convnet_aig50", "ilsvrc", 6)):
+        with torch.device("meta"):
+            model = create_model(name, dataset)
+        others, own = create_objective(name, dataset, lrfact=0.1).begin_epoch(model, 0).groups
+        assert (others.get("lr_scale", 1), own["lr_scale"]) == (1, 0.1)
+        assert len(own["params"]) == layers * len(list(model.gated_blocks()))
+        assert len(own["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+# Categories
+
+
+def test_groups_follow_the_largest_branch():
+    """root -> a (a1, a2, a3), b (b1, b2), c; a3 lies under b as well, but a is larger."""
+    names = dict(root=coarse.ROOT, a="n1", b="n2", a1="n3", a2="n4", a3="n5", b1="n6", b2="n7", c="n8")
+    edges = ["root a", "root b", "root c", "a a1", "a a2", "a a3", "b a3", "b b1", "b b2"]
+    is_a = [tuple(names[word] for word in edge.split()) for edge in edges]
+    hierarchy = coarse.Hierarchy(is_a, [names[word] for word in ("a1", "a2", "a3", "b1", "b2", "c")])
+    assert hierarchy.path("n5") == [coarse.ROOT, "n1", "n5"]
+    assert hierarchy.split(1) == [(coarse.ROOT, {"n3", "n4", "n5", "n6", "n7", "n8"})]
+    assert hierarchy.split(2) == [("n1", {"n3", "n4", "n5"}), (coarse.ROOT, {"n6", "n7", "n8"})]
+    assert hierarchy.split(4) == [("n3", {"n3"}), ("n1", {"n4", "n5"}), ("n2", {"n6", "n7"}), (coarse.ROOT, {"n8"})]
+    with pytest.raises(ValueError, match="6 classes cannot make 7 groups"):
+        hierarchy.split(7)
+
+
+def test_a_coarse_file_replaces_the_grouping(tmp_path):
+    file = tmp_path / "groups.txt"
+    file.write_text("0 1 1 0 2, 2 1 0 0 1")
+    model = create_model("dmnn50", "cifar10", category=True, coarse_file=str(file))
+    assert model.group_of_class.tolist() == [0, 1, 1, 0, 2, 2, 1, 0, 0, 1]
+    assert model.layer1[0].controller.category.out_features == 3
+    (loss,) = create_objective("dmnn50", "cifar10")(model.train(), torch.randn(2, 3, 32, 32), torch.tensor([3, 4]))
+    loss.backward()
+    assert model.layer4[2].controller.category.weight.grad.abs().sum() > 0
+
+
+def test_switches_of_the_ablation_remove_what_they_name():
+    model = create_model("dmnn50", "cifar100", prev_state=False, category=False)
+    assert not [key for key in model.state_dict() if ".state." in key or ".category." in key]
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    loss_of = create_objective("dmnn50", "cifar100")
+    (loss,) = loss_of(model.train(), images, labels)
+    loss.backward()
+    assert "category" not in loss_of.means.read()
+
+
+# Checkpoints
+
+
+def test_category_heads_may_be_missing_on_either_side(tmp_path):
+    with_heads, without = (create_model("dmnn50", "cifar100", category=category) for category in (True, False))
+    torch.save(with_heads.state_dict(), tmp_path / "with.pth")
+    load_checkpoint(without, tmp_path / "with.pth")
+    assert all(torch.equal(value, with_heads.state_dict()[key]) for key, value in without.state_dict().items())
+    torch.save(without.state_dict(), tmp_path / "without.pth")
+    load_checkpoint(create_model("dmnn50", "cifar100"), tmp_path / "without.pth")
+    torch.save({k: v for k, v in with_heads.state_dict().items() if ".gate.bias" not in k}, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="16 missing"):
+        load_checkpoint(without, tmp_path / "bad.pth")
+
+
+def test_a_checkpoint_of_another_number_of_paths_is_refused(tmp_path):
+    torch.save(create_model("dmnn50", "cifar100", num_paths=4).state_dict(), tmp_path / "four.pth")
+    with pytest.raises(ValueError, match="4 paths in a block, this network 2; use num_paths 4"):
+        load_checkpoint(create_model("dmnn50", "cifar100"), tmp_path / "four.pth")
+
+
+def test_convnet_aig_starts_from_a_plain_resnet(tmp_path):
+    plain = torchvision.models.resnet50()
+    torch.save(plain.state_dict(), tmp_path / "resnet50.pth")
+    model = create_model("convnet_aig50", "ilsvrc")
+    gate = model.layer2[1].fc2.weight.clone()
+    load_checkpoint(model, tmp_path / "resnet50.pth")
+    assert torch.equal(model.layer2[1].fc2.weight, gate)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert check.relative(model.eval()(images, "all"), plain.eval()(images)) < 1e-5
+
+
+def test_convnet_aig_reads_files_of_old_pytorch(tmp_path):
+    model = create_model("convnet_aig110", "cifar10")
+    state = {f"module.{k}": v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save({"epoch": 3, "state_dict": state, "best_prec1": 90.0}, tmp_path / "aig.pth.tar")
+    other = create_model("convnet_aig110", "cifar10")
+    load_checkpoint(other, tmp_path / "aig.pth.tar")
+    assert torch.equal(other.layer3[17].fc1bn.weight, model.layer3[17].fc1bn.weight)
+    assert torch.equal(other.conv1.weight, model.conv1.weight)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "flags", "message"),
+    [
+        ("dmnn50", "cifar100", {"num_paths": 0}, "num_paths 0 leaves nothing"),
+        ("dmnn50", "cifar100", {"num_paths": 10_000}, "leaves no channel"),
+        ("dmnn_mobilenetv2", "ilsvrc", {"num_paths": 5}, "num_paths 5 does not divide the 32 channels inside block 1"),
+        ("dmnn_mobilenetv2", "ilsvrc", {"width_mult": 0.0}, "width_mult 0.0 leaves no channels"),
+        ("dmnn50", "cifar100", {"tau": 0.0}, "tau 0.0 is no temperature"),
+        ("dmnn50", "cifar10", {"category": True}, "needs a grouping"),
+        ("dmnn50", "ilsvrc", {"num_classes": 10}, "the grouping is of 1000 classes, this network has 10"),
+        ("dmnn50", "cifar100", {"coarse_file": "nowhere.txt"}, "cannot read --coarse_file nowhere.txt"),
+        ("convnet_aig110", "cifar10", {"target_rate": 0.0}, "target_rate 0.0 is no share"),
+        ("convnet_aig110", "cifar10", {"target_rate": 1.5}, "target_rate 1.5 is no share"),
+        ("convnet_aig110", "cifar10", {"target_rates": "0.5,0.6"}, "gives 2 rates, this network has 54 blocks"),
+        ("convnet_aig50", "ilsvrc", {"target_rates": "schedule51"}, "'schedule51' must be numbers"),
+        ("convnet_aig101", "ilsvrc", {"target_rates": "schedule50"}, "gives 16 rates, this network has 33 blocks"),
+    ],
+)
+def test_networks_that_cannot_be_say_why(name, dataset, flags, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        create_model(name, dataset, **flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 1 0", "groups 3 classes, this network has 10"),
+        ("0 1 x 0 1 0 1 0 1 0", "must hold whole numbers"),
+        ("0 1 3 0 1 0 1 0 1 0", "leave none empty"),
+        ("0 0 0 0 0 0 0 0 0 0", "two or more"),
+    ],
+)
+def test_a_wrong_coarse_file_says_why(tmp_path, text, message):
+    file = tmp_path / "groups.txt"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        create_model("dmnn50", "cifar10", category=True, coarse_file=str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "flags", "message"),
+    [
+        ("dmnn50", "cifar100", {"target_rate": 0.0}, "target_rate 0.0 is no share"),
+        ("dmnn50", "cifar100", {"target_rate": 1.01}, "target_rate 1.01 is no share"),
+        ("dmnn50", "cifar100", {"flops_target": -0.5}, "flops_target -0.5 is no share"),
+        ("dmnn50", "cifar100", {"lambda_res": -1.0}, "lambda_res -1.0 would reward"),
+        ("convnet_aig110", "cifar10", {"lossfact": -1.0}, "lossfact -1.0"),
+    ],
+)
+def test_objectives_that_cannot_be_say_why(name, dataset, flags, message):
+    with pytest.raises(ValueError, match=message):
+        create_objective(name, dataset, **flags)
+
+
+# The report
+
+
+def test_rates_and_costs_of_a_report_are_those_of_a_slow_count(tmp_path):
+    model, side = small_network("resnet")
+    for block in model.gated_blocks():
+        nn.init.normal_(block.controller.gate.weight, std=3)
+        nn.init.zeros_(block.controller.gate.bias)
+    torch.manual_seed(1)
+    scale = torch.rand(12, 1, 1, 1) * 4
+    batches = list(zip((torch.randn(12, 3, side, side) * scale).split(5), torch.arange(12).split(5), strict=True))
+    data = SimpleNamespace(test=batches, classes=[f"class {label}" for label in range(100)], shape=(3, side, side))
+    files = {path.name for path in model.report(data, tmp_path)}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    assert files >= {"macs.png", "rates.png", "rates-groups.png", "easy-hard.png"}
+    routed = torch.cat([run(model, images)[0].gates for images, _ in batches])
+    macs = [run(model, images)[1][1] for images, _ in batches]
+    with open(tmp_path / "rates.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    fish = [label for label in range(12) if coarse.CIFAR100.group_of_class[label] == 1]
+    for name, members in (("all", list(range(12))), ("fish", fish)):
+        for row in (row for row in rows if row["images_of"] == name):
+            counted = [routed[label, int(row["block"]), int(row["path"])].item() for label in members]
+            assert float(row["rate"]) == pytest.approx(sum(counted) / len(counted), abs=1e-6)
+    with open(tmp_path / "macs.csv", newline="") as file:
+        assert [int(row["macs"]) for row in csv.DictReader(file)] == torch.cat(macs).tolist()
+
+
+def test_easy_images_cost_least_and_hard_ones_most():
+    macs, labels = torch.tensor([5, 1, 9, 7, 3]), torch.tensor([0, 0, 0, 1, 0])
+    routes = pictures.Routes(labels, labels, macs, torch.zeros(5, 1, 1, dtype=torch.bool))
+    assert pictures.easy_and_hard(routes, 0, 2) == ([1, 4], [2, 0])
+    assert pictures.widest_class(routes) == 0
