@@ -67,7 +67,8 @@ class Block(nn.Module):
 
     def layer(self, name: str, skip: bool) -> nn.Module:
         """The layer `name`, or its stand-in where there is one and `skip` is set."""
-        return getattr(self, f"{name}_skip" if skip and hasattr(self, f"{name}_skip") else name)
+        own = self._modules  # asking the module itself for what it may not have takes microseconds
+        return own.get(f"{name}_skip", own[name]) if skip else own[name]
 
 
 class BasicBlock(Block):

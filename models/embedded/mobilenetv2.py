@@ -148,7 +148,7 @@ class ConvNorm(Block):
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:
         x = self.layer("norm", skip)(self.conv_layer(x))
-        return F.relu6(x) if self.activation else x
+        return F.relu6(x, inplace=True) if self.activation else x
 
 
 class SwitchedInvertedResidual(nn.Module):
