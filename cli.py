@@ -173,6 +173,9 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     names = ("--point", "--skip_cfg")  # the second is what the authors of adaptive depth call it
     add(*names, nargs="+", action=_Words, metavar="NAME,..", help="points to judge (default: all of the network)")
     add("--skip", dest="point", action="store_const", const="skip", help="the same as --point=skip")
+    add("--budget", metavar="COST", help="run the point that fits best: 120M (MACs), 0.5x (of the full network) or 8ms")
+    add("--query_table", metavar="FILE", help="write all points with cost and accuracy; with --budget: choose from it")
+    add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as one of its own")
     add("--fold", action="store_true", help="merge what is linear into single convolutions before judging")
     add("--latency_batch", type=natural, default=1, metavar="N", help="batch of the timing; 0 skips it (default: 1)")
     add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")

@@ -112,7 +112,7 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     points: Iterable[Point | str] | None = None,
-    held_out: Iterable[tuple[Tensor, Tensor]] = (),
+    data: Data | None = None,
     amp: str = "off",
     latency_batch: int = 0,
     seconds: float = 1.0,
@@ -121,7 +121,7 @@ def evaluate(
 
     Args:
         batches: (images, labels) to judge on; every process of a run walks its own share.
-        held_out: batches that are not judged on, from which thresholds and batch-norm statistics may be found.
+        data: has the images, other than `batches`, from which thresholds and batch-norm statistics may be found.
         amp: off, bf16 or fp16.
         latency_batch: also time forward passes of that many images; 0 does not.
         seconds: spent on timing each point.
@@ -130,7 +130,7 @@ def evaluate(
     wanted = tuple(network.points if points is None else [network.point(point) for point in points])
     totals = None  # [point, (top-1 hits, top-5 hits, MACs, images)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
-        wanted = network.prepare(wanted, held_out)
+        wanted = network.prepare(wanted, network.preparation(data) if data else ())
         for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
             shape = images.shape[1:]
             results = network.sweep(images, wanted) if model is network else (model(images, p, True) for p in wanted)
@@ -369,7 +369,7 @@ class Trainer:
         several = isinstance(self.wrapped, DataParallel) and self.average is None
         judge_on = self.data.test if self.data.valid is None else self.data.valid
         rows = evaluate(
-            self.wrapped if several else self.judged, judge_on, self.judged.watched, self.data.train, self.recipe.amp
+            self.wrapped if several else self.judged, judge_on, self.judged.watched, self.data, self.recipe.amp
         )
         self.epoch, self.step = self.epoch + 1, 0
         better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]

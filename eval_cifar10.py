@@ -22,7 +22,7 @@ def main(argv=None):
     utils.say(f"{loaded.path}: {loaded.format}")
     options = dict(valid=cli.held_out(loaded), mean=args.mean, std=args.std, seed=args.seed)
     data = dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, **options)
-    report.of_evaluation(model, data, args, device)
+    report.of_evaluation(model, data, args, device, loaded.path)
 
 
 if __name__ == "__main__":

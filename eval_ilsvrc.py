@@ -37,7 +37,7 @@ def main(argv=None):
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
     utils.say(f"{loaded.path}: {loaded.format}")
-    report.of_evaluation(model, data, args, device)
+    report.of_evaluation(model, data, args, device, loaded.path)
 
 
 if __name__ == "__main__":

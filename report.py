@@ -24,8 +24,9 @@ import engine
 import utils
 from dataloader import Data
 from engine import Row
-from models import create_model, load_checkpoint, profile, registry
+from models import checkpoints, create_model, load_checkpoint, profile, registry
 from models.adaptive import AdaptiveModel
+from models.query_table import Budget, QueryTable
 from utils import UserError
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,30 +39,74 @@ SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 22
 
 def of_run(model: AdaptiveModel, data: Data, run: utils.Run) -> None:
     """Judge a finished run's best checkpoint at all points, and write what `write` writes into its folder."""
+    best = run.folder / "best.pth"
     if utils.rank() == 0:
-        load_checkpoint(model, run.folder / "best.pth")
+        load_checkpoint(model, best)
     engine.spread(model)
-    rows = engine.evaluate(model, data.test, None, data.valid or data.train, run.flags["amp"], latency_batch=1)
+    rows = engine.evaluate(model, data.test, None, data, run.flags["amp"], latency_batch=1)
     if utils.rank() == 0:
+        checkpoints.save_prepared(model, best)
         write(rows, run.folder, run.flags, data, model)
 
 
-def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device) -> None:
-    """Judge a network as the flags of an evaluation script ask; print the authors' lines, write what `write` writes."""
+def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device, path: Path) -> None:
+    """Judge a network as the flags of an evaluation script ask; print the authors' lines, write what `write` writes.
+
+    Args:
+        path: the file of the weights; what has to be prepared for them is kept beside it.
+    """
     points = [model.point(name) for name in args.point.split(",")] if args.point else None
     if args.fold:
         model = model.fold()
     model.to(device, memory_format=torch.channels_last)
+    checkpoints.load_prepared(model, path)
+    budget = _budget(model, args, data.shape)
+    if budget:
+        points = _points_within(budget, model, args) or points
     wrapped = engine.parallel(model, device, compiled=False)
-    rows = engine.evaluate(wrapped, data.test, points, data.valid or data.train, args.amp, args.latency_batch)
-    if utils.rank() == 0:
-        main = next((row for row in rows if row.point == model.main.name), rows[-1])
-        print(f"Eval_Acc_top1 = {main.top1:.3f}")
-        print(f"Eval_Acc_top5 = {main.top5:.3f}")
-        folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}")
-        write(rows, folder, cli.all_flags(args), data, model)
-        for path in model.report(data, folder):
-            print(f"written: {path}")
+    rows = engine.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
+    if utils.rank() != 0:
+        return
+    checkpoints.save_prepared(model, path)
+    table = QueryTable.of(model, rows)
+    main = model.main.name
+    if budget and len(rows) > 1:
+        main = table.look_up(budget).point
+    chosen = next((row for row in rows if row.point == main), rows[-1])
+    if budget:
+        print(f"--budget {args.budget}: point {chosen.point}")
+    print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
+    print(f"Eval_Acc_top5 = {chosen.top5:.3f}")
+    folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}")
+    write(rows, folder, cli.all_flags(args), data, model)
+    for file in model.report(data, folder):
+        print(f"written: {file}")
+    if args.query_table and not budget:
+        utils.write_json(args.query_table, table.content())
+        print(f"written: {args.query_table}")
+    if args.extract:
+        point, file = args.extract
+        utils.write_tensors(file, model.extract(point).content())
+        print(f"written: {file}, the network of point {point} alone")
+
+
+def _budget(model: AdaptiveModel, args, shape: Sequence[int]) -> Budget | None:
+    if not args.budget:
+        return None
+    full = None if model.main.per_image else profile.count_macs(model, shape, model.main)
+    return Budget.parse(args.budget, full)
+
+
+def _points_within(budget: Budget, model: AdaptiveModel, args) -> list | None:
+    """The one point that a budget asks for, made by the network or found in a table; None to measure all points."""
+    made = model.point_for_budget(budget.amount) if budget.unit == "macs" else None
+    if made is not None:
+        return [made]
+    if args.query_table:
+        table = QueryTable.load(args.query_table)
+        table.check(model)
+        return [model.point(table.look_up(budget).point)]
+    return None
 
 
 def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, model: AdaptiveModel) -> None:
@@ -113,9 +158,10 @@ def latency_text(row: Row) -> str:
 
 
 def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float | None:
-    """The thop package's count, a second opinion; None where it is not installed or the path depends on the image."""
+    """The thop package's count, a second opinion; None where it is not installed or sees none of the layers."""
     try:
-        return profile.count_thop(model, shape, model.point(point))
+        counted = profile.count_thop(model, shape, model.point(point))
+        return counted if counted > 0.01 * profile.count_macs(model, shape, model.point(point)) else None
     except (ImportError, ValueError):
         return None
 
@@ -127,7 +173,7 @@ def picture(records: Sequence[dict], path: str | Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
     for record, marker in zip(records, "osD^vP*X<>" * 10, strict=False):
         rows = sorted(record["rows"], key=lambda row: row["macs"])
         xs, ys = [row["macs"] / 1e6 for row in rows], [row["top1"] for row in rows]
@@ -135,7 +181,8 @@ def picture(records: Sequence[dict], path: str | Path) -> None:
         if len(rows) <= 12:
             for row, x, y in zip(rows, xs, ys, strict=True):
                 text = f"{y:.1f}" if len(rows) == 1 else row["point"]
-                axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+                note = axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+                note.set_in_layout(False)  # a long name may not squeeze the axes
     axes.set_xscale("log")
     _plain_ticks(axes)
     axes.set_xlabel("multiply-accumulates an image (millions)")
@@ -291,7 +338,7 @@ def agrees(counted: float, printed: str) -> bool:
 def measured(row: Published) -> str:
     """Top-1 errors of our own runs of a row's recipe, from results/measured/."""
     found = []
-    for file in sorted(MEASURED.glob(f"{row.recipe}*/evaluation.json")) if row.recipe else []:
+    for file in sorted(MEASURED.glob(f"{row.recipe}/*.json")) if row.recipe else []:
         record = json.loads(file.read_text())
         errors = {r["point"]: 100 - r["top1"] for r in record["rows"]}
         point = row.point or list(errors)[-1]

@@ -126,6 +126,14 @@ def write_json(path: str | os.PathLike, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def write_tensors(path: str | os.PathLike, content: object) -> None:
+    """Write what torch.save writes, atomically."""
+    memory = io.BytesIO()  # torch's own writer to a file loses the reason when the disk is full
+    torch.save(content, memory)
+    with replacing(path) as temporary:
+        temporary.write_bytes(memory.getbuffer())
+
+
 def make_folder(path: str | os.PathLike) -> Path:
     """Create a folder. Raises UserError where that is not possible."""
     path = Path(path)
@@ -284,10 +292,7 @@ class Run:
             return
         last = self.folder / "last.pth"
         written = self.folder / "new.pth"
-        memory = io.BytesIO()  # torch's own writer to a file loses the reason when the disk is full
-        torch.save(content, memory)
-        with replacing(written) as temporary:
-            temporary.write_bytes(memory.getbuffer())
+        write_tensors(written, content)
         for name in best:
             with replacing(self.folder / name) as temporary:
                 try:

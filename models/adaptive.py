@@ -129,6 +129,25 @@ class AdaptiveModel(nn.Module):
         """
         return tuple(points)
 
+    def preparation(self, data) -> Iterable[tuple[Tensor, Tensor]]:
+        """Those batches of a `dataloader.Data` from which `prepare` learns: by default the training images."""
+        return data.train
+
+    def prepared_state(self) -> dict:
+        """What `prepare` found and a file beside the weights should keep; empty where there is nothing."""
+        return {}
+
+    def load_prepared_state(self, state: dict) -> None:
+        """Take up what `prepared_state` gave, if it belongs to the present weights."""
+
+    def point_for_budget(self, macs: float) -> Point | None:
+        """A point made for a mean cost of `macs` an image; None where one of `points` has to be chosen."""
+        return None
+
+    def extract(self, point: Point | str | None = None) -> AdaptiveModel:
+        """The sub-network of a point as a smaller network of its own. Raises UsageError where there is none."""
+        raise UsageError(f"{type(self).__name__} has no sub-networks to extract")
+
     def fold(self) -> AdaptiveModel:
         """A copy for inference with the same logits and points, where what is linear is merged into one convolution.
 

@@ -6,6 +6,7 @@ A file is always read with `weights_only=True`: nothing in it is executed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import fnmatch
 import hashlib
@@ -300,3 +301,24 @@ def _share(own: dict[str, Tensor], state: dict[str, Tensor], path) -> dict[str, 
                 raise ValueError(f"{path} gives two values to one shared tensor: {given[0]} and {key}")
         state |= {key: state[given[0]] for key in shared if given}
     return state
+
+
+def load_prepared(model: AdaptiveModel, path: Path) -> None:
+    """Take up what an earlier evaluation prepared for these weights, from the file beside theirs."""
+    beside = _prepared_file(path)
+    if beside.is_file():
+        model.load_prepared_state(read(beside))
+
+
+def save_prepared(model: AdaptiveModel, path: Path) -> None:
+    """Keep what an evaluation prepared in a file beside the weights; where that cannot be written it is not kept."""
+    state, beside = model.prepared_state(), _prepared_file(path)
+    if state:
+        with contextlib.suppress(OSError):
+            part = beside.with_suffix(f".{os.getpid()}.part")
+            torch.save(state, part)
+            os.replace(part, beside)
+
+
+def _prepared_file(path: Path) -> Path:
+    return path.with_name(path.name + ".prepared")

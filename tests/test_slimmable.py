@@ -17,11 +17,11 @@ import report
 from models import create_model, create_objective
 from models.adaptive import resize
 from models.profile import count_macs, count_params
+from models.query_table import Budget, Measured, QueryTable
 from models.slimmable.forms import Universal
 from models.slimmable.layers import Cut, Scaled, UniversalBatchNorm, make_divisible
 from models.slimmable.network import extract, load_extracted
 from models.slimmable.objectives import divergence, smoothed_cross_entropy, soft_cross_entropy
-from models.slimmable.query_table import Budget, Measured, QueryTable
 from tests.parity import check, fill
 
 FAMILY = "mutualnet"

@@ -255,6 +255,9 @@ class Slimmable(AdaptiveModel):
             means, variances = (row.split(sizes) for row in table.to(device))
             self._statistics[width, side] = {device: tuple(zip(means, variances))}
 
+    def extract(self, point=None) -> Extracted:
+        return extract(self, self.point(point))
+
     # Files of others
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

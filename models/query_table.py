@@ -1,6 +1,6 @@
-"""Which point to run under a budget: a table of measured points, and the look-up in it (section 9.2).
+"""Which point to run under a budget: a table of measured points, and the look-up in it (MutualNet's query table).
 
-Nothing here knows a family: rows need a point's name, its cost and its accuracy.
+Rows need a point's name, its cost and its accuracy, so every family is served alike.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models.adaptive import AdaptiveModel
+from models.adaptive import AdaptiveModel, UsageError
 
 SCALES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
@@ -24,14 +24,26 @@ class Budget:
     unit: str  # "macs" or "ms"
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read `150M`, `2.3G`, `569000000` (multiply-accumulates) or `12ms`. Raises ValueError otherwise."""
-        match = re.fullmatch(r"(\d*\.?\d+)\s*(K|M|G|B|ms|)(?:MACs)?", text.strip(), re.IGNORECASE)
+    def parse(cls, text: str, full: float | None = None) -> Budget:
+        """Read `150M`, `2.3G`, `569000000` (multiply-accumulates), `12ms`, or `0.5x`.
+
+        Args:
+            full: MACs of the network's main point, of which `x` is a share.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        match = re.fullmatch(r"(\d*\.?\d+)\s*(K|M|G|B|ms|x|)", text.strip(), re.IGNORECASE)
         if not match or float(match[1]) == 0:
-            raise ValueError(f"--budget {text} is no budget; give multiply-accumulates as 150M or latency as 12ms")
-        if match[2].lower() == "ms":
-            return cls(float(match[1]), "ms")
-        return cls(float(match[1]) * SCALES.get(match[2].upper(), 1), "macs")
+            raise UsageError(f"--budget {text} is no budget; give MACs as 150M, a share as 0.5x, or latency as 12ms")
+        amount, unit = float(match[1]), match[2].lower()
+        if unit == "ms":
+            return cls(amount, "ms")
+        if unit == "x":
+            if full is None:
+                raise UsageError(f"--budget {text} is a share of nothing here; give MACs as 150M")
+            return cls(amount * full, "macs")
+        return cls(amount * SCALES.get(unit.upper(), 1), "macs")
 
     def __str__(self) -> str:
         return f"{self.amount:g} ms" if self.unit == "ms" else f"{self.amount / 1e6:.6g}M MACs"
@@ -91,7 +103,7 @@ class QueryTable:
         """The most accurate row within a budget, the cheaper one where two are equal.
 
         Raises:
-            ValueError: nothing is cheap enough, or no latency was measured.
+            UsageError: nothing is cheap enough, or no latency was measured.
         """
         best = self.best(budget.unit)
         for row in best:
@@ -99,12 +111,12 @@ class QueryTable:
                 return row
         cheapest = best[-1]
         cost = Budget(getattr(cheapest, budget.unit), budget.unit)
-        raise ValueError(f"nothing fits --budget {budget}; the cheapest point, {cheapest.point}, costs {cost}")
+        raise UsageError(f"nothing fits --budget {budget}; the cheapest point, {cheapest.point}, costs {cost}")
 
     def _costing(self, unit: str) -> list[Measured]:
         rows = [row for row in self.rows if getattr(row, unit) is not None]
         if not rows:
-            raise ValueError("the query table holds no latencies; make it again with --latency, or give MACs as 150M")
+            raise UsageError("no latency was measured (--latency_batch=0): time the points, or give MACs as 150M")
         return rows
 
     def check(self, model: AdaptiveModel) -> None:
