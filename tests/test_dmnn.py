@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +12,14 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import cli
+import report
+import train_cifar10
+import train_ilsvrc
 from models import create_model, create_objective, load_checkpoint, profile
 from models.dmnn import coarse, gates, multipath, objective, pictures
-from models.dmnn.paths import Path, add_paths, merging_pays
+from models.dmnn import paths as paths_module
+from models.dmnn.paths import add_paths, merging_pays
 from tests.parity import check, fill
 
 EVALS = (
@@ -326,17 +331,21 @@ def path_by_path(paths, out, x, gate_values):
 @pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("form", ["dense", "depthwise", "sliced"])
 def test_paths_together_equal_path_by_path(form, merged, monkeypatch):
-    monkeypatch.setattr(sys.modules[add_paths.__module__], "merging_pays", lambda width, out: merged)
+    monkeypatch.setattr(paths_module, "merging_pays", lambda width, out: merged)
     torch.manual_seed(0)
     in_channels, width, out_channels = 12, 6, 8
     make = {"depthwise": dict(depthwise=True, activation=F.relu6), "sliced": dict(depthwise=True)}.get(form, {})
     parts = [slice(6 * j, 6 * j + 6) if form == "sliced" else None for j in range(2)]
-    ours = nn.ModuleList(Path(in_channels, width, out_channels, 2, inputs=part, **make) for part in parts).double()
+    ours = nn.ModuleList(
+        paths_module.Path(in_channels, width, out_channels, 2, inputs=part, **make) for part in parts
+    ).double()
     for norm in ours.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 2)
             nn.init.normal_(norm.bias)
-    theirs = nn.ModuleList(Path(in_channels, width, out_channels, 2, inputs=part, **make) for part in parts).double()
+    theirs = nn.ModuleList(
+        paths_module.Path(in_channels, width, out_channels, 2, inputs=part, **make) for part in parts
+    ).double()
     theirs.load_state_dict(ours.state_dict())
     values = [torch.randn(4, in_channels, 9, 9), torch.randn(4, out_channels, 5, 5), torch.rand(4, 2)]
     results = []
@@ -721,3 +730,46 @@ def test_easy_images_cost_least_and_hard_ones_most():
     routes = pictures.Routes(labels, labels, macs, torch.zeros(5, 1, 1, dtype=torch.bool))
     assert pictures.easy_and_hard(routes, 0, 2) == ([1, 4], [2, 0])
     assert pictures.widest_class(routes) == 0
+
+
+# Tables and recipes
+
+
+ROWS = [row for row in report.published_rows("dmnn") if row.model]
+RECIPES = sorted(
+    path
+    for path in (Path(__file__).parent.parent / "recipes").iterdir()
+    if any(word in path.name for word in ("dmnn", "convnet-aig"))
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}-{row.table}-{row.row}")
+def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
+    params, _, flops = row.count()
+    assert (flops is None) == (row.point == "gated" or not row.flops)  # means over images are not countable
+    printed = {"params": (params, row.params), "flops": (flops, row.flops)}
+    wrong = [name for name, (n, text) in printed.items() if text and n is not None and not report.agrees(n, text)]
+    assert wrong == row.disagrees.split()
+    assert row.note or not wrong
+    if row.recipe:
+        assert (RECIPES[0].parent / row.recipe) in RECIPES
+
+
+def test_every_row_of_a_gated_network_has_its_recipe():
+    gated = [row for row in ROWS if row.point == "gated"]
+    assert len(gated) == 11 + 6 + 3 + 4
+    for row in gated:
+        script = train_ilsvrc.SCRIPT if row.dataset == "ilsvrc" else train_cifar10.SCRIPT
+        from_recipe = cli.parse(script, [f"@{RECIPES[0].parent / row.recipe}"])
+        from_row = cli.parse(script, [f"--dataset={row.dataset}", f"--model={row.model}", *row.flags.split()])
+        from_row.seed = from_recipe.seed
+        assert vars(from_recipe) == vars(from_row), row.row  # the recipe spells the published defaults out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_a_command_that_exists(path):
+    script = train_ilsvrc.SCRIPT if path.name.startswith("ilsvrc") else train_cifar10.SCRIPT
+    args = cli.parse(script, [f"@{path}"])
+    with torch.device("meta"):
+        create_model(args.model, args.dataset, **args.model_flags)
+    create_objective(args.model, args.dataset, **args.objective_flags)
