@@ -365,6 +365,16 @@ def test_the_network_compiles_as_one_graph():
         torch.testing.assert_close(a, b)
 
 
+def test_he_initialisation_is_that_of_the_lua_original():
+    torch.manual_seed(0)
+    model = create_model("msdnet", "cifar10", he_init=True, **SMALL)
+    weight = model.classifier[0].m[1].net[0].weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    assert model.classifier[0].linear.bias.count_nonzero() == 0
+    default = create_model("msdnet", "cifar10", **SMALL).classifier[0].m[1].net[0].weight
+    assert default.std().item() == pytest.approx((3 * 9 * 128) ** -0.5, rel=0.02)
+
+
 def test_channels_last_images_give_the_same_logits():
     model, images = small(), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -570,6 +580,14 @@ def test_the_sweep_costs_more_and_more():
     costs = [point.expected_macs for point in points]
     assert costs[0] < costs[19] < costs[39]
     assert len({point.thresholds for point in points}) > 10
+
+
+def test_budgets_are_found_by_name():
+    model = small()
+    assert model.find_point("budget-12M") == model.find_point("budget-1.2e7") == model.point_for_budget(12e6)
+    assert model.find_point("budget-12M").name == "budget-12M"
+    assert model.find_point("budget-0.02G").macs == 20e6
+    assert model.find_point("budget-p7").p == 7
 
 
 def test_preparing_thresholds_looks_at_held_out_images_only_where_it_must():

@@ -48,9 +48,7 @@ def find_thresholds(confidences: Tensor, p: Sequence[int] = SWEEP) -> Tensor:
     """
     exits, images = confidences.shape
     if images == 0:
-        raise UsageError(
-            "thresholds need held-out images and there are none; hold some out when training (--use_valid)"
-        )
+        raise UsageError("thresholds need held-out images and there are none; hold some out when training: --valid")
     confidences = confidences.float()
     quotas = (images * exit_shares(p, exits, confidences.device)).floor().int()
     thresholds = torch.full(quotas.shape, NEVER, device=confidences.device)

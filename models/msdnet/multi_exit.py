@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -133,17 +134,18 @@ class MultiExit(AdaptiveModel):
         walk, carry, staying = self.start_walk(images), None, None
         logits = macs = None
         for exit, (threshold, cost) in enumerate(zip(thresholds, costs, strict=True), start=1):
-            if threshold > 1 and not self.heads_depend:
-                continue  # nobody leaves here: the head would be wasted
+            nobody_leaves = threshold > 1 and exit < self.exits
+            if nobody_leaves and not self.heads_depend:
+                continue  # its head would be wasted
             new, carry = self.head(exit, walk.to(exit), carry)
             if staying is None:
                 logits, macs = new, torch.full((len(new),), cost, device=new.device)
             else:
                 logits = logits.index_copy(0, staying, new)
                 macs.index_fill_(0, staying, cost)
-            if exit == self.exits or threshold > 1:
+            if nobody_leaves or exit == self.exits:
                 continue
-            (rows,) = (budget.confidence(new) < threshold).nonzero(as_tuple=True)  # waits for the device
+            (rows,) = (~(budget.confidence(new) >= threshold)).nonzero(as_tuple=True)  # waits for the device
             if len(rows) == 0:
                 break
             if len(rows) < len(new):
@@ -216,21 +218,22 @@ class MultiExit(AdaptiveModel):
         least = profile.count_macs(self, self.image_shape, self.points[0])
         if not macs >= least:
             raise UsageError(f"a budget of {macs:g} MACs is below the {least} that the first exit needs; give more")
-        return Budget(f"budget-{macs:g}", macs=macs)
+        return Budget(f"budget-{macs / 1e6:g}M", macs=macs)
 
     def find_point(self, name):
-        kind, _, which = name.partition("-")
-        if kind == "budget" and which.startswith("p") and which[1:].isdecimal():
-            if int(which[1:]) not in budget.SWEEP:
-                raise UsageError(f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}")
-            return Budget(name, p=int(which[1:]))
-        if kind == "budget":
-            try:
-                return self.point_for_budget(float(which))
-            except ValueError as error:
-                if "could not convert" not in str(error):
-                    raise
+        """Also `budget-p1` to `budget-p40`, and mean MACs per image as `budget-30M`, `budget-1.2G` or `budget-3e7`."""
+        swept = re.fullmatch(r"budget-p(\d+)", name)
+        if swept and int(swept[1]) in budget.SWEEP:
+            return Budget(name, p=int(swept[1]))
+        if swept:
+            raise UsageError(f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}")
+        cost = re.fullmatch(r"budget-(\d+(?:\.\d+)?(?:e\+?\d+)?)([MG]?)", name)
+        if cost:
+            return self.point_for_budget(float(cost[1]) * {"": 1, "M": 1e6, "G": 1e9}[cost[2]])
         return super().find_point(name)
+
+    def preparation(self, data):
+        return () if data.valid is None else data.valid  # never images that were trained on
 
     def prepare(self, points, held_out):
         """Find the thresholds of points that lack them, in one pass over the held-out images.
