@@ -12,6 +12,7 @@ import dataclasses
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float |
 
 
 def picture(records: Sequence[dict], path: str | Path) -> None:
-    """Draw top-1 accuracy against MACs (log axis), one curve for each evaluated run."""
+    """Draw top-1 accuracy against MACs (log axis): each run's points, and a line along those that no other beats."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -175,14 +176,18 @@ def picture(records: Sequence[dict], path: str | Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
     for record, marker in zip(records, "osD^vP*X<>" * 10, strict=False):
-        rows = sorted(record["rows"], key=lambda row: row["macs"])
-        xs, ys = [row["macs"] / 1e6 for row in rows], [row["top1"] for row in rows]
-        axes.plot(xs, ys, marker=marker, linewidth=1.2, label=label(record))
-        if len(rows) <= 12:
-            for row, x, y in zip(rows, xs, ys, strict=True):
-                text = f"{y:.1f}" if len(rows) == 1 else row["point"]
-                note = axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
-                note.set_in_layout(False)  # a long name may not squeeze the axes
+        rows = record["rows"]
+        best = frontier(rows)
+        xs, ys = [row["macs"] / 1e6 for row in best], [row["top1"] for row in best]
+        (line,) = axes.plot(xs, ys, marker=marker, linewidth=1.2, label=label(record))
+        others = [row for row in rows if row not in best]
+        axes.plot(
+            [r["macs"] / 1e6 for r in others], [r["top1"] for r in others], marker, color=line.get_color(), alpha=0.3
+        )
+        for row, x, y in zip(best, xs, ys, strict=True):
+            text = f"{y:.1f}" if len(rows) == 1 else row["point"]
+            note = axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            note.set_in_layout(False)  # a long name may not squeeze the axes
     axes.set_xscale("log")
     _plain_ticks(axes)
     axes.set_xlabel("multiply-accumulates an image (millions)")
@@ -190,10 +195,19 @@ def picture(records: Sequence[dict], path: str | Path) -> None:
     axes.set_title(", ".join(sorted({f"{r['dataset']} ({r['rows'][0]['images']:,} test images)" for r in records})))
     axes.margins(0.15)
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.legend(fontsize=8)
     with utils.replacing(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:], dpi=150)
     plt.close(figure)
+
+
+def frontier(rows: Sequence[dict]) -> list[dict]:
+    """Rows that are more accurate than every cheaper one, cheapest first."""
+    best = []
+    for row in sorted(rows, key=lambda row: (row["macs"], -row["top1"])):
+        if not best or row["top1"] > best[-1]["top1"]:
+            best.append(row)
+    return best
 
 
 def _plain_ticks(axes) -> None:
@@ -206,13 +220,15 @@ def _plain_ticks(axes) -> None:
 
 
 def label(record: dict) -> str:
-    """The network and its own flags, in few words."""
+    """The network and those of its own flags that are not the default, in few words."""
     try:
-        own = [flag.name for flag in registry.entry(record["model"], record["dataset"]).model_flags()]
+        own = registry.entry(record["model"], record["dataset"]).model_flags()
     except ValueError:
         own = []
-    values = [f"{name}={record['flags'][name]}" for name in own if record["flags"].get(name) is not None]
-    return " ".join([record["model"], *values])
+    defaults = {f.name: list(f.default) if f.many and f.default else f.default for f in own}  # as JSON has them
+    given = {name: record["flags"].get(name, default) for name, default in defaults.items()}
+    values = [f"{name}={value}" for name, value in given.items() if value != defaults[name]]
+    return textwrap.fill(" ".join([record["model"], *values]), 60)
 
 
 # Runs beside each other
