@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import folding, profile
+from models import folding, profile, registry
 from models.adaptive import AdaptiveModel, Point
 from models.layers import bases_by_group
 
@@ -86,7 +86,7 @@ class Embedded(AdaptiveModel):
 
     @property
     def watched(self):
-        return self.points[0], self.points[-1]
+        return tuple(dict.fromkeys((self.points[0], self.points[-1])))
 
     def stages(self) -> list[Sequence[nn.Module]]:
         """The blocks of every stage that can be skipped, in order."""
@@ -197,9 +197,10 @@ class Embedded(AdaptiveModel):
         """For each stage the modules that are switched with it."""
         return [list(blocks) for blocks in self.stages()]
 
-    def alone(self, point: Point | str | None = None) -> Embedded:
-        """A copy that holds the layers of one point only, and runs nothing else."""
-        skip = self.point(point).skip
+    def extract(self, point=None):
+        """A copy that holds the layers of one point only; `content` says how to keep it in a file."""
+        point = self.point(point)
+        skip = point.skip
         model = copy.deepcopy(self)
         model.__dict__.pop("_counts", None)  # what `profile` remembers of the network as it was
         left_out = {
@@ -214,8 +215,14 @@ class Embedded(AdaptiveModel):
         _replace(model, left_out)
         settle(model, skip[-1] and model.own_classifier is not None)
         model.own_classifier = None
-        model.points = (SkipPoint("full", skip=(False,) * len(skip)),)
+        model.points = (SkipPoint(point.name, skip=(False,) * len(skip)),)
         return model
+
+    def content(self) -> dict:
+        """An extracted network as a file's content, from which `load_extracted` builds it again."""
+        model, dataset, flags = self.built_as
+        built = {"model": model, "dataset": dataset, "flags": dict(flags), "point": self.points[0].name}
+        return {"extracted": built, "net_state_dict": self.state_dict()}
 
     def fold(self):
         model = copy.deepcopy(self)
@@ -247,6 +254,18 @@ class Embedded(AdaptiveModel):
         print(f"a plain network's file: {len(needed)} *_skip tensors start as copies of what they stand in for")
         sources = {key: key.replace("_skip", "") for key in missing}
         return state | {key: state[source] for key, source in sources.items() if source in state}
+
+
+def load_extracted(content: dict) -> Embedded:
+    """Build an extracted network again from a file's content. Raises ValueError where the file holds none."""
+    if "extracted" not in content:
+        raise ValueError("the file holds no extracted network; --extract writes such files")
+    built, state = content["extracted"], content["net_state_dict"]
+    classes = len(list(state.values())[-1])  # the last tensor is the classifier's bias
+    whole = registry.create_model(built["model"], built["dataset"], classes, **built["flags"])
+    model = whole.extract(built["point"])
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def run(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Tensor:
