@@ -272,8 +272,25 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
     ]
     if problems:
         name = model.built_as[0] if hasattr(model, "built_as") else type(model).__name__
-        raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}")
+        raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}{_owner(model, state)}")
     model.load_state_dict(state, strict=False)
+
+
+def _owner(model: AdaptiveModel, state: dict[str, Tensor]) -> str:
+    """A hint at the network of like name that has exactly these keys, where there is one."""
+
+    def named(tensors):
+        return {key for key in tensors if not key.endswith("num_batches_tracked")}
+
+    if not hasattr(model, "built_as"):
+        return ""
+    name, dataset = model.built_as[:2]
+    for entry in registry.list_models(f"{name.partition('_')[0]}*", dataset):
+        with torch.device("meta"):
+            other = registry.create_model(entry.name, dataset)
+        if entry.name != name and named(other.state_dict()) == named(state):
+            return f"; it is one of {entry.name}: use --model={entry.name}"
+    return ""
 
 
 def _differ_in_classes(theirs: Tensor, ours: Tensor) -> bool:

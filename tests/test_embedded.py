@@ -614,6 +614,16 @@ def test_an_embedded_file_is_loaded_without_the_flag(tmp_path):
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [("ResNet32_DoubleShared_skip", "ResNet32_DoubleShared"), ("ResNet32_ADN", "ResNet32")],
+)
+def test_an_embedded_file_for_a_plain_network_names_its_own(name, plain):
+    state = create_model(name).state_dict()
+    with pytest.raises(ValueError, match=rf"unexpected .*_skip.*; it is one of {name}: use --model={name}$"):
+        load_state(create_model(plain), state, "file.pth")
+
+
 def test_a_teacher_knows_its_own_network_and_flags(tmp_path):
     torch.manual_seed(0)
     teacher = create_model("ResNet32_DoubleShared", shared_rank=8).eval()
