@@ -260,6 +260,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     usable = {key: value for key, value in {**script.defaults, **entry.defaults}.items() if _has(parser, key)}
     parser.set_defaults(**usable, **{key: value for key, value in described.items() if key in model_flags})
     args, unknown = parser.parse_known_args(argv)
+    if unknown and not script.training:
+        unknown = _without_training_flags(unknown, entry)
     if unknown:
         parser.error(_explain_unknown(unknown, parser, entry))
     args.model_flags = {name: vars(args).pop(name) for name in model_flags}
@@ -301,6 +303,17 @@ def _described(known: argparse.Namespace, script: Script) -> dict:
             return {}  # said again, with the right exit code, when it is loaded
     published = checkpoints.find(known.pretrained)
     return {"model": published.model, "dataset": published.dataset, **published.flags} if published else {}
+
+
+def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[str]:
+    """Let a training command become an evaluation by its script's name alone, as the authors' scripts did."""
+    training = Parser(add_help=False, allow_abbrev=False)
+    _add_training(training)
+    add_flags(training, entry.objective_flags())
+    _, left = training.parse_known_args(unknown)
+    if len(left) < len(unknown):
+        say(f"of no use to an evaluation: {' '.join(word for word in unknown if word not in left)}")
+    return left
 
 
 def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry: registry.Entry) -> str:

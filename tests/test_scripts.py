@@ -201,6 +201,17 @@ def test_an_evaluation_needs_weights_and_points_that_exist(monkeypatch, capsys, 
     assert "no point 'exit3'" in err
 
 
+def test_an_evaluation_takes_the_flags_of_its_training_and_says_they_are_of_no_use(
+    monkeypatch, capsys, checkpoint, tmp_path
+):
+    flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", f"--report={tmp_path}/report"]
+    code, out, _ = call(monkeypatch, capsys, eval_cifar10, *flags, "--lr=0.1", "--momentum", "0.9")
+    assert code == 0
+    assert "of no use to an evaluation: --lr=0.1 --momentum 0.9" in out
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags, "--lrr=0.1")
+    assert (code, "--lrr" in err) == (2, True)
+
+
 def test_a_run_of_other_flags_is_not_continued(tmp_path, monkeypatch, capsys):
     call(monkeypatch, capsys, train_cifar10, *QUICK, "--epochs=1", f"--save={tmp_path}/run")
     before = (tmp_path / "run" / "last.pth").read_bytes()
