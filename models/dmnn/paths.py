@@ -79,9 +79,10 @@ def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> T
         weights, shifts = last_layers(paths, x)
         gated = x * gates.repeat_interleave(second.out_channels, dim=1)[:, :, None, None]
         merged = weights.transpose(0, 1).flatten(1)  # [out channels, paths * width]
-        return out + F.conv2d(gated, merged[:, :, None, None]) + (gates @ shifts.to(x.dtype))[:, :, None, None]
+        total = F.conv2d(gated, merged[:, :, None, None])
+        return total.add_(out).add_((gates @ shifts.to(x.dtype))[:, :, None, None])
     for j, (path, part) in enumerate(zip(paths, x.chunk(len(paths), dim=1), strict=True)):
-        out = out + path.bn3(path.conv3(part)) * gates[:, j, None, None, None]  # addcmul has a slower backward
+        out = (path.bn3(path.conv3(part)) * gates[:, j, None, None, None]).add_(out)  # addcmul's backward is slower
     return out
 
 
@@ -131,8 +132,9 @@ def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (len(paths), -1))  # [pixels, path, width]
         rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
         mean = rows.mean(dim=0)
-        centred = rows - mean
-        covariance = torch.einsum("pnv,pnw->nvw", centred, centred) / len(rows)
+        centred = rows - mean.detach()  # a covariance has no gradient towards the mean
+        product = torch.einsum("pnv,pnw->nvw", centred, centred.detach()) / len(rows)
+        covariance = product + product.mT - product.detach()  # the gradient of both factors for the price of one
         weight = torch.stack([path.conv3.weight.flatten(1) for path in paths])
         out_mean = torch.einsum("ncw,nw->nc", weight, mean)
         out_variance = ((weight @ covariance) * weight).sum(dim=2).clamp_min(0)
