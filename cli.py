@@ -171,7 +171,13 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("evaluation").add_argument
     add("--pretrained", metavar="FILE|NAME", help="weights to judge: a file, or a published checkpoint by name")
     names = ("--point", "--skip_cfg")  # the second is what the authors of adaptive depth call it
-    add(*names, nargs="+", action=_Words, metavar="NAME,..", help="points to judge (default: all of the network)")
+    add(
+        *names,
+        nargs="+",
+        action=_Words,
+        metavar="NAME,..",
+        help="points to judge, or all (default: its ladder)",
+    )
     add("--skip", dest="point", action="store_const", const="skip", help="the same as --point=skip")
     add("--budget", metavar="COST", help="run the point that fits best: 120M (MACs), 0.5x (of the full network) or 8ms")
     add("--query_table", metavar="FILE", help="write all points with cost and accuracy; with --budget: choose from it")

@@ -117,7 +117,7 @@ def evaluate(
     latency_batch: int = 0,
     seconds: float = 1.0,
 ) -> list[Row]:
-    """Judge a network at its points (all of them by default): one row each, in their order.
+    """Judge a network at its points (its ladder by default): one row each, in their order.
 
     Args:
         batches: (images, labels) to judge on; every process of a run walks its own share.
@@ -127,7 +127,7 @@ def evaluate(
         seconds: spent on timing each point.
     """
     network = bare(model)
-    wanted = tuple(network.points if points is None else [network.point(point) for point in points])
+    wanted = tuple(network.ladder if points is None else [network.point(point) for point in points])
     totals = None  # [point, (top-1 hits, top-5 hits, MACs, images)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())

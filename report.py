@@ -56,14 +56,18 @@ def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device, 
     Args:
         path: the file of the weights; what has to be prepared for them is kept beside it.
     """
-    points = [model.point(name) for name in args.point.split(",")] if args.point else None
+    points = model.points if args.point == "all" else None
+    if args.point and points is None:
+        points = [model.point(name) for name in args.point.split(",")]
     if args.fold:
         model = model.fold()
     model.to(device, memory_format=torch.channels_last)
     checkpoints.load_prepared(model, path)
     budget = _budget(model, args, data.shape)
     if budget:
-        points = _points_within(budget, model, args) or points
+        points = _points_within(budget, model, args) or points or model.points
+    elif args.query_table:
+        points = points or model.points
     wrapped = engine.parallel(model, device, compiled=False)
     rows = engine.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
     if utils.rank() != 0:

@@ -74,6 +74,11 @@ class AdaptiveModel(nn.Module):
         """Points that are judged after every epoch; the best checkpoint of each is kept."""
         return (self.main,)
 
+    @property
+    def ladder(self) -> tuple[Point, ...]:
+        """The points that an evaluation judges where none is named: all of them, unless they are too many."""
+        return self.points
+
     def compute(self, images: Tensor, point: Point):
         """Run at `point`: logits (N, classes) in eval mode, whatever the family's objective needs in train mode."""
         raise TypeError(f"{type(self).__name__} does not implement compute")

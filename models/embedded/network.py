@@ -88,6 +88,11 @@ class Embedded(AdaptiveModel):
     def watched(self):
         return tuple(dict.fromkeys((self.points[0], self.points[-1])))
 
+    @property
+    def ladder(self):
+        """Of all patterns those that skip from the first stage on: TTT, TTF, TFF, FFF."""
+        return tuple(point for point in self.points if list(point.skip) == sorted(point.skip, reverse=True))
+
     def stages(self) -> list[Sequence[nn.Module]]:
         """The blocks of every stage that can be skipped, in order."""
         raise TypeError(f"{type(self).__name__} does not implement stages")
