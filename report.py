@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import json
 import shlex
 import sys
@@ -311,13 +312,7 @@ class Published:
 
     def build(self) -> AdaptiveModel:
         """The row's network, without weights."""
-        entry = registry.entry(self.model, self.dataset)
-        parser = cli.Parser(allow_abbrev=False)
-        names = cli.add_flags(parser, entry.model_flags())
-        cli.add_flags(parser, entry.objective_flags())
-        args = parser.parse_args(cli.normalise(shlex.split(self.flags)))
-        with torch.device("meta"):
-            return create_model(self.model, self.dataset, **{name: getattr(args, name) for name in names})
+        return _build(self.model, self.dataset, self.flags)
 
     def count(self) -> tuple[int, int | None, float | None]:
         """Parameters, MACs, and the count by the convention of the published FLOPs (None where none is published).
@@ -332,6 +327,18 @@ class Published:
         if self.flops:
             flops = model.published_flops(self.flops_means, shape, point)
         return profile.count_params(model), profile.count_macs(model, shape, point), flops
+
+
+@functools.lru_cache(maxsize=8)
+def _build(name: str, dataset: str, flags: str) -> AdaptiveModel:
+    """Neighbouring rows are often points of one network, which remembers what it counted."""
+    entry = registry.entry(name, dataset)
+    parser = cli.Parser(allow_abbrev=False)
+    names = cli.add_flags(parser, entry.model_flags())
+    cli.add_flags(parser, entry.objective_flags())
+    args = parser.parse_args(cli.normalise(shlex.split(flags)))
+    with torch.device("meta"):
+        return create_model(name, dataset, **{flag: getattr(args, flag) for flag in names})
 
 
 def published_rows(system: str | None = None) -> list[Published]:
@@ -356,14 +363,15 @@ def agrees(counted: float, printed: str) -> bool:
 
 
 def measured(row: Published) -> str:
-    """Top-1 errors of our own runs of a row's recipe, from results/measured/."""
+    """Top-1 errors of the evaluations kept in results/measured/<recipe>/, and whose weights they were."""
     found = []
-    for file in sorted(MEASURED.glob(f"{row.recipe}/*.json")) if row.recipe else []:
+    for file in sorted((MEASURED / row.recipe).glob("*.json")) if row.recipe else []:
         record = json.loads(file.read_text())
         errors = {r["point"]: 100 - r["top1"] for r in record["rows"]}
         point = row.point or list(errors)[-1]
         if point in errors:
-            found.append(f"{errors[point]:.2f}")
+            theirs = " (authors' weights)" if checkpoints.find(str(record["flags"].get("pretrained"))) else ""
+            found.append(f"{errors[point]:.2f}{theirs}")
     return ", ".join(found)
 
 
