@@ -64,6 +64,14 @@ above_zero = _number(float, 0.0, open_end=True)
 not_negative = _number(float, 0.0)
 
 
+def seed(text: str) -> int:
+    """A number that every generator takes."""
+    value = natural(text)
+    if value >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text} is not below 2**63")
+    return value
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """0.5,0.4,0.3"""
     return tuple(float(part) for part in text.split(","))
@@ -72,7 +80,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
     """150:0.1,225:0.01"""
     pairs = [part.split(":") for part in text.split(",") if part]
-    return tuple((int(epoch), float(factor)) for epoch, factor in pairs)
+    return tuple(sorted((int(epoch), float(factor)) for epoch, factor in pairs))
 
 
 # Flags
@@ -82,8 +90,6 @@ def _add_common(parser: argparse.ArgumentParser, script: Script) -> None:
     add = parser.add_argument_group("data and device").add_argument
     add("--dataset", choices=script.datasets, default=script.datasets[0], help="default: %(default)s")
     add("--dataset_path", metavar="DIR", help="folder of the images; without it ./data/, filled by download")
-    add("--subset", type=positive, metavar="N", help="use N training images, drawn with --seed")
-    add("--valid", type=natural, default=0, metavar="N", help="hold N training images out (default: 0)")
     add(
         "--batch_size",
         type=positive,
@@ -98,15 +104,17 @@ def _add_common(parser: argparse.ArgumentParser, script: Script) -> None:
         help="subtracted from 0..1 pixels (default: as published)",
     )
     add("--std", type=numbers, metavar="R,G,B", help="divides them (default: as published)")
-    add("--visible_device", default="0", metavar="N,N", help="CUDA devices to use (default: 0); ignored without CUDA")
+    add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="half precision (default: off)")
-    add("--seed", type=int, default=0, help="of weights, order and augmentation (default: 0)")
+    add("--seed", type=seed, default=0, help="of weights, order and augmentation (default: 0)")
     add("--cache", metavar="DIR", help="folder for downloaded checkpoints (default: torch.hub's)")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=natural, default=300, help="default: %(default)s")
+    add("--subset", type=positive, metavar="N", help="train on N images, drawn with --seed")
+    add("--valid", type=natural, default=0, metavar="N", help="hold N training images out (default: 0)")
+    add("--epochs", type=positive, default=300, help="default: %(default)s")
     add("--lr", type=above_zero, default=0.1, help="highest learning rate (default: %(default)s)")
     schedules = ("multistep", "cosine", "linear", "exponential", "onecycle", "constant")
     add("--lr_schedule", choices=schedules, default="multistep", help="default: %(default)s")
@@ -251,10 +259,12 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         argv = normalise(sys.argv[1:] if argv is None else argv)
         wants_help = [word for word in argv if word in ("-h", "--help")]
         known, _ = parser.parse_known_args([word for word in argv if word not in wants_help])
-        if known.list_models or known.list_checkpoints:
+        if known.list_models is not None or known.list_checkpoints is not None:
             _print_lists(known, script)
             sys.exit(0)
         described = _described(known, script)
+        if described.get("dataset", script.datasets[0]) not in script.datasets:
+            raise UsageError(f"{known.pretrained} is of {described['dataset']}, which another script evaluates")
         parser.set_defaults(**{key: described[key] for key in ("model", "dataset") if key in described})
         known, _ = parser.parse_known_args([word for word in argv if word not in wants_help])
         entry = registry.entry(known.model, known.dataset)
@@ -263,13 +273,21 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group(f"{entry.name} on {entry.dataset}: {entry.summary}")
     model_flags = add_flags(group, entry.model_flags())
     objective_flags = add_flags(group, entry.objective_flags()) if script.training else []
-    usable = {key: value for key, value in {**script.defaults, **entry.defaults}.items() if _has(parser, key)}
-    parser.set_defaults(**usable, **{key: value for key, value in described.items() if key in model_flags})
+    published = {**script.defaults, **entry.defaults}
+    if known.dataset != entry.dataset:  # images of another kind keep their own normalisation
+        published = {key: value for key, value in published.items() if key not in ("mean", "std")}
+    parser.set_defaults(**{key: value for key, value in published.items() if _has(parser, key)})
+    own = {*model_flags, "mean", "std", "resize", "crop"} if described.get("dataset") == known.dataset else model_flags
+    parser.set_defaults(**{key: described[key] for key in own if key in described and _has(parser, key)})
     args, unknown = parser.parse_known_args(argv)
     if unknown and not script.training:
         unknown = _without_training_flags(unknown, entry)
     if unknown:
         parser.error(_explain_unknown(unknown, parser, entry))
+    if script.training and args.starting_epoch >= args.epochs:
+        parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")
+    if script.training and args.nesterov and not args.momentum:
+        parser.error("--nesterov is a form of momentum: give --momentum above 0")
     args.model_flags = {name: vars(args).pop(name) for name in model_flags}
     args.objective_flags = {name: vars(args).pop(name) for name in objective_flags}
     if not script.training and not args.pretrained:
@@ -281,15 +299,19 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
 
 
-def normalise(argv: list[str]) -> list[str]:
+def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
     """Put the content of `@file` in its place, and underscores for the hyphens inside flags' names."""
     words = []
     for word in argv:
         if word.startswith("@"):
+            file = word[1:]
+            if file in inside:
+                raise UsageError(f"the argument file {file} contains itself")
             try:
-                words += normalise(shlex.split(Path(word[1:]).read_text(), comments=True))
-            except OSError as error:
-                raise UsageError(f"cannot read the arguments in {word[1:]}: {error.strerror}") from error
+                inner = shlex.split(Path(file).read_text(), comments=True)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"cannot read the arguments in {file}: {error}") from error
+            words += normalise(inner, (*inside, file))
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             words.append("--" + name.replace("-", "_") + equals + value)
@@ -304,7 +326,8 @@ def _described(known: argparse.Namespace, script: Script) -> dict:
         return {}
     if os.path.isfile(known.pretrained):
         try:
-            return checkpoints.read(known.pretrained).get("training", {}).get("flags", {})
+            training = checkpoints.read(known.pretrained).get("training")
+            return training.get("flags", {}) if isinstance(training, dict) else {}
         except ValueError:
             return {}  # said again, with the right exit code, when it is loaded
     published = checkpoints.find(known.pretrained)
@@ -333,14 +356,14 @@ def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry:
 
 def _print_lists(known: argparse.Namespace, script: Script) -> None:
     networks = {registry.SAME_NETWORKS.get(dataset, dataset) for dataset in script.datasets}
-    if known.list_models:
+    if known.list_models is not None:
         print(f"{'name':32} {'dataset':9} {'system':13} {'params':>11}")
         for entry in registry.list_models(known.list_models):
             if entry.dataset in networks:
                 with torch.device("meta"):
                     params = profile.count_params(registry.create_model(entry.name, entry.dataset))
                 print(f"{entry.name:32} {entry.dataset:9} {entry.system:13} {params:11,}")
-    if known.list_checkpoints:
+    if known.list_checkpoints is not None:
         print(f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags")
         for entry in checkpoints.list_checkpoints(known.list_checkpoints):
             if entry.dataset in networks:
@@ -356,7 +379,8 @@ def given(**values) -> dict:
 
 def held_out(loaded: checkpoints.Loaded) -> torch.Tensor | int:
     """Positions of the training images that the run behind a checkpoint held out; 0 where it held none."""
-    index = loaded.content.get("training", {}).get("valid_index")
+    training = loaded.content.get("training")
+    index = training.get("valid_index") if isinstance(training, dict) else None
     return 0 if index is None else index
 
 

@@ -49,6 +49,10 @@ except ImportError:  # deprecated since torchvision 0.29; Pillow alone does it i
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+class NoSource(UserError):
+    """None of a data set's sources can be reached."""
+
+
 @dataclass
 class Data:
     """Images to train on and to judge on.
@@ -635,7 +639,7 @@ def _download(dataset: str, path: Path) -> None:
                 failures.append(f"{title} failed ({str(error).strip().partition(chr(10))[0]})")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    raise UserError(
+    raise NoSource(
         f"found no {layout.title}: {'; '.join(failures)}. Put {layout.archive.filename} of {layout.archive.url}, "
         f"unpacked, into {path}, or name a folder that has it with --dataset_path; --dataset digits needs no download"
     )

@@ -133,6 +133,9 @@ def evaluate(
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
         for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
             shape = images.shape[1:]
+            if totals is None and model is not network:
+                for point in wanted:  # a replica can neither count itself nor remember what it counted
+                    network.infer(images[:1], point)
             results = network.sweep(images, wanted) if model is network else (model(images, p, True) for p in wanted)
             sums = [_sums(logits, labels, macs) for logits, macs in results]
             totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
@@ -141,9 +144,12 @@ def evaluate(
     if dist.is_initialized():
         dist.all_reduce(totals)
     rows = []
+    params = profile.count_params(network)
     for point, (top1, top5, macs, count) in zip(wanted, totals.tolist(), strict=True):
-        timing = profile.latency(network, shape, point, latency_batch, seconds) if latency_batch else None
-        params = profile.count_params(network)
+        timing = None
+        if latency_batch and utils.rank() == 0:
+            with autocast(next(network.parameters()).device, amp):
+                timing = profile.latency(network, shape, point, latency_batch, seconds)
         rows.append(Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, timing))
     return rows
 
@@ -170,10 +176,11 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.M
     Processes that torchrun starts hold a bare copy each and average gradients once a step. DistributedDataParallel
     would reduce within every backward, and leave out what the step's last sub-network does not use.
     """
-    wrapped = torch.compile(model) if compiled else model
     if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
-        return DataParallel(wrapped)
-    return wrapped
+        if compiled:
+            raise UserError("--compile and several GPUs need a process for each: start the script with torchrun")
+        return DataParallel(model)
+    return torch.compile(model) if compiled else model
 
 
 def spread(model: nn.Module) -> None:
@@ -249,6 +256,10 @@ class Trainer:
         self.wrapped = parallel(self.model, device, recipe.compile)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self.average = copy.deepcopy(model) if recipe.ema else None
+        if not len(data.train):
+            raise UserError("there is no whole batch to train on: give more images (--subset, --valid)")
+        if objective.step_per_loss and recipe.accumulate > 1:
+            raise UserError("--accumulate cannot be had with an objective that steps after every loss: leave it out")
         self.optimizer: torch.optim.SGD | None = None
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
         self.epoch, self.step = 0, 0  # epochs done, steps done in the one under way
@@ -273,7 +284,10 @@ class Trainer:
             if not _fits(optimizer_state, self.optimizer):
                 say("the file's optimizer is of other parameters: starting with a fresh one")
             else:
-                self.optimizer.load_state_dict(optimizer_state)
+                ours = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+                self.optimizer.load_state_dict(optimizer_state)  # its momentum, with the rates that were asked for
+                for group, settings in zip(self.optimizer.param_groups, ours, strict=True):
+                    group.update(settings)
 
     def train_epoch(self) -> None:
         """The rest of the epoch under way."""
@@ -295,13 +309,13 @@ class Trainer:
                     break  # the end of an epoch is saved after it was judged
                 if self.step % self.recipe.accumulate:
                     continue  # gradients under way are no part of a checkpoint
-                stop = run.stop_signal is not None
+                stop = self._stop_signal()
                 every = self.recipe.checkpoint_steps
                 if stop or (every and self.step % every == 0):
                     self._read(running)
-                    run.save(self.state_dict())
+                    self._save()
                 if stop:
-                    raise Stopped(run.stop_signal, run.folder)
+                    raise Stopped(stop, run.folder)
         self._read(running)
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -347,9 +361,24 @@ class Trainer:
         for i in set(range(len(ours))) - set(floats):
             ours[i].copy_(theirs[i])
 
-    def _read(self, loss: Tensor) -> float:
-        """Read a loss, which waits for the device. Raises UserError where it is no number."""
-        value = loss.item()
+    def _stop_signal(self) -> int | None:
+        """The signal that asked to stop; several processes agree on it, now and then."""
+        if not dist.is_initialized():
+            return self.run.stop_signal
+        if self.step % LOOK_EVERY:
+            return None
+        signal = torch.tensor(self.run.stop_signal or 0, device=self.device)
+        dist.all_reduce(signal, dist.ReduceOp.MAX)
+        return int(signal) or None
+
+    def _save(self, best: tuple[str, ...] = ()) -> None:
+        """Save, unless the weights are no numbers any more."""
+        self._read(torch.stack(torch._foreach_norm(list(self.model.parameters()))).sum())
+        self.run.save(self.state_dict(), best)
+
+    def _read(self, value: Tensor) -> float:
+        """Read a loss or a norm, which waits for the device. Raises UserError where it is no number."""
+        value = value.item()
         if not math.isfinite(value):
             files = [self.run.folder / name for name in ("last.pth", "previous.pth")]
             good = next((f"the last good checkpoint is {path}" for path in files if path.exists()), None)
@@ -365,6 +394,7 @@ class Trainer:
             values = torch.tensor(list(means.values()), device=self.device)
             dist.all_reduce(values)
             means = dict(zip(means, (values / dist.get_world_size()).tolist(), strict=True))
+            spread(self.model)
             spread(self.judged)  # batch-norm statistics of the first process, as in the checkpoint
         several = isinstance(self.wrapped, DataParallel) and self.average is None
         judge_on = self.data.test if self.data.valid is None else self.data.valid
@@ -374,7 +404,7 @@ class Trainer:
         self.epoch, self.step = self.epoch + 1, 0
         better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]
         self.best |= {row.point: (row.top1, self.epoch) for row in better}
-        self.run.save(self.state_dict(), tuple(self._best_file(row.point) for row in better))
+        best = [row for row in rows if row in better or not (self.run.folder / self._best_file(row.point)).exists()]
         self.run.log(
             {
                 "epoch": self.epoch,
@@ -386,9 +416,11 @@ class Trainer:
                 },
             }
         )
+        self._save(tuple(self._best_file(row.point) for row in best))
         self._print_epoch(means, rows, seconds)
-        if self.run.stop_signal is not None:
-            raise Stopped(self.run.stop_signal, self.run.folder)
+        stop = self._stop_signal()
+        if stop is not None:
+            raise Stopped(stop, self.run.folder)
 
     def _best_file(self, point: str) -> str:
         return "best.pth" if point == self.model.main.name else f"best-{point}.pth"
@@ -443,6 +475,8 @@ class Trainer:
 
 def _fits(state: dict, optimizer: torch.optim.SGD) -> bool:
     """Whether a saved optimizer belongs to parameters of these shapes, in this order and these groups."""
+    if not all("momentum" in group for group in state["param_groups"]):
+        return False
     if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
         return False
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

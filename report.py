@@ -64,11 +64,17 @@ def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device, 
         model = model.fold()
     model.to(device, memory_format=torch.channels_last)
     checkpoints.load_prepared(model, path)
+    folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
+    for file in (args.query_table, args.extract and args.extract[1]):
+        if file:
+            utils.make_folder(Path(file).parent, "its flag")
+    if args.extract:
+        points = points or model.ladder
+        points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     budget = _budget(model, args, data.shape)
-    if budget:
-        points = _points_within(budget, model, args) or points or model.points
-    elif args.query_table:
-        points = points or model.points
+    within = _points_within(budget, model, args) if budget else None
+    if budget or args.query_table:
+        points = within or points or model.points
     wrapped = engine.parallel(model, device, compiled=False)
     rows = engine.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
     if utils.rank() != 0:
@@ -76,16 +82,15 @@ def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device, 
     checkpoints.save_prepared(model, path)
     table = QueryTable.of(model, rows)
     main = model.main.name
-    if budget and len(rows) > 1:
+    if budget and not within:
         main = table.look_up(budget).point
     chosen = next((row for row in rows if row.point == main), rows[-1])
     if budget:
         print(f"--budget {args.budget}: point {chosen.point}")
     print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
     print(f"Eval_Acc_top5 = {chosen.top5:.3f}")
-    folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}")
     write(rows, folder, cli.all_flags(args), data, model)
-    for file in model.report(data, folder):
+    for file in model.report(data, folder) if utils.world_size() == 1 else ():
         print(f"written: {file}")
     if args.query_table and not budget:
         utils.write_json(args.query_table, table.content())
@@ -144,12 +149,12 @@ def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, mode
 
 def results_table(rows: Sequence[Row], model: AdaptiveModel, shape: Sequence[int]) -> str:
     """One line for each point, for the screen."""
-    lines = ["point         params      MACs    2xMACs  MACs by thop       latency   top-1   top-5"]
+    lines = ["point          params      MACs    2xMACs  MACs by thop       latency   top-1   top-5"]
     for row in rows:
         thop = thop_macs(model, shape, row.point)
         second = "-" if thop is None else f"{thop / 1e6:.2f}M"
         lines.append(
-            f"{row.point:10} {row.params:9,} {row.macs / 1e6:8.2f}M {2 * row.macs / 1e6:8.2f}M {second:>13} "
+            f"{row.point:11} {row.params:9,} {row.macs / 1e6:8.2f}M {2 * row.macs / 1e6:8.2f}M {second:>13} "
             f"{latency_text(row):>13} {row.top1:6.2f}% {row.top5:6.2f}%"
         )
     timed = rows[0].latency
@@ -245,7 +250,9 @@ def load_run(path: str | Path) -> dict:
     file = path / "evaluation.json" if path.is_dir() else path
     try:
         record = json.loads(file.read_text())
-        record["rows"][0]["macs"]
+        for row in record["rows"]:
+            row["point"], row["params"], row["macs"], row["latency"], row["top1"], row["top5"], row["images"]
+        record["model"], record["dataset"], record["flags"], record["rows"][0]
     except FileNotFoundError:
         raise UserError(f"there is no evaluation in {path}; evaluate the run first") from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -256,7 +263,7 @@ def load_run(path: str | Path) -> dict:
 def compare(runs: Sequence[str], out: str) -> None:
     """Put evaluated runs in one table and on one picture."""
     records = [load_run(run) for run in runs]
-    folder = utils.make_folder(out)
+    folder = utils.make_folder(out, "--out")
     rows = [
         {
             "network": label(record),
@@ -412,7 +419,8 @@ has made.
 
 - *FLOPs published (means)*: `macs` multiply-accumulates of convolutions and linear layers; `2macs` twice that;
   `ptflops` with two operations for each batch-norm element, as ptflops 0.6 counts; `2ptflops` twice that; `authors` the
-  counter of the table's own authors. *counted so* is our count by the same rule.
+  counter of the table's own authors; `mean of macs` the mean over images whose paths differ, which only an evaluation
+  can count. *counted so* is our count by the same rule.
 - *(disagrees)*: the published figure is not what its own network has; the note says why.
 - Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
 

@@ -35,11 +35,11 @@ def load_data(args, device):
     options = dict(subset=args.subset, valid=args.valid, mean=args.mean, std=args.std, padding_mode=args.padding_mode)
     try:
         return dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, seed=args.seed, **options)
-    except utils.UserError as error:
+    except dataloader.NoSource as error:
         if not args.fallback:
             raise
         utils.say(f"!!! {error}\n!!! Falling back to {args.fallback}: what follows is NOT {args.dataset}. !!!")
-        args.dataset = args.fallback
+        args.dataset, args.subset, args.mean, args.std = args.fallback, None, None, None
         return dataloader.cifar(args.dataset, None, args.batch_size, device, seed=args.seed, valid=args.valid)
 
 

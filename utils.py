@@ -51,9 +51,12 @@ def start_device(visible: str | None = None) -> torch.device:
     """Choose the device of this process, and join the others when torchrun started several.
 
     Args:
-        visible: CUDA device numbers such as "0,1", numbered as nvidia-smi does.
+        visible: CUDA device numbers such as "0,1", numbered as nvidia-smi does; None is the first, or, under torchrun
+            or where CUDA_VISIBLE_DEVICES is set, whatever is visible.
     """
-    if visible is not None and "CUDA_VISIBLE_DEVICES" not in os.environ:
+    if visible is None and "WORLD_SIZE" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        visible = "0"
+    if visible is not None:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -134,15 +137,15 @@ def write_tensors(path: str | os.PathLike, content: object) -> None:
         temporary.write_bytes(memory.getbuffer())
 
 
-def make_folder(path: str | os.PathLike) -> Path:
-    """Create a folder. Raises UserError where that is not possible."""
+def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
+    """Create a folder. Raises UserError, which names the flag to change, where that is not possible."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission to write there")
     except OSError as error:
-        raise UserError(f"cannot use the folder {path}: {error.strerror}; name another with --save") from error
+        raise UserError(f"cannot use the folder {path}: {error.strerror}; name another with {flag}") from error
     return path
 
 
@@ -215,10 +218,12 @@ class Run:
         candidates = [path for path in candidates if path.exists() or resume != "auto"]
         for i, path in enumerate(candidates):
             try:
+                if path.is_dir():
+                    raise UserError(f"{path} is a folder; name the file in it, such as {path / 'last.pth'}")
                 if not path.is_file():
                     raise UserError(f"there is no checkpoint {path} to resume from")
                 content = checkpoints.read(path)
-                if "training" not in content:
+                if not isinstance(content.get("training"), dict):
                     raise UserError(
                         f"{path} was not written by this project's training; start from it with --pretrained"
                     )
@@ -265,7 +270,7 @@ class Run:
         if self.checkpoint is None or not path.exists():
             return
         done = self.checkpoint["training"]["epoch"]
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["epoch"] <= done]
+        kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= done]
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
 
@@ -319,6 +324,14 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a record of the log; infinite for a line that a kill cut off."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def _numbers(record: dict, prefix: str = "") -> Iterator[tuple[str, float]]:

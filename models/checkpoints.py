@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import fnmatch
 import hashlib
+import io
 import os
 import pickle
 import urllib.error
@@ -212,7 +213,7 @@ def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[
             break
     else:
         state, form = content, "bare state dict"
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no weights: no {', '.join(FORMATS)} or bare tensors in it")
     for prefix in ("module.", "_orig_mod."):
@@ -324,7 +325,8 @@ def load_prepared(model: AdaptiveModel, path: Path) -> None:
     """Take up what an earlier evaluation prepared for these weights, from the file beside theirs."""
     beside = _prepared_file(path)
     if beside.is_file():
-        model.load_prepared_state(read(beside))
+        with contextlib.suppress(ValueError):  # a damaged one is found anew
+            model.load_prepared_state(read(beside))
 
 
 def save_prepared(model: AdaptiveModel, path: Path) -> None:
@@ -332,8 +334,10 @@ def save_prepared(model: AdaptiveModel, path: Path) -> None:
     state, beside = model.prepared_state(), _prepared_file(path)
     if state:
         with contextlib.suppress(OSError):
+            memory = io.BytesIO()
+            torch.save(state, memory)
             part = beside.with_suffix(f".{os.getpid()}.part")
-            torch.save(state, part)
+            part.write_bytes(memory.getbuffer())
             os.replace(part, beside)
 
 

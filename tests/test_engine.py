@@ -1,5 +1,6 @@
 """The training loop: schedules, phases, checkpoints; and evaluation."""
 
+import importlib
 import math
 
 import pytest
@@ -263,3 +264,45 @@ def test_a_foreign_optimizer_is_left_out(tmp_path, capsys):
     start = checkpoints.Loaded(tmp_path, "", {"optimizer_state_dict": state})
     engine.fit(Tiny(), Both(), digits(), utils.Run(tmp_path, {}, None), engine.Recipe(1, 0.1), CPU, start)
     assert "starting with a fresh one" in capsys.readouterr().out
+
+
+def test_several_gpus_in_one_process_judge_as_one_does(monkeypatch):
+    """DataParallel's replicas on the CPU: copies without registered parameters, which cannot count themselves."""
+    replicate = importlib.import_module("torch.nn.parallel.replicate")
+
+    def copies(tensors, devices, detach=False):
+        return [[tensor.clone() for tensor in tensors] for _ in devices]
+
+    monkeypatch.setattr(replicate, "_broadcast_coalesced_reshape", copies)
+
+    class Replicas(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, images, *args):
+            halves = zip(replicate.replicate(self.module, [0, 1], detach=True), images.chunk(2))
+            return tuple(torch.cat(parts) for parts in zip(*[half(part, *args) for half, part in halves]))
+
+    model, data = create_model("ResNet20").eval(), digits(90)
+    assert engine.evaluate(Replicas(model), data.test) == engine.evaluate(model, data.test)
+
+
+def test_the_rates_that_were_asked_for_hold_with_a_loaded_optimizer(tmp_path):
+    state = torch.optim.SGD(Tiny().parameters(), 0.5, momentum=0.1, weight_decay=0.7).state_dict()
+    start = checkpoints.Loaded(tmp_path, "", {"optimizer_state_dict": state})
+    run = utils.Run(tmp_path, {}, None)
+    engine.fit(Tiny(), Both(), digits(), run, engine.Recipe(1, 0.1, weight_decay=1e-4), CPU, start)
+    (group,) = torch.load(tmp_path / "last.pth", weights_only=True)["optimizer_state_dict"]["param_groups"]
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+    class Overflows(Both):
+        def __call__(self, model, images, labels):
+            yield from super().__call__(model, images, labels)
+            yield model.early.bias.sum() * 3e38
+
+    with pytest.raises(utils.UserError, match="no longer finite"):
+        fit(tmp_path, epochs=2, objective=Overflows())
+    assert not (tmp_path / "last.pth").exists()

@@ -276,6 +276,19 @@ def test_hyphens_count_as_underscores_and_files_hold_arguments(tmp_path):
     assert (args.model, args.model_flags, args.batch_size) == ("ResNet32_SharedOnly", {"shared_rank": 8}, 7)
 
 
+def test_an_argument_file_that_contains_itself_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "self").write_text(f"@{tmp_path}/self")
+    code, _, err = call(monkeypatch, capsys, train_cifar10, f"@{tmp_path}/self")
+    assert (code, "contains itself" in err) == (2, True)
+
+
+def test_a_file_knows_its_own_normalisation(tmp_path, monkeypatch, capsys):
+    flags = [*QUICK, "--epochs=1", "--mean=0,0,0", "--std=1,1,1", f"--save={tmp_path}/run"]
+    assert call(monkeypatch, capsys, train_cifar10, *flags)[0] == 0
+    args = cli.parse(eval_cifar10.SCRIPT, [f"--pretrained={tmp_path}/run/best.pth"])
+    assert (args.mean, args.std, args.dataset) == ((0, 0, 0), (1, 1, 1), "digits")
+
+
 def test_the_published_defaults():
     args = cli.parse(train_cifar10.SCRIPT, [])
     expected = {
@@ -284,7 +297,6 @@ def test_the_published_defaults():
         "weight_decay": 5e-4,
         "batch_size": 256,
         "epochs": 300,
-        "visible_device": "0",
     }
     assert {name: getattr(args, name) for name in expected} == expected
     assert args.model == "ResNet56_DoubleShared"
