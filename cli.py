@@ -64,6 +64,14 @@ above_zero = _number(float, 0.0, open_end=True)
 not_negative = _number(float, 0.0)
 
 
+def fraction(text: str) -> float:
+    """From 0 to below 1."""
+    value = not_negative(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value
+
+
 def seed(text: str) -> int:
     """A number that every generator takes."""
     value = natural(text)
@@ -132,7 +140,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--weight_decay", type=not_negative, default=5e-4, help="default: %(default)s")
     add("--accumulate", type=positive, default=1, metavar="N", help="batches averaged into a step (default: 1)")
     add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0 does not clip (default: 0)")
-    add("--ema", type=not_negative, default=0.0, metavar="DECAY", help="judge an average of the weights, e.g. 0.999")
+    add("--ema", type=fraction, default=0.0, metavar="DECAY", help="judge an average of the weights, e.g. 0.999")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--deterministic", action="store_true", help="forbid algorithms whose result varies on a GPU")
     add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="around the random crop (default: zeros)")

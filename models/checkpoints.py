@@ -209,7 +209,8 @@ def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[
     """The weights inside a file's content, without wrapper prefixes, and the name of the format recognised."""
     for key, name in FORMATS.items():
         if isinstance(content.get(key), dict):
-            state, form = content[key], f"{name} ({key})"
+            origin = "this project" if "training" in content else name
+            state, form = content[key], f"{origin} ({key})"
             break
     else:
         state, form = content, "bare state dict"

@@ -103,7 +103,8 @@ def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None:
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     run.send_signal(number)
     out, err = run.communicate(timeout=60)
@@ -120,7 +121,8 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None:
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     time.sleep(0.01)
