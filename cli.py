@@ -294,6 +294,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(_explain_unknown(unknown, parser, entry))
     if script.training and args.starting_epoch >= args.epochs:
         parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")
+    if script.training and args.warmup_epochs >= args.epochs:
+        parser.error(f"--warmup_epochs {args.warmup_epochs:g} leaves none of --epochs {args.epochs} for the schedule")
     if script.training and args.nesterov and not args.momentum:
         parser.error("--nesterov is a form of momentum: give --momentum above 0")
     args.model_flags = {name: vars(args).pop(name) for name in model_flags}

@@ -35,11 +35,12 @@ class Recipe:
     Args:
         epochs: passes over the training images.
         lr: the schedule's highest rate.
-        lr_schedule: multistep, cosine (to 0, every step), linear (to 0, every step), exponential (x lr_decay every
-            epoch), onecycle (up for 30 % of the steps, then cosine to 0), constant.
+        lr_schedule: multistep, cosine (to 0, every step), linear (to 0 at the last step, as slimmable networks were
+            trained), exponential (x lr_decay every epoch), onecycle (up for 30 % of the steps, then cosine to 0),
+            constant.
         lr_steps: for multistep, pairs (epoch counted from 0, factor on lr that holds from there on).
         lr_decay: for exponential.
-        warmup_epochs: the rate rises linearly over these, then the schedule is at the place where it would be.
+        warmup_epochs: the rate rises linearly over these; cosine, linear and onecycle fill the epochs that are left.
         accumulate: batches whose gradients are averaged into one step.
         amp: off, bf16 or fp16.
         ema: decay per step of an average of weights and buffers, which is then judged and saved; 0 is off.
@@ -71,20 +72,22 @@ class Recipe:
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the step with this number, counted from 0 over the whole run."""
-        return self.lr * self._shape(step, steps_per_epoch) * self._warmup(step, steps_per_epoch)
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        left = self.epochs * steps_per_epoch - warmup
+        # a warm-up's last step has the full rate already; the linear schedule was published as falling before each step
+        taken = step - warmup + (1 if warmup or self.lr_schedule == "linear" else 0)
+        return self.lr * self._shape(step // steps_per_epoch, taken / left)
 
-    def _warmup(self, step: int, steps_per_epoch: int) -> float:
-        steps = self.warmup_epochs * steps_per_epoch
-        return min(1.0, (step + 1) / steps) if steps else 1.0
-
-    def _shape(self, step: int, steps_per_epoch: int) -> float:
-        epoch, done = step // steps_per_epoch, step / (self.epochs * steps_per_epoch)
+    def _shape(self, epoch: int, done: float) -> float:
+        """Factor on lr in an epoch (from 0), when this share of the schedule's steps is behind."""
         if self.lr_schedule == "multistep":
             return ([1.0] + [factor for start, factor in self.lr_steps if epoch >= start])[-1]
         if self.lr_schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         if self.lr_schedule == "linear":
-            return 1 - done
+            return max(0.0, 1 - done)
         if self.lr_schedule == "exponential":
             return self.lr_decay**epoch
         if self.lr_schedule == "onecycle":

@@ -84,7 +84,7 @@ def test_a_summed_step_equals_one_backward_over_the_sum():
         ({"lr_schedule": "multistep", "lr_steps": ((2, 0.1), (3, 0.01))}, [1, 1, 0.1, 0.01]),
         ({"lr_schedule": "constant"}, [1, 1, 1, 1]),
         ({"lr_schedule": "exponential", "lr_decay": 0.5}, [1, 0.5, 0.25, 0.125]),
-        ({"lr_schedule": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"lr_schedule": "linear"}, [0.975, 0.725, 0.475, 0.225]),
         ({"lr_schedule": "cosine"}, [0.5 * (1 + math.cos(math.pi * t / 4)) for t in range(4)]),
     ],
 )
