@@ -7,7 +7,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,21 +116,26 @@ class Latency:
 def latency(model: nn.Module, shape: Sequence[int], point=None, batch: int = 1, seconds: float = 1.0) -> Latency:
     """Time forward passes on the model's own device: warmed up, then repeated for about `seconds`, at least 5 times."""
     tensor = next(model.parameters())
-    device, point = tensor.device, model.point(point)
-    images = torch.randn(batch, *shape, device=device, dtype=tensor.dtype)
+    point = model.point(point)
+    images = torch.randn(batch, *shape, device=tensor.device, dtype=tensor.dtype)
     images = images.contiguous(memory_format=torch.channels_last)
+    with evaluating(model):
+        return time_calls(lambda: model(images, point), batch, tensor.device, seconds)
+
+
+def time_calls(call: Callable[[], object], batch: int, device: torch.device, seconds: float = 1.0) -> Latency:
+    """Time anything that runs `batch` images on `device`, as `latency` does."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times = []
-    with evaluating(model):
-        for _ in range(3):
-            model(images, point)
-        end = time.perf_counter() + seconds
-        while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
-            wait()
-            start = time.perf_counter()
-            model(images, point)
-            wait()
-            times.append(time.perf_counter() - start)
+    for _ in range(3):
+        call()
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - start)
     low, median, high = statistics.quantiles(times, n=4)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return Latency(median, low, high, batch, name, torch.get_num_threads())
