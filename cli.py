@@ -113,7 +113,7 @@ def _add_common(parser: argparse.ArgumentParser, script: Script) -> None:
     )
     add("--std", type=numbers, metavar="R,G,B", help="divides them (default: as published)")
     add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="half precision (default: off)")
+    add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; bf16 with --fast on a GPU)")
     add("--seed", type=seed, default=0, help="of weights, order and augmentation (default: 0)")
     add("--cache", metavar="DIR", help="folder for downloaded checkpoints (default: torch.hub's)")
 
@@ -142,6 +142,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0 does not clip (default: 0)")
     add("--ema", type=fraction, default=0.0, metavar="DECAY", help="judge an average of the weights, e.g. 0.999")
     add("--compile", action="store_true", help="torch.compile the network")
+    add("--fast", action="store_true", help="the same training sooner: --compile, and bf16 on a GPU")
     add("--deterministic", action="store_true", help="forbid algorithms whose result varies on a GPU")
     add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="around the random crop (default: zeros)")
     add = parser.add_argument_group("run").add_argument
@@ -199,6 +200,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--query_table", metavar="FILE", help="write all points with cost and accuracy; with --budget: choose from it")
     add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as one of its own")
     add("--fold", action="store_true", help="merge what is linear into single convolutions before judging")
+    add("--fast", action="store_true", help="the same judgement sooner: --fold where that is possible, bf16 on a GPU")
     add("--latency_batch", type=natural, default=1, metavar="N", help="batch of the timing; 0 skips it (default: 1)")
     add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")
 
@@ -292,6 +294,10 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         unknown = _without_training_flags(unknown, entry)
     if unknown:
         parser.error(_explain_unknown(unknown, parser, entry))
+    if args.amp is None:
+        args.amp = "bf16" if args.fast and torch.cuda.is_available() else "off"
+    if script.training:
+        args.compile |= args.fast
     if script.training and args.starting_epoch >= args.epochs:
         parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")
     if script.training and args.warmup_epochs >= args.epochs:

@@ -183,7 +183,11 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.M
         if compiled:
             raise UserError("--compile and several GPUs need a process for each: start the script with torchrun")
         return DataParallel(model)
-    return torch.compile(model) if compiled else model
+    if compiled:
+        # a graph for each point that is trained; beyond its limit torch would run the rest uncompiled
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.points))
+        return torch.compile(model, dynamic=False)
+    return model
 
 
 def spread(model: nn.Module) -> None:
@@ -257,6 +261,7 @@ class Trainer:
         self.objective, self.data, self.run, self.recipe, self.device = objective, data, run, recipe, device
         spread(self.model)
         self.wrapped = parallel(self.model, device, recipe.compile)
+        objective.finite_draws = recipe.compile
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self.average = copy.deepcopy(model) if recipe.ema else None
         if not len(data.train):
@@ -281,7 +286,7 @@ class Trainer:
         if self.optimizer is None or fresh:
             r = self.recipe
             self.optimizer = torch.optim.SGD(
-                phase.groups, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov
+                phase.groups, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov, fused=True
             )
         if optimizer_state and not fresh:
             if not _fits(optimizer_state, self.optimizer):
@@ -328,7 +333,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group.get("lr_scale", 1.0)
         total = torch.zeros((), device=self.device)
-        losses = self.objective(self.wrapped, images, labels)
+        model = self.wrapped
+        if self.recipe.compile and len(images) < self.data.train.batch_size // utils.world_size():
+            model = self.model  # compiling once more for a smaller last batch would cost more than it saves
+        losses = self.objective(model, images, labels)
         while True:
             with autocast(self.device, self.recipe.amp):
                 loss = next(losses, None)

@@ -7,6 +7,7 @@ python3 report.py compare RUN [RUN ...] --out DIR # evaluated runs on one pictur
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -62,6 +63,9 @@ def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device, 
         points = [model.point(name) for name in args.point.split(",")]
     if args.fold:
         model = model.fold()
+    elif args.fast:
+        with contextlib.suppress(ValueError):  # not every network has what can be merged
+            model = model.fold()
     model.to(device, memory_format=torch.channels_last)
     checkpoints.load_prepared(model, path)
     folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")

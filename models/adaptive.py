@@ -254,6 +254,8 @@ class Objective:
 
     #: step the optimizer after every loss instead of once after the last
     step_per_loss = False
+    #: draw sub-networks from a finite set, because each is compiled once; the engine sets it where it compiles
+    finite_draws = False
 
     def __init__(self):
         self.means = RunningMeans()

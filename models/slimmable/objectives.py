@@ -51,10 +51,15 @@ def decayed_weights(parameters: Iterable[nn.Parameter]) -> list[dict]:
 
 
 class SandwichObjective(Objective):
-    """What the objectives of this family share: which weights decay."""
+    """What the objectives of this family share: which weights decay, and how random widths are drawn."""
 
     def begin_epoch(self, model, epoch):
         return Phase(decayed_weights(model.parameters()))
+
+    def random_widths(self, low: float, high: float, count: int) -> list[float]:
+        """Widths of a range, all equally likely; with `finite_draws` the nearest multiples of 0.05."""
+        widths = uniform(low, high, count)
+        return [min(high, max(low, round(20 * width) / 20)) for width in widths] if self.finite_draws else widths
 
 
 class MutualLearning(SandwichObjective):
@@ -75,7 +80,7 @@ class MutualLearning(SandwichObjective):
 
     def draw(self, low: float, high: float, resolutions: tuple[int, ...]) -> list[tuple[float, int]]:
         """Widths and resolutions of the sub-networks of a step, in the order in which they run."""
-        widths = sorted([low, *uniform(low, high, self.num_random_widths)], reverse=True)
+        widths = sorted([low, *self.random_widths(low, high, self.num_random_widths)], reverse=True)
         return [(width, resolutions[i]) for width, i in zip(widths, indices(len(resolutions), len(widths)))]
 
     def __call__(self, model, images, labels):
@@ -183,7 +188,7 @@ class UniversalTraining(LabelledSandwich):
 
     def draw(self, low: float, high: float) -> list[float]:
         """The random widths of a step."""
-        return uniform(low, high, self.num_sample_training - 2)
+        return self.random_widths(low, high, self.num_sample_training - 2)
 
     def widths(self, form):
         return [form.low, *self.draw(form.low, form.high)]
