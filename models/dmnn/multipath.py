@@ -73,7 +73,7 @@ class InvertedBlock(MultiPathBlock):
     def carry(self, x):
         if self.stride != 1:
             height, width = (math.ceil(side / self.stride) for side in x.shape[2:])
-            return x.new_zeros(len(x), self.out_channels, height, width)
+            return x.new_zeros(x.shape[0], self.out_channels, height, width)
         return x if self.shortcut is None else self.shortcut(x)
 
     def finish(self, x):

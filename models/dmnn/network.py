@@ -148,7 +148,7 @@ class GatedBlock(nn.Module):
         if self.training or execution == "masked":
             return self.finish(self.add_paths(x, gates))
         # the block's one wait for the device
-        counts = [len(x)] * self.num_paths if sure else gates.sum(dim=0).int().tolist()
+        counts = [x.shape[0]] * self.num_paths if sure else gates.sum(dim=0).int().tolist()
         return self.add_open_paths(x, gates, counts)
 
     def add_paths(self, x: Tensor, gates: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class GatedBlock(nn.Module):
             return x
         # full batches first: they need no gathering, and give the sum a tensor of its own
         for j in sorted(range(self.num_paths), key=lambda j: -counts[j]):
-            if counts[j] == len(x):
+            if counts[j] == x.shape[0]:
                 out = self.path(j, x).add_(out)
             elif counts[j]:
                 which = gates[:, j].nonzero_static(size=counts[j]).flatten()
@@ -241,7 +241,8 @@ class GatedNetwork(AdaptiveModel):
         for block in self.gated_blocks():
             sure = point.every_path or block.always
             if sure:
-                opened = probability = x.new_ones(len(x), block.num_paths)
+                # not len(x): it would fix the batch size of an exported network
+                opened = probability = x.new_ones(x.shape[0], block.num_paths)
             else:
                 decision = block.decide(x, hidden)
                 hidden = decision.hidden

@@ -1,0 +1,145 @@
+"""A network at one of its points as a file that other programs run: a program of torch.export (pt2), or ONNX.
+
+Whatever the family: a sub-network is cut out where the network can do that, merged where it can be folded, and loses
+every weight that the point never reads, such as later exits, skipped blocks and closed gates. What remains is a fixed
+graph from images to logits. A point at which each image decides what runs is no fixed graph, and is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from models.adaptive import AdaptiveModel, Point, UsageError
+
+FORMATS = ("onnx", "pt2")
+#: by how much the logits of a written file may differ, relative to the network's largest one: sums in another order
+TOLERANCE = 1e-4
+
+
+def fixed_point(model: AdaptiveModel, name: str | None = None) -> Point:
+    """The point that is to be written: the one called `name`, or the main one, or else the largest that is fixed.
+
+    Raises:
+        UsageError: at the point called `name` each image decides what runs.
+    """
+    point = model.point(name)
+    if not point.per_image:
+        return point
+    fixed = [other for other in model.points if not other.per_image]
+    if name is not None:
+        raise UsageError(
+            f"at the point {point} each image decides what runs, which a fixed graph cannot hold; "
+            f"--export writes the fixed points: {', '.join(other.name for other in fixed)}"
+        )
+    return fixed[-1]
+
+
+class AtPoint(nn.Module):
+    """What a network computes at one fixed point, and nothing else: images (N, 3, H, W) to logits (N, classes).
+
+    A copy on the CPU, in eval mode, without gradients. Images are resized inside where the point says so.
+
+    Args:
+        shape: (channels, height, width) of an image.
+    """
+
+    def __init__(self, model: AdaptiveModel, point: Point, shape: Sequence[int]):
+        super().__init__()
+        model = copy.deepcopy(model).cpu().eval()
+        with contextlib.suppress(UsageError):  # most networks have no sub-networks
+            model = model.extract(point)
+            point = model.main
+        with contextlib.suppress(ValueError):  # nor has every one something to merge
+            model = model.fold()
+        self.network, self.point = model.requires_grad_(False).eval(), point
+        self._drop_unread(torch.zeros(1, *shape))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images, self.point)
+
+    def _drop_unread(self, images: Tensor) -> None:
+        with _Reads() as reads, torch.no_grad():
+            self(images)
+        for module in self.modules():
+            for tensors in (module._parameters, module._buffers):
+                tensors.update({name: None for name, tensor in tensors.items() if id(tensor) not in reads.seen})
+
+
+class _Reads(TorchDispatchMode):
+    """Remembers which tensors the operations inside read."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.seen.update(id(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+        return operation(*args, **kwargs)
+
+
+def check_packages(form: str) -> None:
+    """Raise ValueError where a format needs packages that are not installed."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if form == "onnx" and missing:
+        raise ValueError(f"writing ONNX needs {' and '.join(missing)}: python3 -m pip install onnx onnxscript")
+
+
+def write(network: AtPoint, shape: Sequence[int], form: str, path: str | Path) -> None:
+    """Write a file that takes `images` (any number, *shape), float32, and gives `logits`."""
+    images, batch = torch.zeros(2, *shape), torch.export.Dim("batch")
+    with torch.no_grad():
+        program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+    if form == "pt2":
+        memory = io.BytesIO()  # for a path, torch insists on a suffix
+        torch.export.save(program, memory)
+        Path(path).write_bytes(memory.getbuffer())
+    else:
+        names = dict(input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},))
+        torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path, external_data=False)
+
+
+def load(form: str, path: str | Path) -> Callable[[Tensor], Tensor] | None:
+    """A function that runs a written file on CPU tensors; None for ONNX where onnxruntime is not installed."""
+    content = Path(path).read_bytes()
+    if form == "pt2":
+        return torch.export.load(io.BytesIO(content)).module()
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+@torch.no_grad()
+def difference(run: Callable[[Tensor], Tensor], model: AdaptiveModel, point: Point, shape: Sequence[int]) -> float:
+    """Largest difference between logits of a loaded file and of the network, relative to the network's largest logit.
+
+    Args:
+        model: on the CPU and in eval mode, whole as it was before anything was cut or merged.
+
+    Raises:
+        ValueError: it is above `TOLERANCE`.
+    """
+    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    wanted = model(images, point)
+    found = ((run(images) - wanted).abs().max() / wanted.abs().max()).item()
+    if not found <= TOLERANCE:
+        raise ValueError(
+            f"logits of the file differ from the network's by {found:.1e} of the largest, more than {TOLERANCE:g}; "
+            "it was not kept"
+        )
+    return found
