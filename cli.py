@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from models import checkpoints, profile, registry
+from models import checkpoints, export, profile, registry
 from models.adaptive import UsageError
 from utils import Stopped, say
 
@@ -201,6 +201,9 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as one of its own")
     add("--fold", action="store_true", help="merge what is linear into single convolutions before judging")
     add("--fast", action="store_true", help="the same judgement sooner: --fold where that is possible, bf16 on a GPU")
+    add("--image", nargs="+", metavar="FILE", help="instead: say what these images are, and what each of them costs")
+    formats = "|".join(export.FORMATS)
+    add("--export", nargs=2, metavar=(formats, "FILE"), help="instead: write the network at --point for other programs")
     add("--latency_batch", type=natural, default=1, metavar="N", help="batch of the timing; 0 skips it (default: 1)")
     add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")
 
@@ -294,6 +297,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         unknown = _without_training_flags(unknown, entry)
     if unknown:
         parser.error(_explain_unknown(unknown, parser, entry))
+    if not script.training:
+        _check_task(parser, args)
     if args.amp is None:
         args.amp = "bf16" if args.fast and torch.cuda.is_available() else "off"
     if script.training:
@@ -309,6 +314,22 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     if not script.training and not args.pretrained:
         parser.error("--pretrained is missing: a checkpoint file, or one of the names that --list_checkpoints prints")
     return args
+
+
+#: what an evaluation script can do instead of judging, and the flags that mean nothing then
+TASKS = {
+    "image": ("export", "budget", "query_table", "extract", "report"),
+    "export": ("budget", "query_table", "extract", "report", "fold", "fast", "amp"),
+}
+
+
+def _check_task(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for task, useless in TASKS.items():
+        given = [flag for flag in useless if getattr(args, flag)]
+        if getattr(args, task) and given:
+            parser.error(f"--{given[0]} does not go together with --{task}: leave one of them out")
+    if args.export and args.export[0] not in export.FORMATS:
+        parser.error(f"--export {args.export[0]} is no format; use {' or '.join(export.FORMATS)}, and then the file")
 
 
 def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
@@ -340,14 +361,10 @@ def _described(known: argparse.Namespace, script: Script) -> dict:
     """What a checkpoint says of its own network, so that an evaluation need not repeat it."""
     if script.training or not known.pretrained:
         return {}
-    if os.path.isfile(known.pretrained):
-        try:
-            training = checkpoints.read(known.pretrained).get("training")
-            return training.get("flags", {}) if isinstance(training, dict) else {}
-        except ValueError:
-            return {}  # said again, with the right exit code, when it is loaded
-    published = checkpoints.find(known.pretrained)
-    return {"model": published.model, "dataset": published.dataset, **published.flags} if published else {}
+    try:
+        return checkpoints.describe(known.pretrained)
+    except ValueError:
+        return {}  # said again, with the right exit code, when it is loaded
 
 
 def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[str]:
@@ -388,15 +405,9 @@ def _print_lists(known: argparse.Namespace, script: Script) -> None:
                 print(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}")
 
 
-def given(**values) -> dict:
-    """Those values that were given on the command line or by the network's defaults."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def held_out(loaded: checkpoints.Loaded) -> torch.Tensor | int:
     """Positions of the training images that the run behind a checkpoint held out; 0 where it held none."""
-    training = loaded.content.get("training")
-    index = training.get("valid_index") if isinstance(training, dict) else None
+    index = checkpoints.training_of(loaded.content).get("valid_index")
     return 0 if index is None else index
 
 

@@ -1263,15 +1263,17 @@ def class_names(dataset: str, path: str | os.PathLike | None = None, stored: Seq
 
 def image_files(
     paths: Iterable[str | os.PathLike],
+    dataset: str,
     device: torch.device | str,
     resize: int,
     crop: int,
-    mean: Iterable[float],
-    std: Iterable[float],
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
 ) -> Tensor:
     """Image files as an evaluation would show them to a network: (N, 3, crop, crop), normalised.
 
     Args:
+        dataset: whose normalisation is the default of `mean` and `std`.
         resize: the shorter side in pixels before the centre is cut out.
         crop: side of the centre.
 
@@ -1285,7 +1287,7 @@ def image_files(
             pixels.append(centred(decode(Path(path).read_bytes())))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
-    return Normalise(mean, std, crop, device)(torch.stack(pixels).to(device))
+    return Normalise(*normalisation(dataset, mean, std), crop, device)(torch.stack(pixels).to(device))
 
 
 def _centred(resize: int, crop: int) -> v2.Compose:

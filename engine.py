@@ -460,6 +460,7 @@ class Trainer:
             "rng": utils.rng_state(),
             "flags": self.run.flags,
             "valid_index": self.data.valid_index,
+            "classes": list(self.data.classes),
         }
         if self.average is not None:
             training["raw_weights"] = self.model.state_dict()

@@ -2,14 +2,18 @@
 
     python3 eval_cifar10.py --pretrained=<file or published name> --model=ResNet56_DoubleShared --shared_rank=16
 
+With --image it says what single images are, with --export it writes the network for other programs.
+
 Files written by this project and published names need no --model and no flags: they know their own.
 """
+
+from functools import partial
 
 import cli
 import dataloader
 import report
 import utils
-from models import create_model, load_checkpoint
+from models import checkpoints, create_model, load_checkpoint
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=False)
 
@@ -21,8 +25,15 @@ def main(argv=None):
     loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
     utils.say(f"{loaded.path}: {loaded.format}")
     options = dict(valid=cli.held_out(loaded), mean=args.mean, std=args.std, seed=args.seed)
-    data = dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, **options)
-    report.of_evaluation(model, data, args, device, loaded.path)
+    load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
+    if args.image:
+        images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)
+        names = dataloader.class_names(args.dataset, stored=checkpoints.classes_of(loaded.content))
+        report.of_images(model, images, names, load, args, loaded.path)
+    elif args.export:
+        report.of_export(model, (3, 32, 32), load, args, device, loaded.path)
+    else:
+        report.of_evaluation(model, load(), args, device, loaded.path)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
     python3 eval_ilsvrc.py --dataset_path=<path> --pretrained=<file or published name> --model=ResNet34_DoubleShared
 
+With --image it says what single images are, with --export it writes the network for other programs.
+
 Files written by this project and published names need no --model and no flags: they know their own.
 """
+
+from functools import partial
 
 import cli
 import dataloader
 import report
 import utils
-from models import create_model, load_checkpoint
+from models import checkpoints, create_model, load_checkpoint
 
 SCRIPT = cli.Script(
     __doc__,
@@ -23,7 +27,8 @@ SCRIPT = cli.Script(
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = utils.start_device(args.visible_device)
-    data = dataloader.imagefolder(
+    load = partial(
+        dataloader.imagefolder,
         args.dataset_path,
         args.batch_size,
         device,
@@ -32,12 +37,26 @@ def main(argv=None):
         crop=args.crop,
         train=False,
         seed=args.seed,
-        **cli.given(mean=args.mean, std=args.std),
+        mean=args.mean,
+        std=args.std,
     )
-    model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
+    if args.image or args.export:  # without images of the data set the file says how many classes there are
+        stored = checkpoints.classes_of(checkpoints.read(checkpoints.locate(args.pretrained, args.dataset, args.cache)))
+        names = dataloader.class_names(args.dataset, args.dataset_path, stored)
+    else:
+        data = load()
+        names = data.classes
+    model = create_model(args.model, args.dataset, len(names), **args.model_flags)
     loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
     utils.say(f"{loaded.path}: {loaded.format}")
-    report.of_evaluation(model, data, args, device, loaded.path)
+    if args.image:
+        sizes = args.resize, args.crop
+        images = dataloader.image_files(args.image, args.dataset, device, *sizes, args.mean, args.std)
+        report.of_images(model, images, names, load, args, loaded.path)
+    elif args.export:
+        report.of_export(model, (3, args.crop, args.crop), load, args, device, loaded.path)
+    else:
+        report.of_evaluation(model, data, args, device, loaded.path)
 
 
 if __name__ == "__main__":

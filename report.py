@@ -13,22 +13,24 @@ import dataclasses
 import functools
 import json
 import shlex
+import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import cli
 import engine
 import utils
 from dataloader import Data
 from engine import Row
-from models import checkpoints, create_model, load_checkpoint, profile, registry
-from models.adaptive import AdaptiveModel
+from models import checkpoints, create_model, export, load_checkpoint, profile, registry
+from models.adaptive import AdaptiveModel, Point
 from models.query_table import Budget, QueryTable
 from utils import UserError
 
@@ -58,14 +60,8 @@ def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device, 
     Args:
         path: the file of the weights; what has to be prepared for them is kept beside it.
     """
-    points = model.points if args.point == "all" else None
-    if args.point and points is None:
-        points = [model.point(name) for name in args.point.split(",")]
-    if args.fold:
-        model = model.fold()
-    elif args.fast:
-        with contextlib.suppress(ValueError):  # not every network has what can be merged
-            model = model.fold()
+    points = _named_points(model, args)
+    model = _folded(model, args)
     model.to(device, memory_format=torch.channels_last)
     checkpoints.load_prepared(model, path)
     folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
@@ -105,6 +101,22 @@ def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device, 
         print(f"written: {file}, the network of point {point} alone")
 
 
+def _named_points(model: AdaptiveModel, args) -> Sequence[Point] | None:
+    """The points of --point; None where it is not given."""
+    if args.point == "all":
+        return model.points
+    return [model.point(name) for name in args.point.split(",")] if args.point else None
+
+
+def _folded(model: AdaptiveModel, args) -> AdaptiveModel:
+    if args.fold:
+        return model.fold()
+    if args.fast:
+        with contextlib.suppress(ValueError):  # not every network has what can be merged
+            return model.fold()
+    return model
+
+
 def _budget(model: AdaptiveModel, args, shape: Sequence[int]) -> Budget | None:
     if not args.budget:
         return None
@@ -122,6 +134,134 @@ def _points_within(budget: Budget, model: AdaptiveModel, args) -> list | None:
         table.check(model)
         return [model.point(table.look_up(budget).point)]
     return None
+
+
+# Instead of judging
+
+
+def of_images(
+    model: AdaptiveModel,
+    images: Tensor,
+    names: Sequence[str],
+    load: Callable[[], Data],
+    args,
+    path: Path,
+) -> None:
+    """Print what a network takes each file of `args.image` for, at the points of --point, and what the image cost.
+
+    Args:
+        images: (N, 3, H, W), normalised, on the device to run on.
+        names: of the classes.
+        load: gives the data set; called only where a point needs to be prepared.
+        path: as for `of_evaluation`.
+    """
+    points = _named_points(model, args) or [model.main]
+    model = _folded(model, args)
+    points = _ready(model, points, load, images.device, path)
+    spent: dict[Point, list[int]] = {point: [] for point in points}
+    with profile.evaluating(model), engine.autocast(images.device, args.amp):
+        for file, image in zip(args.image, images, strict=True):
+            utils.say(file)
+            for point in points:
+                logits, (macs,) = model.infer(image[None], point)
+                spent[point].append(macs.item())
+                utils.say(f"  point {point}: {_cost(model, point, spent[point][-1], images.shape[1:])}")
+                best = logits[0].float().softmax(dim=0).topk(min(5, len(names)))
+                for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                    utils.say(f"    {100 * probability:5.1f} %  {names[label]}")
+    for point, macs in spent.items():
+        if point.per_image and len(macs) > 1:
+            mean, least, most = (value / 1e6 for value in (statistics.mean(macs), min(macs), max(macs)))
+            utils.say(f"point {point}: {mean:.2f}M multiply-accumulates an image, from {least:.2f}M to {most:.2f}M")
+
+
+def _cost(model: AdaptiveModel, point: Point, macs: int, shape: Sequence[int]) -> str:
+    """What an image cost, in words."""
+    whole, text = model.points[-1], f"{macs / 1e6:.2f}M multiply-accumulates"
+    if point == whole:
+        return f"{text}, the whole network"
+    text += f", {100 * macs / profile.count_macs(model, shape, whole):.0f} % of the point {whole}"
+    if point.resolution not in (None, shape[-1]):
+        text += f", on {point.resolution} x {point.resolution} pixels"
+    return f"{text}, {'chosen for this image' if point.per_image else 'the same for every image'}"
+
+
+def _ready(
+    model: AdaptiveModel, points: Sequence[Point], load: Callable[[], Data], device: torch.device, path: Path
+) -> Sequence[Point]:
+    """Bring a network onto its device and prepare points, with images of the data set only where they need some."""
+    model.to(device, memory_format=torch.channels_last)
+    checkpoints.load_prepared(model, path)
+
+    def held_out():
+        yield from model.preparation(load())
+
+    with profile.evaluating(model):
+        points = model.prepare(tuple(points), held_out())
+    checkpoints.save_prepared(model, path)
+    return points
+
+
+def of_export(
+    model: AdaptiveModel, shape: Sequence[int], load: Callable[[], Data], args, device: torch.device, path: Path
+) -> None:
+    """Write a network at the point --point as --export says; print how well and how fast the file does the same.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        load, path: as for `of_images`.
+    """
+    form, file = args.export
+    export.check_packages(form)
+    point = export.fixed_point(model, args.point)
+    if args.point is None and point != model.main:
+        utils.say(
+            f"at the point {model.main} each image decides what runs, which no fixed graph holds: writing {point}"
+        )
+    utils.make_folder(Path(file).parent, "--export")
+    (point,) = _ready(model, [point], load, device, path)
+    if utils.rank() != 0:
+        return
+    model.cpu().eval()
+    network = export.AtPoint(model, point, shape)
+    with utils.replacing(file) as temporary:
+        export.write(network, shape, form, temporary)
+        run = export.load(form, temporary)
+        difference = run and export.difference(run, model, point, shape)
+    size = ", ".join(map(str, shape))
+    print(f"written: {file}, the point {point}: normalised float32 `images` (batch, {size}) to `logits`")
+    if run is None:
+        print("not checked: that needs python3 -m pip install onnxruntime")
+    else:
+        print(f"checked: logits within {difference:.1e} of the network's largest; {export.TOLERANCE:g} is allowed")
+    _print_exported(model, point, network, run, shape, args)
+
+
+def _print_exported(
+    model: AdaptiveModel,
+    point: Point,
+    network: export.AtPoint,
+    run: Callable[[Tensor], Tensor] | None,
+    shape: Sequence[int],
+    args,
+) -> None:
+    """Parameters, MACs, size and latency of the network and of the file made of it."""
+    file, batch, times = Path(args.export[1]), args.latency_batch, [None, None]
+    if batch:
+        times[0] = profile.latency(model, shape, point, batch)
+        images = torch.randn(batch, *shape)
+        times[1] = run and profile.time_calls(lambda: run(images), batch, images.device)
+    rows = (
+        ("the network here", model, point, "", times[0]),
+        (file.name, network.network, network.point, f"{file.stat().st_size / 1e6:.2f} MB", times[1]),
+    )
+    print(f"{'':24} {'params':>12} {'MACs':>11} {'size':>10} {'latency':>11}")
+    for name, what, at, size, timing in rows:
+        latency = f"{1e3 * timing.median:.2f} ms" if timing else "-"
+        macs = profile.count_macs(what, shape, at) / 1e6
+        print(f"{name:24} {profile.count_params(what):12,} {macs:10.2f}M {size:>10} {latency:>11}")
+    if batch:
+        print(f"latency: median, batch {batch}, cpu, {torch.get_num_threads()} threads")
 
 
 def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, model: AdaptiveModel) -> None:

@@ -38,7 +38,8 @@ def main(argv=None):
         subset=args.subset,
         valid=args.valid,
         seed=args.seed,
-        **cli.given(mean=args.mean, std=args.std),
+        mean=args.mean,
+        std=args.std,
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)

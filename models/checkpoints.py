@@ -205,6 +205,25 @@ def read(path: str | os.PathLike) -> dict:
     return content
 
 
+def training_of(content: dict) -> dict:
+    """What this project's training keeps in its files; empty for those of others."""
+    training = content.get("training")
+    return training if isinstance(training, dict) else {}
+
+
+def classes_of(content: dict) -> list[str] | None:
+    """Names of the classes that a file's network was trained on, by label; None where the file does not say."""
+    return training_of(content).get("classes")
+
+
+def describe(source: str | os.PathLike) -> dict:
+    """`model`, `dataset` and the flags of the network in a file or released checkpoint; empty where nothing says."""
+    if os.path.isfile(source):
+        return dict(training_of(read(source)).get("flags", {}))
+    published = find(str(source))
+    return {"model": published.model, "dataset": published.dataset, **published.flags} if published else {}
+
+
 def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[dict[str, Tensor], str]:
     """The weights inside a file's content, without wrapper prefixes, and the name of the format recognised."""
     for key, name in FORMATS.items():
