@@ -18,7 +18,7 @@ import torch
 
 from models import checkpoints, export, profile, registry
 from models.adaptive import UsageError
-from utils import Stopped, say
+from utils import Stopped, multiplies_bf16, say
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _add_common(parser: argparse.ArgumentParser, script: Script) -> None:
     )
     add("--std", type=numbers, metavar="R,G,B", help="divides them (default: as published)")
     add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
-    add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; bf16 with --fast on a GPU)")
+    add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
     add("--seed", type=seed, default=0, help="of weights, order and augmentation (default: 0)")
     add("--cache", metavar="DIR", help="folder for downloaded checkpoints (default: torch.hub's)")
 
@@ -142,7 +142,11 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0 does not clip (default: 0)")
     add("--ema", type=fraction, default=0.0, metavar="DECAY", help="judge an average of the weights, e.g. 0.999")
     add("--compile", action="store_true", help="torch.compile the network")
-    add("--fast", action="store_true", help="the same training sooner: --compile, and bf16 on a GPU")
+    add(
+        "--fast",
+        action="store_true",
+        help="the same training sooner: --compile, and bf16 where the device has it",
+    )
     add("--deterministic", action="store_true", help="forbid algorithms whose result varies on a GPU")
     add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="around the random crop (default: zeros)")
     add = parser.add_argument_group("run").add_argument
@@ -200,7 +204,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--query_table", metavar="FILE", help="write all points with cost and accuracy; with --budget: choose from it")
     add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as one of its own")
     add("--fold", action="store_true", help="merge what is linear into single convolutions before judging")
-    add("--fast", action="store_true", help="the same judgement sooner: --fold where that is possible, bf16 on a GPU")
+    add("--fast", action="store_true", help="the same judgement sooner: --fold and --amp=bf16 where they can be had")
     add("--image", nargs="+", metavar="FILE", help="instead: say what these images are, and what each of them costs")
     formats = "|".join(export.FORMATS)
     add("--export", nargs=2, metavar=(formats, "FILE"), help="instead: write the network at --point for other programs")
@@ -300,7 +304,7 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     if not script.training:
         _check_task(parser, args)
     if args.amp is None:
-        args.amp = "bf16" if args.fast and torch.cuda.is_available() else "off"
+        args.amp = "bf16" if args.fast and multiplies_bf16() else "off"
     if script.training:
         args.compile |= args.fast
     if script.training and args.starting_epoch >= args.epochs:

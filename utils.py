@@ -370,3 +370,11 @@ def device_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "cpu"
+
+
+def multiplies_bf16() -> bool:
+    """Whether the GPU, or else the processor, has instructions for bf16; without them it is slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not say
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

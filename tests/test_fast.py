@@ -1,0 +1,86 @@
+"""--fast trains as the plain way does: the same losses and weights, for a small network of every system.
+
+In float64, because 20 steps magnify the rounding of float32 until a hard gate flips.
+"""
+
+import copy
+import functools
+
+import pytest
+import torch
+
+import cli
+import engine
+from models import create_model, create_objective
+from models.dmnn.multipath import resnet as dmnn
+from models.dmnn.objective import PathLoss
+from models.embedded.objectives import SubPathLoss
+from models.embedded.resnet import adaptive_depth_cifar
+from models.shared_basis.objective import BasisLoss
+from models.shared_basis.resnet import double_shared
+from tests.test_engine import fit
+
+WRN = {"depth": 10, "widen_factor": 1, "resolution_list": (32, 24)}
+MSDNET = {"nBlocks": 2, "base": 1, "step": 1, "stepmode": "even", "nChannels": 8}
+STEPS = 20
+
+SYSTEMS = {
+    "shared-basis": lambda: (double_shared(10, blocks=2, shared_rank=4), BasisLoss()),
+    "embedded": lambda: (adaptive_depth_cifar(10, blocks=2), SubPathLoss()),
+    "msdnet": lambda: (create_model("msdnet_ge", **MSDNET), create_objective("msdnet_ge")),
+    "slimmable": lambda: (create_model("mutualnet_wrn28_10", **WRN), create_objective("mutualnet_wrn28_10")),
+    "dmnn": lambda: (dmnn(10, (1, 1), 2, True, False, small=True, grouping=None), PathLoss()),
+}
+
+
+def losses_of_steps(model, objective, fast: bool) -> list[float]:
+    """Train `model` for 20 steps on noise with labels that it can learn; the sum of the losses of each."""
+    torch.manual_seed(0)
+    objective.finite_draws = True
+    wrapped = engine.parallel(model.train(), torch.device("cpu"), compiled=fast)
+    optimizer = torch.optim.SGD(objective.begin_epoch(model, 0).groups, 0.01, 0.9, weight_decay=5e-4, fused=fast)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(8, 3, 32, 32, generator=generator, dtype=torch.float64)
+    labels = torch.arange(8) % 4
+    sums = []
+    for _ in range(STEPS):
+        total = 0.0
+        for loss in objective(wrapped, images, labels):
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+        optimizer.zero_grad()
+        sums.append(total)
+    return sums
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_fast_training_equals_plain_training(system, monkeypatch):
+    # captured, differentiated and run as in a compiled step, without a minute of generating code for each graph
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch.manual_seed(0)
+    model, objective = SYSTEMS[system]()
+    model.double()
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    plain = losses_of_steps(model, objective, fast=False)
+    assert plain[-1] < plain[0]
+    assert losses_of_steps(other, objective, fast=True) == pytest.approx(plain, rel=1e-6)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_compiled_run_equals_a_plain_one_partial_last_batch_included(tmp_path):
+    plain, _ = fit(tmp_path / "plain", epochs=1)
+    fast, _ = fit(tmp_path / "fast", epochs=1, compile=True)
+    for name, tensor in plain.named_parameters():  # float32 and code of its own: close, as vectors
+        assert (fast.get_parameter(name) - tensor).norm() < 0.01 * tensor.norm(), name
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_fast_means_compiled_and_bf16_where_the_device_has_it(monkeypatch, has_bf16):
+    monkeypatch.setattr(cli, "multiplies_bf16", lambda: has_bf16)
+    script = cli.Script("", datasets=("digits",), model="ResNet20", training=True)
+    args = cli.parse(script, ["--fast"])
+    assert (args.compile, args.amp) == (True, "bf16" if has_bf16 else "off")
+    args = cli.parse(script, ["--fast", "--amp=off"])
+    assert (args.compile, args.amp) == (True, "off")
+    assert not cli.parse(script, []).compile
