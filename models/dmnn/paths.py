@@ -73,7 +73,7 @@ def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> T
     if paths[0].inputs is None:
         x = act(joint_norm(F.conv2d(x, stacked(paths, "conv1")), [path.bn1 for path in paths]), inplace=True)
     x = F.conv2d(x, stacked(paths, "conv2"), None, second.stride, 1, groups=len(paths) * second.groups)
-    x = act(joint_norm(x, [path.bn2 for path in paths]))
+    x = act(joint_norm(x, [path.bn2 for path in paths]), inplace=True)
     gates = gates.to(x.dtype)
     if merging_pays(second.out_channels, out):
         weights, shifts = last_layers(paths, x)
@@ -114,12 +114,44 @@ def joint_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
     return x
 
 
+class OutputStatistics(torch.autograd.Function):
+    """Mean and variance of what 1x1 convolutions would give, from their input alone.
+
+    With the input's mean m and covariance C these are W m and diag(W C W^T): the wide maps are never made. Towards the
+    input the gradient is a 1x1 convolution of the input: autograd would need several passes over it, in mixed layouts.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance, both (paths, out channels), of x (images, paths * width, height, width).
+
+        Args:
+            weight: (paths, out channels, width).
+        """
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (len(weight), -1)).to(weight.dtype)
+        mean = rows.mean(dim=0)
+        centred = rows - mean  # [pixels, path, width]
+        covariance = torch.einsum("pnv,pnw->nvw", centred, centred) / len(rows)
+        product = weight @ covariance
+        ctx.save_for_backward(x, weight, mean, product)
+        return (weight @ mean[:, :, None]).squeeze(2), (product * weight).sum(dim=2).clamp_min(0)
+
+    @staticmethod
+    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, mean, product = ctx.saved_tensors
+        pixels = x.numel() // x.shape[1]
+        twice = 2 * grad_variance[:, :, None]
+        slope = (weight * twice).mT @ weight / pixels
+        offset = (grad_mean[:, None] @ weight).squeeze(1) / pixels - (slope @ mean[:, :, None]).squeeze(2)
+        slope, offset = slope.flatten(0, 1)[:, :, None, None].to(x.dtype), offset.flatten().to(x.dtype)
+        grad_x = F.conv2d(x, slope, offset, groups=len(weight))
+        return grad_x, grad_mean[:, :, None] * mean[:, None] + twice * product
+
+
 def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:
     """The last convolutions with the batch's statistics of their batch norms folded in.
 
-    Mean and variance of a 1x1 convolution's output follow from mean and covariance of its input: mean' = W mean and
-    variance' = diag(W C W^T). So the wide maps that each path's own batch norm looks at are never made, and one
-    convolution of all gated paths gives their sum.
+    One convolution of all gated paths then gives the sum of what each path's own batch norm would give.
 
     Args:
         x: (images, paths * width, height, width), input of the last convolutions.
@@ -129,21 +161,15 @@ def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:
     """
     norms = [path.bn3 for path in paths]
     with full_precision(x):
-        rows = x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (len(paths), -1))  # [pixels, path, width]
-        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-        mean = rows.mean(dim=0)
-        centred = rows - mean.detach()  # a covariance has no gradient towards the mean
-        product = torch.einsum("pnv,pnw->nvw", centred, centred.detach()) / len(rows)
-        covariance = product + product.mT - product.detach()  # the gradient of both factors for the price of one
         weight = torch.stack([path.conv3.weight.flatten(1) for path in paths])
-        out_mean = torch.einsum("ncw,nw->nc", weight, mean)
-        out_variance = ((weight @ covariance) * weight).sum(dim=2).clamp_min(0)
+        mean, variance = OutputStatistics.apply(x, weight)
         with torch.no_grad():
-            unbiased = out_variance * (len(rows) / max(len(rows) - 1, 1))
-            for norm, batch_mean, batch_variance in zip(norms, out_mean, unbiased, strict=True):
+            pixels = x.numel() // x.shape[1]
+            unbiased = variance * (pixels / max(pixels - 1, 1))
+            for norm, batch_mean, batch_variance in zip(norms, mean, unbiased, strict=True):
                 norm.running_mean.lerp_(batch_mean, norm.momentum)
                 norm.running_var.lerp_(batch_variance, norm.momentum)
                 norm.num_batches_tracked.add_(1)
-        scale = torch.stack([norm.weight for norm in norms]) * (out_variance + norms[0].eps).rsqrt()
-        shift = torch.stack([norm.bias for norm in norms]) - out_mean * scale
+        scale = torch.stack([norm.weight for norm in norms]) * (variance + norms[0].eps).rsqrt()
+        shift = torch.stack([norm.bias for norm in norms]) - mean * scale
         return weight * scale[:, :, None], shift
