@@ -28,7 +28,7 @@ def main(argv=None):
     load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)
-        names = dataloader.class_names(args.dataset, stored=checkpoints.classes_of(loaded.content))
+        names = dataloader.class_names(args.dataset, stored=checkpoints.describe(args.pretrained).get("classes"))
         report.of_images(model, images, names, load, args, loaded.path)
     elif args.export:
         report.of_export(model, (3, 32, 32), load, args, device, loaded.path)

@@ -41,7 +41,7 @@ def main(argv=None):
         std=args.std,
     )
     if args.image or args.export:  # without images of the data set the file says how many classes there are
-        stored = checkpoints.classes_of(checkpoints.read(checkpoints.locate(args.pretrained, args.dataset, args.cache)))
+        stored = checkpoints.describe(args.pretrained).get("classes")
         names = dataloader.class_names(args.dataset, args.dataset_path, stored)
     else:
         data = load()

@@ -233,7 +233,7 @@ def of_export(
     if run is None:
         print("not checked: that needs python3 -m pip install onnxruntime")
     else:
-        print(f"checked: logits within {difference:.1e} of the network's largest; {export.TOLERANCE:g} is allowed")
+        print(f"checked: logits differ by {difference:.1e} of the largest at most; {export.TOLERANCE:g} is allowed")
     _print_exported(model, point, network, run, shape, args)
 
 

@@ -211,15 +211,15 @@ def training_of(content: dict) -> dict:
     return training if isinstance(training, dict) else {}
 
 
-def classes_of(content: dict) -> list[str] | None:
-    """Names of the classes that a file's network was trained on, by label; None where the file does not say."""
-    return training_of(content).get("classes")
-
-
 def describe(source: str | os.PathLike) -> dict:
-    """`model`, `dataset` and the flags of the network in a file or released checkpoint; empty where nothing says."""
+    """`model`, `dataset`, flags and, in newer files, `classes` (their names) of a file or released checkpoint.
+
+    Empty where nothing says. Raises ValueError where the file cannot be read.
+    """
     if os.path.isfile(source):
-        return dict(training_of(read(source)).get("flags", {}))
+        training = training_of(read(source))
+        names = {"classes": training["classes"]} if "classes" in training else {}
+        return {**training.get("flags", {}), **names}
     published = find(str(source))
     return {"model": published.model, "dataset": published.dataset, **published.flags} if published else {}
 

@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves
 from models.adaptive import AdaptiveModel, Point, UsageError
 
 FORMATS = ("onnx", "pt2")
-#: by how much the logits of a written file may differ, relative to the network's largest one: sums in another order
-TOLERANCE = 1e-4
+#: by how much the logits of a written file may differ, relative to the network's largest one: float32 sums in another
+#: order are mostly within 1e-6, those of an untrained network up to 1e-4
+TOLERANCE = 1e-3
 
 
 def fixed_point(model: AdaptiveModel, name: str | None = None) -> Point:
@@ -61,7 +62,9 @@ class AtPoint(nn.Module):
             point = model.main
         with contextlib.suppress(ValueError):  # nor has every one something to merge
             model = model.fold()
-        self.network, self.point = model.requires_grad_(False).eval(), point
+        # torch.export saves weights of other layouts with a warning only
+        self.network = model.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)
+        self.point = point
         self._drop_unread(torch.zeros(1, *shape))
 
     def forward(self, images: Tensor) -> Tensor:

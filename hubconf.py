@@ -1,0 +1,57 @@
+"""torch.hub's door: every registered network by its published name.
+
+    torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", dataset="cifar10", shared_rank=16, unique_rank=1)
+    torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", pretrained="ResNet56-S16U1-Double")
+
+REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. `torch.hub.list` gives the names and
+`torch.hub.help` the flags of one. Whatever can be called here and does not begin with an underscore is a network.
+"""
+
+from models import create_model as _create_model
+from models import list_models as _list_models
+from models import load_checkpoint as _load_checkpoint
+from models.checkpoints import describe as _describe
+
+dependencies = ["torch", "tqdm"]
+
+
+def _door(name, entries):
+    """The function that builds the network `name`, which is registered for one data set or several."""
+
+    def build(dataset=None, num_classes=None, pretrained=None, cache=None, **flags):
+        described = _describe(pretrained) if pretrained else {}
+        told = described if described.get("model") == name else {}
+        dataset = dataset or told.get("dataset") or entries[0].dataset
+        known = {flag.name for entry in entries for flag in entry.model_flags()}
+        flags = {flag: value for flag, value in told.items() if flag in known} | flags
+        model = _create_model(name, dataset, num_classes or len(described.get("classes", ())), **flags)
+        if pretrained:
+            _load_checkpoint(model, pretrained, dataset, cache)
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = _help(entries)
+    return build
+
+
+def _help(entries):
+    lines = [entries[0].summary, "", "Args:"]
+    lines.append(f"    dataset: one of {', '.join(entry.dataset for entry in entries)} (the first).")
+    lines.append("    num_classes: of the classifier; by default those of the data set.")
+    lines.append("    pretrained: a checkpoint file, or the name of a released one; its flags become the defaults.")
+    lines.append("    cache: folder for released checkpoints; by default torch.hub's.")
+    for entry in entries:
+        for flag in entry.model_flags():
+            where = f" [{entry.dataset}]" if len(entries) > 1 else ""
+            lines.append(f"    {flag.name}{where}: {flag.help} (default: {flag.default})")
+    return "\n".join(lines)
+
+
+def _doors():
+    by_name = {}
+    for entry in _list_models():
+        by_name.setdefault(entry.name, []).append(entry)
+    return {name: _door(name, entries) for name, entries in by_name.items()}
+
+
+globals().update(_doors())
