@@ -32,20 +32,22 @@ STEP_NETWORK = ("mutualnet_wrn28_10", "cifar10", {"depth": 16, "widen_factor": 2
 def compare(ours, theirs, rounds: int, device: torch.device) -> str:
     """Run two jobs in turns for some rounds, and for at least two seconds: medians, and the median of the ratios.
 
-    The ratio is taken within each round, so that a load which comes and goes meets both.
+    The ratio is taken within each round, so that a load which comes and goes meets both; each is first in every other
+    round. One thread's time on a CPU is what it computed: the turns of other programs are left out.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     pairs = []
     end = time.perf_counter() + 2
     while len(pairs) < rounds + 2 or time.perf_counter() < end:
-        pair = []
-        for job in (ours, theirs):
+        times = {}
+        for job in (ours, theirs) if len(pairs) % 2 else (theirs, ours):
             wait()
-            start = time.perf_counter()
+            start = clock()
             job()
             wait()
-            pair.append(time.perf_counter() - start)
-        pairs.append(pair)
+            times[job] = clock() - start
+        pairs.append((times[ours], times[theirs]))
     pairs = pairs[2:]  # the first rounds warm up
     our, their = (1e3 * statistics.median(times) for times in zip(*pairs))
     ratio = statistics.median(a / b for a, b in pairs)

@@ -1,14 +1,14 @@
 """Layers of which a forward pass takes only the first channels (Slimmable, US-Net, MutualNet; spec sections 3.1-3.3).
 
 How many channels a layer has at a width is a function of the width, `Scaled` or `Listed`. A forward pass carries a
-`Cut`, which says the width; the layers have no current width, and what they take of a weight is a view of it. Every
-layer can hand out an ordinary `torch.nn` layer of one width (`plain`), of which smaller networks are made.
+`Cut`, which says the width; the layers have no current width, and what they take of a weight (`part`) is a view of it.
+Every layer can hand out an ordinary `torch.nn` layer of one width (`plain`), of which smaller networks are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -81,16 +81,72 @@ class Cut:
         momentum: of the running statistics.
         statistics: those of this width and resolution, one pair for each batch norm in the network's order; None takes
             what the layers hold for the width.
+        parts: of all slim layers in the network's order, where they were taken beforehand (`Plan`).
     """
 
     width: float
     learning: bool
     momentum: float = 0.1
     statistics: tuple[Statistics, ...] | None = None
+    parts: tuple[tuple[Tensor, ...], ...] | None = None
 
 
 class Sliced:
     """Marks modules whose forward takes the cut beside the activations."""
+
+
+class SlimLayer(Sliced, nn.Module):
+    """A layer that uses a part of its tensors."""
+
+    #: place among the network's slim layers
+    slot: int
+
+    def part(self, cut: Cut) -> tuple[Tensor, ...]:
+        """Views of the tensors that a pass with this cut uses."""
+        raise TypeError(f"{type(self).__name__} does not implement part")
+
+    def owners(self, cut: Cut) -> tuple[nn.Module, ...]:
+        """The modules whose tensors `part` views."""
+        return (self,)
+
+    def taken(self, cut: Cut) -> tuple[Tensor, ...]:
+        """The part, looked up where the cut brings it."""
+        return self.part(cut) if cut.parts is None else cut.parts[self.slot]
+
+
+class Plan:
+    """A cut whose parts are taken once and used for as long as nobody writes to the tensors behind them.
+
+    Convolutions want dense weights and would copy a view with gaps in every pass; here it is copied once. Writing
+    through `.data` to a tensor's elements is the one change that cannot be seen.
+    """
+
+    def __init__(self, layers: Iterable[SlimLayer], cut: Cut):
+        layers = list(layers)
+        owners = {owner: None for layer in layers for owner in layer.owners(cut)}  # ordered, each once
+        self._sources = [tensors for owner in owners for tensors in (owner._parameters, owner._buffers) if tensors]
+        self._state = self._present()
+        # while it is kept, no other tensor can take its address and be mistaken for it
+        self._kept = [tensor.detach() for tensors in self._sources for tensor in tensors.values() if tensor is not None]
+        self.cut = replace(cut, parts=tuple(tuple(map(dense, layer.part(cut))) for layer in layers))
+
+    def _present(self) -> list[tuple[int, int]]:
+        return [
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+            for tensors in self._sources
+            for tensor in tensors.values()
+            if tensor is not None
+        ]
+
+    def serves(self, cut: Cut) -> bool:
+        """Whether it still gives what the layers would, for a cut of the same width."""
+        return self.cut.statistics is cut.statistics and self._state == self._present()
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it has gaps."""
+    whole = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor if whole else tensor.clone()
 
 
 def pass_through(layer: nn.Module, x: Tensor, cut: Cut | None) -> Tensor:
@@ -107,8 +163,8 @@ class Chain(Sliced, nn.Sequential):
         return x
 
 
-class SlimConv2d(Sliced, nn.Module):
-    """Convolution without bias; its input channels are those that arrive, its output channels those of the width.
+class SlimConv2d(SlimLayer):
+    """Convolution without bias; its channels are those of the width.
 
     Weights start normal with variance 2 / (kernel area x largest output channels), depthwise ones too (section 4.7).
     """
@@ -127,27 +183,14 @@ class SlimConv2d(Sliced, nn.Module):
         self.stride, self.padding = stride, kernel // 2 if padding is None else padding
         shape = (outputs.largest, 1 if depthwise else inputs.largest, kernel, kernel)
         self.weight = nn.Parameter(torch.randn(shape) * (2 / (kernel**2 * shape[0])) ** 0.5)
-        self._dense = None, None
 
-    def part(self, outputs: int, inputs: int) -> Tensor:
-        """The weight's first outputs and inputs: a view; without gradients a dense copy, made when first used.
-
-        Kernels want dense weights and would copy a view with gaps in every pass. The copy is remembered for the last
-        width only, and made again when the weight was written to (its version says so, unless through `.data`).
-        """
-        weight = self.weight
-        if torch.is_grad_enabled() or inputs == weight.shape[1] or weight.is_meta or torch.compiler.is_compiling():
-            return weight[:outputs, :inputs]
-        key = outputs, inputs, weight.data_ptr(), 0 if weight.is_inference() else weight._version
-        if self._dense[0] != key:
-            self._dense = key, weight[:outputs, :inputs].detach().clone()
-        return self._dense[1]
+    def part(self, cut: Cut) -> tuple[Tensor]:
+        outputs = self.outputs(cut.width)
+        return (self.weight[:outputs] if self.depthwise else self.weight[:outputs, : self.inputs(cut.width)],)
 
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
-        channels = x.shape[1]
-        if self.depthwise:
-            return F.conv2d(x, self.weight[:channels], None, self.stride, self.padding, groups=channels)
-        return F.conv2d(x, self.part(self.outputs(cut.width), channels), None, self.stride, self.padding)
+        (weight,) = self.taken(cut)
+        return F.conv2d(x, weight, None, self.stride, self.padding, groups=weight.shape[0] if self.depthwise else 1)
 
     def plain(self, cut: Cut) -> nn.Conv2d:
         inputs, outputs = self.inputs(cut.width), self.outputs(cut.width)
@@ -155,15 +198,15 @@ class SlimConv2d(Sliced, nn.Module):
         layer = nn.Conv2d(
             inputs, outputs, self.weight.shape[2], self.stride, self.padding, groups=groups, bias=False, device="meta"
         )
-        return adopt(layer, weight=self.weight[:outputs, : inputs // groups])
+        return adopt(layer, self.part(cut))
 
     def extra_repr(self) -> str:
         kind = "depthwise, " if self.depthwise else ""
         return f"{kind}{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}"
 
 
-class SlimLinear(Sliced, nn.Module):
-    """Linear layer whose inputs are those that arrive and whose outputs, the classes, are always whole."""
+class SlimLinear(SlimLayer):
+    """Linear layer whose inputs are those of the width and whose outputs, the classes, are always whole."""
 
     def __init__(self, inputs: Channels, classes: int):
         super().__init__()
@@ -171,57 +214,64 @@ class SlimLinear(Sliced, nn.Module):
         self.weight = nn.Parameter(torch.randn(classes, inputs.largest) * 0.01)
         self.bias = nn.Parameter(torch.zeros(classes))
 
+    def part(self, cut: Cut) -> tuple[Tensor, Tensor]:
+        return self.weight[:, : self.inputs(cut.width)], self.bias
+
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
-        return F.linear(x, self.weight[:, : x.shape[1]], self.bias)
+        return F.linear(x, *self.taken(cut))
 
     def plain(self, cut: Cut) -> nn.Linear:
-        inputs = self.inputs(cut.width)
-        layer = nn.Linear(inputs, len(self.bias), device="meta")
-        return adopt(layer, weight=self.weight[:, :inputs], bias=self.bias)
+        layer = nn.Linear(self.inputs(cut.width), len(self.bias), device="meta")
+        return adopt(layer, self.part(cut))
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}"
 
 
-class CalibratedNorm(Sliced):
+class CalibratedNorm(SlimLayer):
     """A batch norm whose statistics of any width and resolution can be measured after training (section 7)."""
 
     channels: Channels
     #: place among the network's calibrated batch norms
     place: int
 
-    def statistics_at(self, cut: Cut) -> Statistics | None:
-        """The statistics that the cut brings, or those held for its width, or none."""
-        return self.held(cut.width) if cut.statistics is None else cut.statistics[self.place]
+    def holder(self, width: float) -> nn.Module | None:
+        """The module that keeps running statistics of a width, where one does."""
+        raise TypeError(f"{type(self).__name__} does not implement holder")
 
-    def held(self, width: float) -> Statistics | None:
-        """Running statistics that the layer itself keeps for a width."""
-        raise TypeError(f"{type(self).__name__} does not implement held")
-
-    def forward(self, x: Tensor, cut: Cut) -> Tensor:
-        channels = x.shape[1]
-        statistics = self.statistics_at(cut)
-        if statistics is None:
-            # while learning there are none to move; otherwise only shapes are wanted (the network sees to that)
-            statistics = (None, None) if cut.learning else (x.new_zeros(channels), x.new_ones(channels))
+    def part(self, cut: Cut) -> tuple[Tensor | None, ...]:
+        """Mean, variance, weight and bias."""
+        channels = self.channels(cut.width)
         weight, bias = self.weight, self.bias
         if channels < len(weight):
             weight, bias = weight[:channels], bias[:channels]
-        return F.batch_norm(x, *statistics, weight, bias, cut.learning, cut.momentum, self.eps)
+        if cut.statistics is not None:
+            return *cut.statistics[self.place], weight, bias
+        if (holder := self.holder(cut.width)) is not None:
+            return holder.running_mean, holder.running_var, weight, bias
+        if cut.learning:  # there are none to move
+            return None, None, weight, bias
+        # only shapes are wanted: the network sees to that
+        return weight.new_zeros(channels), weight.new_ones(channels), weight, bias
+
+    def owners(self, cut: Cut) -> tuple[nn.Module, ...]:
+        holder = self.holder(cut.width) if cut.statistics is None else None
+        return (self,) if holder is None else (self, holder)
+
+    def forward(self, x: Tensor, cut: Cut) -> Tensor:
+        if cut.learning and cut.statistics is None and (holder := self.holder(cut.width)) is not None:
+            holder.num_batches_tracked.add_(1)
+        return F.batch_norm(x, *self.taken(cut), cut.learning, cut.momentum, self.eps)
 
     def plain(self, cut: Cut) -> nn.BatchNorm2d:
-        channels = self.channels(cut.width)
-        layer = nn.BatchNorm2d(channels, eps=self.eps, device="meta")
-        device = self.weight.device
-        statistics = self.statistics_at(cut) or (torch.zeros(channels), torch.ones(channels))
-        mean, var = (tensor.to(device) for tensor in statistics)
-        adopt(layer, weight=self.weight[:channels], bias=self.bias[:channels])
-        layer.running_mean, layer.running_var = mean.clone(), var.clone()
-        layer.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=device)
+        mean, var, weight, bias = self.part(cut)
+        layer = adopt(nn.BatchNorm2d(len(weight), eps=self.eps, device="meta"), (weight, bias))
+        layer.running_mean, layer.running_var = (tensor.to(weight.device, copy=True) for tensor in (mean, var))
+        layer.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=weight.device)
         return layer
 
 
-class UniversalBatchNorm(CalibratedNorm, nn.Module):
+class UniversalBatchNorm(CalibratedNorm):
     """Batch norm of a universally slimmable network: one scale and shift for all widths (section 3.2).
 
     Running statistics are kept for the widths of a list; of all others a training step uses the batch's, and an
@@ -237,16 +287,8 @@ class UniversalBatchNorm(CalibratedNorm, nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels.largest))
         self.bn = nn.ModuleList(nn.BatchNorm2d(channels(width), affine=False) for width in widths)
 
-    def held(self, width: float) -> Statistics | None:
-        if width not in self.widths:
-            return None
-        inner = self.bn[self.widths.index(width)]
-        return inner.running_mean, inner.running_var
-
-    def forward(self, x: Tensor, cut: Cut) -> Tensor:
-        if cut.learning and cut.statistics is None and cut.width in self.widths:
-            self.bn[self.widths.index(cut.width)].num_batches_tracked.add_(1)
-        return super().forward(x, cut)
+    def holder(self, width: float) -> nn.Module | None:
+        return self.bn[self.widths.index(width)] if width in self.widths else None
 
     def extra_repr(self) -> str:
         return f"{self.channels}, widths={self.widths}"
@@ -259,16 +301,11 @@ class WholeBatchNorm(CalibratedNorm, nn.BatchNorm2d):
         nn.BatchNorm2d.__init__(self, channels)
         self.channels = Fixed(channels)
 
-    def held(self, width: float) -> Statistics:
-        return self.running_mean, self.running_var
-
-    def forward(self, x: Tensor, cut: Cut) -> Tensor:
-        if cut.learning and cut.statistics is None:
-            self.num_batches_tracked.add_(1)
-        return super().forward(x, cut)
+    def holder(self, width: float) -> nn.Module:
+        return self
 
 
-class SwitchableBatchNorm(Sliced, nn.Module):
+class SwitchableBatchNorm(SlimLayer):
     """A whole batch norm for each width of a short list (section 3.3)."""
 
     def __init__(self, channels: Channels, widths: tuple[float, ...]):
@@ -276,19 +313,31 @@ class SwitchableBatchNorm(Sliced, nn.Module):
         self.widths = widths
         self.bn = nn.ModuleList(nn.BatchNorm2d(channels(width)) for width in widths)
 
+    def chosen(self, cut: Cut) -> nn.BatchNorm2d:
+        return self.bn[self.widths.index(cut.width)]
+
+    def part(self, cut: Cut) -> tuple[Tensor, ...]:
+        norm = self.chosen(cut)
+        return norm.running_mean, norm.running_var, norm.weight, norm.bias
+
+    def owners(self, cut: Cut) -> tuple[nn.Module, ...]:
+        return (self.chosen(cut),)
+
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
-        return self.bn[self.widths.index(cut.width)](x)
+        if cut.parts is None:
+            return self.chosen(cut)(x)
+        return F.batch_norm(x, *self.taken(cut), eps=1e-5)
 
     def plain(self, cut: Cut) -> nn.BatchNorm2d:
-        chosen = self.bn[self.widths.index(cut.width)]
+        chosen = self.chosen(cut)
         layer = nn.BatchNorm2d(chosen.num_features, device=chosen.weight.device)
         layer.load_state_dict(chosen.state_dict())
         return layer
 
 
-def adopt(layer: nn.Module, **parameters: Tensor) -> nn.Module:
-    """Give a layer built without storage copies of these tensors as its parameters."""
-    for name, value in parameters.items():
+def adopt(layer: nn.Module, part: Iterable[Tensor]) -> nn.Module:
+    """Give a layer built without storage copies of these tensors as its parameters, in their order."""
+    for name, value in zip([name for name, _ in layer.named_parameters()], part, strict=True):
         # a clone of a slice would keep the strides of the whole
         setattr(layer, name, nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format)))
     return layer

@@ -83,7 +83,7 @@ class MobileNetV1(Slimmable):
         blocks = [Separable(form, inputs, outputs, stride) for (inputs, outputs), stride in shapes]
         self.features = Chain(Chain(*conv_norm(form, Fixed(3), channels[0], 3, 2)), *blocks)
         self.classifier = Chain(SlimLinear(channels[-1], num_classes))
-        self.number_norms()
+        self.number_layers()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         return self.classifier(pool(self.features(images, cut)), cut)
@@ -109,7 +109,7 @@ class MobileNetV2(Slimmable):
             Chain(SlimConv2d(inputs[-1], tail, 1), last_norm, nn.ReLU6(inplace=True)),
         )
         self.classifier = Chain(SlimLinear(tail, num_classes))
-        self.number_norms()
+        self.number_layers()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         return self.classifier(pool(self.features(images, cut)), cut)

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from models import folding, profile, registry
 from models.adaptive import AdaptiveModel, Point, resize
 from models.slimmable.forms import Form, Switchable, Universal
-from models.slimmable.layers import CalibratedNorm, Cut, Statistics
+from models.slimmable.layers import CalibratedNorm, Cut, Plan, SlimLayer, Statistics
+
+#: how many points a network keeps plans of, each with dense copies of the weights
+PLANS = 4
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Slimmable(AdaptiveModel):
     training images (section 7) and which are kept here until the weights change. Widths that the state dict lists can
     also be run with the moving statistics of training. Any other pair is refused until it was prepared.
 
-    Subclasses build their layers, call `number_norms`, and implement `logits`.
+    Subclasses build their layers, call `number_layers`, and implement `logits`.
 
     Args:
         form: which widths there are.
@@ -69,13 +72,19 @@ class Slimmable(AdaptiveModel):
         self._current = True  # whether the weights cannot have changed since
         self._held = "moving"  # what the layers' own statistics are: moving, calibrated, or worthless
         self._points: tuple[SlimPoint, ...] | None = None
+        self._plans: dict[SlimPoint, Plan] | None = {}  # of the points used last; none are kept in replicas
 
-    def number_norms(self) -> None:
-        """Tell every calibrated batch norm its place in a point's statistics."""
+    def number_layers(self) -> None:
+        """Number the slim layers for plans, and the calibrated batch norms among them for a point's statistics."""
+        for slot, layer in enumerate(self.slim_layers()):
+            layer.slot = slot
         norms = [module for module in self.modules() if isinstance(module, CalibratedNorm)]
         for place, norm in enumerate(norms):
             norm.place = place
         self.norm_channels = [norm.channels for norm in norms]
+
+    def slim_layers(self) -> Iterator[SlimLayer]:
+        return (module for module in self.modules() if isinstance(module, SlimLayer))
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         """Run images of the right size: logits (N, classes). The cut is None where all layers are ordinary ones."""
@@ -135,15 +144,34 @@ class Slimmable(AdaptiveModel):
     def cut(self, point: SlimPoint, device: torch.device) -> Cut:
         """What a forward pass at `point` takes. Raises ValueError where the point's statistics are unknown."""
         self.form.check(point.width)
-        if self.training or isinstance(self.form, Switchable) or device.type == "meta":
+        if self.training or device.type == "meta":
             return Cut(point.width, self.training)
+        if isinstance(self.form, Switchable):
+            return self._planned(point, Cut(point.width, False))
         statistics = self._statistics_of(point, device) if self._current else None
         if statistics is None and (self._held == "worthless" or point.width not in self.form.listed):
             raise ValueError(
                 f"{point} is not calibrated for the present weights: its batch-norm statistics are unknown until "
                 "`model.prepare([point], batches of training images)` has measured them"
             )
-        return Cut(point.width, False, statistics=statistics)
+        return self._planned(point, Cut(point.width, False, statistics=statistics))
+
+    def _planned(self, point: SlimPoint, cut: Cut) -> Cut:
+        """The cut with all parts taken beforehand, where no gradients are wanted."""
+        if self._plans is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return cut
+        plan = self._plans.get(point)
+        if plan is None or not plan.serves(cut):
+            self._plans.pop(point, None)
+            while len(self._plans) >= PLANS:
+                self._plans.pop(next(iter(self._plans)), None)
+            plan = self._plans[point] = Plan(self.slim_layers(), cut)
+        return plan.cut
+
+    def _replicate_for_data_parallel(self):
+        replica = super()._replicate_for_data_parallel()
+        replica._plans = None  # it lives for one pass
+        return replica
 
     def _statistics_of(self, point: SlimPoint, device: torch.device) -> tuple[Statistics, ...] | None:
         copies = self._statistics.get((point.width, point.resolution))
@@ -168,7 +196,7 @@ class Slimmable(AdaptiveModel):
 
     def train(self, mode: bool = True):
         if mode:  # the weights are about to change; `prepare` looks whether they did
-            self._current = False
+            self._current, self._plans = False, {}
             self._held = "moving" if self._held == "calibrated" else self._held
         return super().train(mode)
 
@@ -309,7 +337,7 @@ class Extracted(AdaptiveModel):
         self.points = (point,)
         self.built_as = (*getattr(whole, "built_as", ()), point.name)
         self.network = copy.deepcopy(whole)
-        self.network._statistics = {}
+        self.network._statistics, self.network._plans = {}, {}
         for name, module in list(self.network.named_modules()):
             if hasattr(module, "plain"):
                 self.network.set_submodule(name, module.plain(cut))

@@ -72,7 +72,7 @@ class ResNet(Slimmable):
             *(Bottleneck(form, *shape) for shape in zip(inputs, blocks)),
         )
         self.classifier = Chain(SlimLinear(inputs[-1], num_classes))
-        self.number_norms()
+        self.number_layers()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         return self.classifier(pool(self.features(images, cut)), cut)

@@ -79,7 +79,7 @@ class ShuffleNet(Slimmable):
                 inputs = outputs
         self.features = Chain(*blocks)
         self.classifier = Chain(SlimLinear(inputs, num_classes))
-        self.number_norms()
+        self.number_layers()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         x = torch.cat([self.get_submodule(f"head_{i}")(images, cut) for i in range(GROUPS)], dim=1)

@@ -73,7 +73,7 @@ class WideResNet(Slimmable):
         self.bn1 = form.norm(groups[2])
         self.fc = SlimLinear(groups[2], num_classes)
         nn.init.kaiming_uniform_(self.fc.weight, a=5**0.5)  # torch's own for linear layers, as published
-        self.number_norms()
+        self.number_layers()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         x = pass_through(self.conv1, images, cut)
