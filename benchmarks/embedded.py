@@ -2,51 +2,26 @@
 
     OMP_NUM_THREADS=1 python3 benchmarks/embedded.py
 
-The plain networks are torchvision's, or this project's baselines, with as many blocks. Everything is measured in one
-run, in turns, and given as a ratio; 1.05 is the aim.
+The plain networks are torchvision's, or this project's baselines, with as many blocks.
+
+Aim: at most 1.05 everywhere.
 """
 
-import argparse
 import functools
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torchvision.models import MobileNetV2
 from torchvision.models.resnet import Bottleneck, ResNet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.timing import Result, cross_entropy, race, run_alone, stepper
 from models import create_model, create_objective, trunks
 from models.layers import BasicBlock
 
-
-def compare(ours, theirs, rounds: int, device: torch.device) -> str:
-    """Run two jobs in turns for some rounds, and for at least a second: medians, and the median of the ratios.
-
-    The ratio is taken within each round, so that a load which comes and goes meets both. On a CPU processor time is
-    measured, which other programs do not lengthen.
-    """
-    cuda = device.type == "cuda"
-    wait, clock = (torch.cuda.synchronize, time.perf_counter) if cuda else (lambda: None, time.process_time)
-    pairs = []
-    end = time.perf_counter() + 1
-    while len(pairs) < rounds + 2 or time.perf_counter() < end:
-        pair = []
-        for job in (ours, theirs) if len(pairs) % 2 else (theirs, ours):
-            wait()
-            start = clock()
-            job()
-            wait()
-            pair.append(clock() - start)
-        pairs.append(pair if len(pairs) % 2 else pair[::-1])
-    pairs = pairs[2:]  # the first rounds warm up
-    our, their = (1e3 * statistics.median(times) for times in zip(*pairs))
-    ratio = statistics.median(a / b for a, b in pairs)
-    return f"{our:8.2f} ms, plain {their:8.2f} ms, ratio {ratio:.3f} ({len(pairs)} rounds)"
+AIM = 1.05
 
 
 def counts(model, point) -> list[int]:
@@ -92,82 +67,80 @@ def prepared(model: torch.nn.Module, device: torch.device):
     return model.to(device, memory_format=torch.channels_last)
 
 
+def noise(batch: int, side: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+
+
 @torch.no_grad()
-def latencies(name: str, batch: int, rounds: int, device: torch.device) -> None:
+def latencies(name, batch, rounds, device, quick):
+    """Every point, or the ends where there are many, over plain networks."""
     dataset, side, plain_of = NETWORKS[name]
     model = prepared(create_model(name, dataset), device).eval()
-    images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
-    for point in model.points if len(model.points) <= 16 else (model.points[0], model.points[-1]):
+    images = noise(batch, side, device)
+    for point in model.points if len(model.points) <= 16 and not quick else (model.points[0], model.points[-1]):
         plain = prepared(plain_of(model, point), device).eval()
-        ours, theirs = functools.partial(model, images, point), functools.partial(plain, images)
-        print(f"{name:27} {point.name:6} {compare(ours, theirs, rounds, device)}", flush=True)
+        jobs = functools.partial(model, images, point), functools.partial(plain, images)
+        yield Result.of("embedded", f"{name} at {point}, batch {batch}", *race(jobs, device, rounds, quick), AIM)
 
 
 @torch.no_grad()
-def switching(name: str, batch: int, rounds: int, device: torch.device) -> None:
+def switching(name, batch, rounds, device, quick):
     """Ten passes that change the point each time, over the same passes point by point."""
     dataset, side, _ = NETWORKS[name]
     model = prepared(create_model(name, dataset), device).eval()
-    images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+    images = noise(batch, side, device)
     low, full = model.points[0], model.points[-1]
 
     def passes(points):
         for point in points:
             model(images, point)
 
-    mixed, sorted_ = functools.partial(passes, [low, full] * 5), functools.partial(passes, [low] * 5 + [full] * 5)
-    result = compare(mixed, sorted_, rounds, device).replace("plain", "in order")
-    print(f"{name:27} switching between {low} and {full}: {result}", flush=True)
+    jobs = functools.partial(passes, [low, full] * 5), functools.partial(passes, [low] * 5 + [full] * 5)
+    what = f"{name} from {low} to {full} and back 5 times, batch {batch}"
+    yield Result.of("embedded", what, *race(jobs, device, rounds, quick), AIM, "plain: 5 times each, in order")
 
 
-def step(name: str, batch: int, rounds: int, device: torch.device) -> None:
+def step(name, batch, rounds, device, quick):
     """One step over both networks, over a labels-only step of each plain network with its own optimizer."""
     dataset, side, plain_of = NETWORKS[name]
     model = prepared(create_model(name, dataset), device).train()
     objective = create_objective(name, dataset)
-    groups = objective.begin_epoch(model, 0).groups
-    images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch,), device=device)
-    plain = [prepared(plain_of(model, point), device).train() for point in (model.points[0], model.points[-1])]
-    plain_objective = create_objective("ResNet56_DoubleShared") if "Shared" in name else None
-    optimizer = torch.optim.SGD(groups, 0.01, 0.9)
-    optimizers = [torch.optim.SGD(network.parameters(), 0.01, 0.9) for network in plain]
-
-    def together():
-        for loss in objective(model, images, labels):
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    images, labels = noise(batch, side, device), torch.randint(10, (batch,), device=device)
+    optimizer = torch.optim.SGD(objective.begin_epoch(model, 0).groups, 0.01, 0.9)
+    together = stepper(model, objective, images, labels, optimizer)
+    steps = []
+    for point in (model.points[0], model.points[-1]):
+        plain = prepared(plain_of(model, point), device).train()
+        plain_objective = create_objective("ResNet56_DoubleShared") if "Shared" in name else cross_entropy
+        steps.append(stepper(plain, plain_objective, images, labels, torch.optim.SGD(plain.parameters(), 0.01, 0.9)))
 
     def separately():
-        for network, own in zip(plain, optimizers):
-            if plain_objective:
-                (loss,) = plain_objective(network, images, labels)
-            else:
-                loss = F.cross_entropy(network(images), labels)
-            loss.backward()
-            own.step()
-            own.zero_grad()
+        for plain_step in steps:
+            plain_step()
 
-    print(f"{name:27} step, batch {batch}: {compare(together, separately, rounds, device)}", flush=True)
+    results = race((together, separately), device, rounds, quick)
+    yield Result.of(
+        "embedded", f"training step of {name}, batch {batch}", *results, AIM, "plain: a step of each network"
+    )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=1, help="images of a forward pass (default: 1)")
-    parser.add_argument("--step_batch", type=int, default=32, help="images of a training step (default: 32)")
-    parser.add_argument("--rounds", type=int, default=15, help="of each measurement, at least (default: 15)")
-    parser.add_argument("--model", choices=NETWORKS, help="measure this one only")
-    args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, torch {torch.__version__}, batch {args.batch}, medians")
-    for model in [args.model] if args.model else NETWORKS:
-        latencies(model, args.batch, args.rounds, device)
-        switching(model, args.batch, args.rounds, device)
-        if model in STEPS:
-            step(model, args.step_batch, args.rounds, device)
+def measure(
+    device: torch.device, quick: bool = False, model: str = "", batch: int = 1, step_batch: int = 32, rounds: int = 15
+):
+    names, step_batch = ([STEPS[0]], 2) if quick else (NETWORKS, step_batch)
+    for name in [model] if model else names:
+        yield from latencies(name, batch, rounds, device, quick)
+        yield from switching(name, batch, rounds, device, quick)
+        if name in STEPS:
+            yield from step(name, step_batch, rounds, device, quick)
+
+
+def add_flags(add):
+    add("--model", choices=NETWORKS, help="measure this one only")
+    add("--batch", type=int, help="images of a forward pass (default: %(default)s)")
+    add("--step_batch", type=int, help="images of a training step (default: %(default)s)")
+    add("--rounds", type=int, help="at least (default: %(default)s)")
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(measure, __doc__, add_flags)

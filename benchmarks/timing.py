@@ -1,0 +1,177 @@
+"""How benchmarks time and what they say: jobs in turns within one process, one line for each comparison.
+
+Every ratio is time over the time of the plain way: below 1 is quicker than plain, and an aim is the most it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cli
+import engine
+import utils
+
+HEADER = f"{'benchmark':12} {'what':64} {'ours ms':>10} {'plain ms':>10} {'ratio':>7} {'aim':>7} {'met':3}  note"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one comparison found; printed, it is a line of the table under `HEADER`.
+
+    Args:
+        benchmark: the name of its module.
+        what: network, point and batch.
+        ours, plain: seconds of a job, medians over the rounds.
+        ratio: median over the rounds of our time by the plain way's in the same round.
+        aim: the most that the ratio should be; None where nothing is promised.
+        note: what the numbers need to be understood.
+    """
+
+    benchmark: str
+    what: str
+    ours: float
+    plain: float
+    ratio: float
+    aim: float | None = None
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls, benchmark: str, what: str, ours: Sequence[float], plain: Sequence[float], aim=None, note: str = ""
+    ) -> Result:
+        """The result of two jobs' seconds, round by round, as `race` gives them."""
+        ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
+        return cls(benchmark, what, statistics.median(ours), statistics.median(plain), ratio, aim, note)
+
+    @property
+    def met(self) -> str:
+        """yes or no; empty where there is no aim."""
+        return "" if self.aim is None else "yes" if self.ratio <= self.aim else "no"
+
+    def __str__(self) -> str:
+        aim = "" if self.aim is None else f"<={self.aim:.3f}"
+        return (
+            f"{self.benchmark:12} {self.what:64} {1e3 * self.ours:10.2f} {1e3 * self.plain:10.2f} {self.ratio:7.3f} "
+            f"{aim:>7} {self.met:3}  {self.note}"
+        ).rstrip()
+
+
+def race(
+    jobs: Sequence[Callable[[], object]], device: torch.device, rounds: int = 5, quick: bool = False
+) -> list[tuple[float, ...]]:
+    """Seconds of each job in each round, a tuple for each job.
+
+    The jobs of a round follow each other, in the opposite order in the next one, so that a load which comes and goes
+    meets all of them. A first round warms up and does not count. On one CPU thread processor time is measured, which
+    other programs do not lengthen; elapsed time elsewhere, and a GPU is waited for.
+
+    Args:
+        rounds: at least; more are made until a second is over.
+        quick: one round only, to see that it runs.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times = []
+    rounds, end = (1, 0.0) if quick else (rounds, time.perf_counter() + 1)
+    while len(times) <= rounds or time.perf_counter() < end:
+        row = [0.0] * len(jobs)
+        for index in range(len(jobs)) if len(times) % 2 else reversed(range(len(jobs))):
+            wait()
+            start = clock()
+            jobs[index]()
+            wait()
+            row[index] = clock() - start
+        times.append(row)
+    return list(zip(*times[1:], strict=True))
+
+
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    """The plain objective: the labels, and nothing kept for a log."""
+    yield F.cross_entropy(model(images), labels)
+
+
+def stepper(
+    model: nn.Module,
+    objective: Callable[..., Iterator[Tensor]],
+    images: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    amp: str = "off",
+) -> Callable[[], Tensor]:
+    """A job that makes one training step as a plain loop does, and returns the sum of its losses."""
+    step_per_loss = getattr(objective, "step_per_loss", False)
+
+    def update():
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def step():
+        total = 0.0
+        losses = objective(model, images, labels)
+        while True:
+            with engine.autocast(images.device, amp):
+                loss = next(losses, None)
+            if loss is None:
+                break
+            loss.backward()
+            total = total + loss.detach()
+            if step_per_loss:
+                update()
+        if not step_per_loss:
+            update()
+        return total
+
+    return step
+
+
+def check_same(name: str, ours: float, plain: float, tolerance: float) -> None:
+    """Raise ValueError unless two sides of a comparison compute the same number: else their times mean nothing."""
+    if not abs(ours - plain) <= tolerance * abs(plain):
+        raise ValueError(f"{name}: this code computes {ours:.6g} and the plain way {plain:.6g}, so they are no rivals")
+
+
+def machine() -> str:
+    """What the times belong to, for people."""
+    return f"{utils.device_name()}, {torch.get_num_threads()} threads"
+
+
+def print_head() -> None:
+    """Print where the times are taken, and the table's head."""
+    print(f"{machine()}, torch {torch.__version__}, {utils.code_version()}")
+    print(HEADER, flush=True)
+
+
+def print_results(results: Iterable[Result]) -> list[Result]:
+    """Print results as they come; returns them all."""
+    kept = []
+    for result in results:
+        kept.append(result)
+        print(result, flush=True)
+    return kept
+
+
+def run_alone(measure: Callable[..., Iterable[Result]], description: str, add_flags=lambda add: None) -> None:
+    """The command line of a benchmark that is run as a script: its flags are the keywords of `measure`."""
+
+    def main():
+        parser = cli.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--quick", action="store_true", help="small and one round, to see that it runs")
+        add_flags(parser.add_argument)
+        keywords = list(inspect.signature(measure).parameters.values())[1:]
+        parser.set_defaults(**{keyword.name: keyword.default for keyword in keywords})
+        flags = vars(parser.parse_args())
+        device = utils.start_device()
+        print_head()
+        print_results(measure(device, **flags))
+
+    cli.run(main)
