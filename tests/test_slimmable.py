@@ -304,18 +304,70 @@ def test_a_pass_takes_views_of_the_weights():
     assert all(tensor.untyped_storage().data_ptr() in stored for tensor in seen)
 
 
-@torch.no_grad()
-def test_inference_follows_weights_that_change_between_two_passes():
-    model, images = tiny().eval(), next(batches())[0]
+def as_views(model, images, point):
+    """Logits of a pass that takes views of the weights as they are."""
     with torch.enable_grad():
-        views = model(images, "w0.9-r32")
-    assert torch.equal(model(images, "w0.9-r32"), views)
-    for change in (lambda w: w.mul_(-1), lambda w: setattr(w, "data", w.clone())):
-        change(model.block2.layer[0].conv2.weight)
-        now = model(images, "w0.9-r32")
-        with torch.enable_grad():
-            assert torch.equal(model(images, "w0.9-r32"), now)
-    assert not torch.equal(now, views)
+        return model(images, point)
+
+
+CHANGES = {
+    "written": lambda model: model.block2.layer[0].conv2.weight.mul_(-1),
+    "a norm written": lambda model: model.block2.layer[0].bn2.weight.mul_(-1),
+    "other data": lambda model: setattr(model.fc.weight, "data", -model.fc.weight),
+    "other data twice": lambda model: [setattr(model.fc.weight, "data", model.fc.weight * 2) for _ in range(2)],
+    "another parameter": lambda model: setattr(model.bn1, "bias", nn.Parameter(model.bn1.bias + 1)),
+    "running statistics written": lambda model: model.bn1.bn[0].running_mean.add_(1),
+    "loaded": lambda model: model.load_state_dict({key: 0.9 * value for key, value in model.state_dict().items()}),
+    "assigned": lambda model: model.load_state_dict(
+        {key: 0.9 * value for key, value in model.state_dict().items()}, assign=True
+    ),
+    "trained": lambda model: model.train()(torch.ones(2, 3, 32, 32), "w0.9") is model.eval(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_inference_follows_weights_that_change_between_two_passes(change):
+    model, images = tiny().eval(), next(batches())[0]
+    before = model(images, "w0.9-r32")
+    assert torch.equal(before, as_views(model, images, "w0.9-r32"))
+    CHANGES[change](model)
+    now = model(images, "w0.9-r32")
+    assert torch.equal(now, as_views(model, images, "w0.9-r32"))
+    assert not torch.equal(now, before)
+
+
+@torch.no_grad()
+def test_inference_follows_new_statistics_and_another_type():
+    model, images = tiny().eval(), next(batches())[0]
+    model.prepare([model.at(0.93, 32)], batches(seed=1))
+    first = model(images, "w0.93-r32")
+    model.calibrate([model.at(0.93, 32)], batches(seed=2))
+    second = model(images, "w0.93-r32")
+    assert not torch.equal(first, second)
+    assert torch.equal(second, as_views(model, images, "w0.93-r32"))
+    model(images, "w0.9-r32")
+    assert model.double()(images.double(), "w0.9-r32").dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["mutualnet_mobilenet_v2", "s_mobilenet_v2", "s_shufflenet"])
+@torch.no_grad()
+def test_points_in_turn_give_what_each_gives_alone(name):
+    torch.manual_seed(0)
+    model = create_model(name, "ilsvrc").eval()
+    images = torch.randn(2, 3, 64, 64)
+    points = [model.at(width, 64) for width in (*model.form.listed, model.form.high)]
+    model.prepare(points, [(images, None)])
+    for point in points * 2:
+        assert torch.equal(model(images, point), as_views(model, images, point))
+
+
+@torch.no_grad()
+def test_a_replica_of_data_parallel_shares_no_plans():
+    model, images = tiny().eval(), next(batches())[0]
+    replica = model._replicate_for_data_parallel()
+    assert torch.equal(replica(images, "w0.9-r32"), as_views(model, images, "w0.9-r32"))
+    assert not model._plans
 
 
 def test_widths_of_a_larger_range_are_multiples_of_the_basic_channels():

@@ -7,6 +7,7 @@ Every layer can hand out an ordinary `torch.nn` layer of one width (`plain`), of
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -115,38 +116,47 @@ class SlimLayer(Sliced, nn.Module):
 
 
 class Plan:
-    """A cut whose parts are taken once and used for as long as nobody writes to the tensors behind them.
+    """A cut whose parts are taken once and used until the tensors behind them change.
 
-    Convolutions want dense weights and would copy a view with gaps in every pass; here it is copied once. Writing
-    through `.data` to a tensor's elements is the one change that cannot be seen.
+    Kernels want dense weights and would copy a view with gaps in every pass; here it is copied once. Parts without gaps
+    are views, and follow what is written. What is looked at before each pass is kept short, for narrow networks run in
+    a millisecond or two: it misses tensors without gaps that get another `.data`, and elements written through `.data`.
     """
 
     def __init__(self, layers: Iterable[SlimLayer], cut: Cut):
-        layers = list(layers)
-        owners = {owner: None for layer in layers for owner in layer.owners(cut)}  # ordered, each once
-        self._sources = [tensors for owner in owners for tensors in (owner._parameters, owner._buffers) if tensors]
-        self._state = self._present()
-        # while it is kept, no other tensor can take its address and be mistaken for it
-        self._kept = [tensor.detach() for tensors in self._sources for tensor in tensors.values() if tensor is not None]
-        self.cut = replace(cut, parts=tuple(tuple(map(dense, layer.part(cut))) for layer in layers))
-
-    def _present(self) -> list[tuple[int, int]]:
-        return [
-            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-            for tensors in self._sources
-            for tensor in tensors.values()
-            if tensor is not None
-        ]
+        self._sources = []  # tensors, and the dictionaries in which their modules keep them
+        self._copied = []
+        parts = []
+        for layer in layers:
+            views = layer.part(cut)
+            parts.append(tuple(map(dense, views)))
+            if any(map(operator.is_not, views, parts[-1])):
+                self._copied.append(layer.weight)
+            for owner in layer.owners(cut):
+                for tensors in (owner._parameters, owner._buffers):
+                    self._sources += [(tensors, *item) for item in tensors.items()]
+        self._stamps = list(map(stamp, self._copied))
+        self._kept = [tensor.detach() for tensor in self._copied]  # so that no other tensor gets their address
+        self.cut = replace(cut, parts=tuple(parts))
 
     def serves(self, cut: Cut) -> bool:
         """Whether it still gives what the layers would, for a cut of the same width."""
-        return self.cut.statistics is cut.statistics and self._state == self._present()
+        return (
+            self.cut.statistics is cut.statistics
+            and all([tensors.get(name) is tensor for tensors, name, tensor in self._sources])
+            and list(map(stamp, self._copied)) == self._stamps
+        )
 
 
 def dense(tensor: Tensor) -> Tensor:
     """The tensor, or a copy if it has gaps."""
     whole = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
     return tensor if whole else tensor.clone()
+
+
+def stamp(tensor: Tensor) -> tuple[int, int]:
+    """Changes when a tensor is written to or gets other storage."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def pass_through(layer: nn.Module, x: Tensor, cut: Cut | None) -> Tensor:
@@ -186,7 +196,9 @@ class SlimConv2d(SlimLayer):
 
     def part(self, cut: Cut) -> tuple[Tensor]:
         outputs = self.outputs(cut.width)
-        return (self.weight[:outputs] if self.depthwise else self.weight[:outputs, : self.inputs(cut.width)],)
+        weight = self.weight if outputs == len(self.weight) else self.weight[:outputs]
+        inputs = 1 if self.depthwise else self.inputs(cut.width)
+        return (weight if inputs == weight.shape[1] else weight[:, :inputs],)
 
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
         (weight,) = self.taken(cut)
@@ -215,7 +227,8 @@ class SlimLinear(SlimLayer):
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def part(self, cut: Cut) -> tuple[Tensor, Tensor]:
-        return self.weight[:, : self.inputs(cut.width)], self.bias
+        weight, inputs = self.weight, self.inputs(cut.width)
+        return weight if inputs == weight.shape[1] else weight[:, :inputs], self.bias
 
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
         return F.linear(x, *self.taken(cut))

@@ -72,6 +72,7 @@ class Slimmable(AdaptiveModel):
         self._current = True  # whether the weights cannot have changed since
         self._held = "moving"  # what the layers' own statistics are: moving, calibrated, or worthless
         self._points: tuple[SlimPoint, ...] | None = None
+        self._named: dict[str, SlimPoint] = {}
         self._plans: dict[SlimPoint, Plan] | None = {}  # of the points used last; none are kept in replicas
 
     def number_layers(self) -> None:
@@ -130,11 +131,13 @@ class Slimmable(AdaptiveModel):
 
     def find_point(self, name: str) -> SlimPoint:
         """The point called `w<width>-r<resolution>`, or `w<width>` for the largest resolution."""
-        match = re.fullmatch(r"w(\d*\.?\d+)(?:-r(\d+))?", name)
-        if not match:
-            raise ValueError(f"this network has no point {name!r}; its points are called like {self.full}")
-        width, resolution = match.groups()
-        return self.at(float(width), int(resolution) if resolution else None)
+        if name not in self._named:
+            match = re.fullmatch(r"w(\d*\.?\d+)(?:-r(\d+))?", name)
+            if not match:
+                raise ValueError(f"this network has no point {name!r}; its points are called like {self.full}")
+            width, resolution = match.groups()
+            self._named[name] = self.at(float(width), int(resolution) if resolution else None)
+        return self._named[name]
 
     # Running at a point
 
@@ -199,6 +202,10 @@ class Slimmable(AdaptiveModel):
             self._current, self._plans = False, {}
             self._held = "moving" if self._held == "calibrated" else self._held
         return super().train(mode)
+
+    def _apply(self, *args, **kwargs):  # under .to() and its like, which give tensors other data
+        self._plans = {}
+        return super()._apply(*args, **kwargs)
 
     def load_state_dict(self, *args, **kwargs):
         self._current = False
