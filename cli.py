@@ -85,6 +85,11 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def batches(text: str) -> tuple[int, ...]:
+    """1,64; nothing from 0"""
+    return () if text == "0" else tuple(positive(part) for part in text.split(","))
+
+
 def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
     """150:0.1,225:0.01"""
     pairs = [part.split(":") for part in text.split(",") if part]
@@ -208,7 +213,13 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--image", nargs="+", metavar="FILE", help="instead: say what these images are, and what each of them costs")
     formats = "|".join(export.FORMATS)
     add("--export", nargs=2, metavar=(formats, "FILE"), help="instead: write the network at --point for other programs")
-    add("--latency_batch", type=natural, default=1, metavar="N", help="batch of the timing; 0 skips it (default: 1)")
+    add(
+        "--latency_batch",
+        type=batches,
+        default="1,64",
+        metavar="N,..",
+        help="images at once, for each timing; 0: none (%(default)s)",
+    )
     add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")
 
 

@@ -7,7 +7,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -108,7 +108,7 @@ class Row:
     top1: float  # percent correct
     top5: float
     images: int
-    latency: profile.Latency | None = None
+    latency: tuple[profile.Latency, ...] = ()  # one for each batch size that was timed
 
 
 def evaluate(
@@ -117,8 +117,8 @@ def evaluate(
     points: Iterable[Point | str] | None = None,
     data: Data | None = None,
     amp: str = "off",
-    latency_batch: int = 0,
-    seconds: float = 1.0,
+    latency_batches: Sequence[int] = (),
+    seconds: float = 0.5,
 ) -> list[Row]:
     """Judge a network at its points (its ladder by default): one row each, in their order.
 
@@ -126,8 +126,8 @@ def evaluate(
         batches: (images, labels) to judge on; every process of a run walks its own share.
         data: has the images, other than `batches`, from which thresholds and batch-norm statistics may be found.
         amp: off, bf16 or fp16.
-        latency_batch: also time forward passes of that many images; 0 does not.
-        seconds: spent on timing each point.
+        latency_batches: also time forward passes of that many images at once, images of the first batch.
+        seconds: spent on timing each point with each of these.
     """
     network = bare(model)
     wanted = tuple(network.ladder if points is None else [network.point(point) for point in points])
@@ -135,7 +135,8 @@ def evaluate(
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
         for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
-            shape = images.shape[1:]
+            if totals is None:
+                first = images
             if totals is None and model is not network:
                 for point in wanted:  # a replica can neither count itself nor remember what it counted
                     network.infer(images[:1], point)
@@ -148,12 +149,11 @@ def evaluate(
         dist.all_reduce(totals)
     rows = []
     params = profile.count_params(network)
+    timed = latency_batches if utils.rank() == 0 else ()
     for point, (top1, top5, macs, count) in zip(wanted, totals.tolist(), strict=True):
-        timing = None
-        if latency_batch and utils.rank() == 0:
-            with autocast(next(network.parameters()).device, amp):
-                timing = profile.latency(network, shape, point, latency_batch, seconds)
-        rows.append(Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, timing))
+        with autocast(first.device, amp):
+            times = [profile.latency(network, first, point, batch, seconds) for batch in timed]
+        rows.append(Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, tuple(times)))
     return rows
 
 

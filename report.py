@@ -7,17 +7,20 @@ python3 report.py compare RUN [RUN ...] --out DIR # evaluated runs on one pictur
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import csv
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import shlex
 import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +51,7 @@ def of_run(model: AdaptiveModel, data: Data, run: utils.Run) -> None:
     if utils.rank() == 0:
         load_checkpoint(model, best)
     engine.spread(model)
-    rows = engine.evaluate(model, data.test, None, data, run.flags["amp"], latency_batch=1)
+    rows = engine.evaluate(model, data.test, None, data, run.flags["amp"], (1, 64))
     if utils.rank() == 0:
         checkpoints.save_prepared(model, best)
         write(rows, run.folder, run.flags, data, model)
@@ -246,22 +249,22 @@ def _print_exported(
     args,
 ) -> None:
     """Parameters, MACs, size and latency of the network and of the file made of it."""
-    file, batch, times = Path(args.export[1]), args.latency_batch, [None, None]
-    if batch:
-        times[0] = profile.latency(model, shape, point, batch)
+    file, ours, theirs = Path(args.export[1]), [], []
+    for batch in args.latency_batch:
         images = torch.randn(batch, *shape)
-        times[1] = run and profile.time_calls(lambda: run(images), batch, images.device)
+        ours.append(profile.latency(model, images, point, batch))
+        theirs += [profile.time_calls(lambda images=images: run(images), batch, images.device)] if run else []
     rows = (
-        ("the network here", model, point, "", times[0]),
-        (file.name, network.network, network.point, f"{file.stat().st_size / 1e6:.2f} MB", times[1]),
+        ("the network here", model, point, "", ours),
+        (file.name, network.network, network.point, f"{file.stat().st_size / 1e6:.2f} MB", theirs),
     )
-    print(f"{'':24} {'params':>12} {'MACs':>11} {'size':>10} {'latency':>11}")
-    for name, what, at, size, timing in rows:
-        latency = f"{1e3 * timing.median:.2f} ms" if timing else "-"
+    print(f"{'':24} {'params':>12} {'MACs':>11} {'size':>10} {latency_head(args.latency_batch)}")
+    for name, what, at, size, times in rows:
         macs = profile.count_macs(what, shape, at) / 1e6
-        print(f"{name:24} {profile.count_params(what):12,} {macs:10.2f}M {size:>10} {latency:>11}")
-    if batch:
-        print(f"latency: median, batch {batch}, cpu, {torch.get_num_threads()} threads")
+        latency = latency_text(map(dataclasses.asdict, times), args.latency_batch)
+        print(f"{name:24} {profile.count_params(what):12,} {macs:10.2f}M {size:>10} {latency}")
+    if ours:
+        print(latency_note(map(dataclasses.asdict, ours)))
 
 
 def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, model: AdaptiveModel) -> None:
@@ -287,29 +290,53 @@ def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, mode
     }
     utils.write_json(folder / "evaluation.json", record)
     print(results_table(rows, model, data.shape))
-    picture([record], folder / "accuracy-macs.png")
+    picture([Curve.of(record, label(record))], folder / "accuracy-macs.png", ["macs"], names=True)
     print(f"written: {folder / 'evaluation.json'} and {folder / 'accuracy-macs.png'}")
 
 
 def results_table(rows: Sequence[Row], model: AdaptiveModel, shape: Sequence[int]) -> str:
     """One line for each point, for the screen."""
-    lines = ["point          params      MACs    2xMACs  MACs by thop       latency   top-1   top-5"]
+    times = {row.point: [dataclasses.asdict(timing) for timing in row.latency] for row in rows}
+    batches = [timing.batch for timing in rows[0].latency]
+    head = "point             params       MACs     2xMACs  MACs by thop   top-1   top-5"
+    lines = [f"{head}  {latency_head(batches)}".rstrip()]
     for row in rows:
         thop = thop_macs(model, shape, row.point)
         second = "-" if thop is None else f"{thop / 1e6:.2f}M"
-        lines.append(
-            f"{row.point:11} {row.params:9,} {row.macs / 1e6:8.2f}M {2 * row.macs / 1e6:8.2f}M {second:>13} "
-            f"{latency_text(row):>13} {row.top1:6.2f}% {row.top5:6.2f}%"
+        line = (
+            f"{row.point:13} {row.params:10,} {row.macs / 1e6:9.2f}M {2 * row.macs / 1e6:9.2f}M {second:>13} "
+            f"{row.top1:6.2f}% {row.top5:6.2f}%  {latency_text(times[row.point], batches)}"
         )
-    timed = rows[0].latency
+        lines.append(line.rstrip())
     lines.append(f"{rows[0].images:,} images")
-    if timed:
-        lines[-1] += f"; latency: median, batch {timed.batch}, {timed.device}, {timed.threads} threads"
+    if batches:
+        lines[-1] += f"; {latency_note(itertools.chain(*times.values()))}"
     return "\n".join(lines)
 
 
-def latency_text(row: Row) -> str:
-    return f"{1e3 * row.latency.median:.2f} ms" if row.latency else "-"
+def latency_head(batches: Iterable[int]) -> str:
+    """The head of the columns that `latency_text` fills."""
+    return "".join(f"{f'ms, batch {batch}':>26}" for batch in batches)
+
+
+def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:
+    """Median and quartiles in milliseconds for each of the batch sizes, "-" where one was not timed.
+
+    Args:
+        times: `profile.Latency` as a file keeps it.
+    """
+    texts = {}
+    for timing in times:
+        low, median, high = (1e3 * timing[key] for key in ("low", "median", "high"))
+        texts[timing["batch"]] = f"{median:.2f} ({low:.2f} - {high:.2f})"
+    return "".join(f"{texts.get(batch, '-'):>26}" for batch in batches)
+
+
+def latency_note(times: Iterable[dict]) -> str:
+    """What the latencies are, and where they were measured."""
+    places = {(timing["device"], timing["threads"]): None for timing in times}  # a set that keeps its order
+    where = " and ".join(f"{device}, {count} thread{'s' * (count != 1)}" for device, count in places)
+    return f"latency: median (quartiles) of a forward pass on {where}"
 
 
 def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float | None:
@@ -321,56 +348,211 @@ def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float |
         return None
 
 
-def picture(records: Sequence[dict], path: str | Path) -> None:
-    """Draw top-1 accuracy against MACs (log axis): each run's points, and a line along those that no other beats."""
+# Pictures
+
+#: told apart by the colour-blind (Okabe and Ito), without the yellow that white paper swallows
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X<>"
+#: what may be on the horizontal axis of a picture, and its label
+COSTS = {
+    "macs": "multiply-accumulates of an image (M)",
+    "latency": "latency (ms)",
+    "params": "parameters (M)",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one network, or a published system, has on a picture.
+
+    Args:
+        dataset: the images that it is judged on.
+        system: the family of the network; a published curve has the colour of its system's first run.
+        rows: "point", "top1" and costs by the names of `COSTS`, each a (value, low, high) in the unit of its axis.
+        published: whether others measured it.
+    """
+
+    name: str
+    dataset: str
+    system: str
+    rows: list[dict]
+    published: bool = False
+
+    @classmethod
+    def of(cls, record: dict, name: str, batch: int = 1) -> Curve:
+        """The points of an evaluation; their latency is that with this batch size."""
+        rows = []
+        for row in record["rows"]:
+            costs = {key: (row[key] / 1e6,) * 3 for key in ("macs", "params")}
+            for timing in row["latency"]:
+                if timing["batch"] == batch:
+                    costs["latency"] = tuple(1e3 * timing[key] for key in ("median", "low", "high"))
+            rows.append({"point": row["point"], "top1": row["top1"], **costs})
+        return cls(name, record["dataset"], system(record), rows)
+
+
+def picture(
+    curves: Sequence[Curve], path: str | Path, costs: Sequence[str], names: bool = False, where: str = ""
+) -> None:
+    """Draw top-1 accuracy against costs (log axes): a row of panels for each dataset, a panel for each cost.
+
+    A curve's line joins its points that none of its cheaper ones beats; its other points are faint. A broad grey line
+    is the frontier of all curves that were measured here. Published curves are dashed.
+
+    Args:
+        costs: of `COSTS`.
+        names: write the points' names beside them, where there is room.
+        where: latency was measured, for its axis.
+    """
+    datasets = list(dict.fromkeys(curve.dataset for curve in curves))
+    width, height = (5.6, 3.6) if len(costs) == 1 else (2.6 * len(costs), 2.6)
+    names_shown = [*(curve.name for curve in curves), FRONTIER]
+    columns = 1 if len(costs) == 1 else 3 if max(map(len, names_shown)) < 32 else 2
+    texts = {name: textwrap.fill(name, 72 if columns == 1 else 104 // columns) for name in names_shown}
+    heights = [text.count("\n") + 1.4 for text in texts.values()]
+    rows = math.ceil(len(heights) / columns)
+    legend = max(sum(heights[start : start + rows]) for start in range(0, len(heights), rows))
+    with figure_file(path, (width, height * len(datasets) + 0.16 * legend)) as figure:
+        grid = figure.subplots(len(datasets), len(costs), squeeze=False, sharey="row")
+        styles = _styles(curves)
+        for dataset, panels in zip(datasets, grid, strict=True):
+            shown = [curve for curve in curves if curve.dataset == dataset]
+            panels[0].set_ylabel(f"top-1 on {dataset} (%)")
+            for cost, axes in zip(costs, panels, strict=True):
+                axes.set_xlabel(COSTS[cost] + (f"\n{where}" if cost == "latency" else ""))
+                _draw(axes, shown, styles, cost, names)
+        lines = {line.get_label(): line for axes in grid.flat for line in axes.get_legend_handles_labels()[0]}
+        order = [name for name in names_shown if name in lines]
+        figure.legend(
+            [lines[name] for name in order],
+            [texts[name] for name in order],
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            borderaxespad=0,
+        )
+
+
+FRONTIER = "the best of all runs here"
+
+
+@contextlib.contextmanager
+def figure_file(path: str | Path, size: tuple[float, float]):
+    """A matplotlib figure of that size in inches, written to a PNG or SVG file at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
-    for record, marker in zip(records, "osD^vP*X<>" * 10, strict=False):
-        rows = record["rows"]
-        best = frontier(rows)
-        xs, ys = [row["macs"] / 1e6 for row in best], [row["top1"] for row in best]
-        (line,) = axes.plot(xs, ys, marker=marker, linewidth=1.2, label=label(record))
-        others = [row for row in rows if row not in best]
-        axes.plot(
-            [r["macs"] / 1e6 for r in others], [r["top1"] for r in others], marker, color=line.get_color(), alpha=0.3
-        )
-        for row, x, y in zip(best, xs, ys, strict=True):
-            text = f"{y:.1f}" if len(rows) == 1 else row["point"]
-            note = axes.annotate(text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
-            note.set_in_layout(False)  # a long name may not squeeze the axes
+    style = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "same bytes again"}
+    with plt.rc_context(style):
+        figure = plt.figure(figsize=size, layout="constrained")
+        try:
+            yield figure
+            form = Path(path).suffix[1:]
+            with utils.replacing(path) as temporary:
+                figure.savefig(temporary, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+        finally:
+            plt.close(figure)
+
+
+def _styles(curves: Sequence[Curve]) -> dict[str, dict]:
+    """Colour, marker and line of each curve, by its name."""
+    measured = [curve for curve in curves if not curve.published]
+    styles = {
+        curve.name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linewidth": 1.3}
+        for i, curve in enumerate(measured)
+    }
+    own = {curve.system: styles[curve.name]["color"] for curve in reversed(measured)}
+    dashed = {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "white"}
+    return styles | {
+        curve.name: {**dashed, "color": own.get(curve.system, "grey"), "marker": MARKERS[i % len(MARKERS)]}
+        for i, curve in enumerate(curve for curve in curves if curve.published)
+    }
+
+
+def _draw(axes, curves: Sequence[Curve], styles: dict[str, dict], cost: str, names: bool) -> None:
+    """One panel."""
+    own = [row for curve in curves if not curve.published for row in curve.rows]
+    if len({curve.name for curve in curves if not curve.published}) > 1:
+        best = frontier(own, cost)
+        xs, ys = [row[cost][0] for row in best], [row["top1"] for row in best]
+        axes.step(xs, ys, where="post", color="0.87", linewidth=4, label=FRONTIER, zorder=0, solid_capstyle="round")
+    for curve in curves:
+        style, best = styles[curve.name], frontier(curve.rows, cost)
+        others = [row for row in curve.rows if cost in row and row not in best]
+        xs, ys = [row[cost][0] for row in best], [row["top1"] for row in best]
+        axes.plot(xs, ys, markersize=4, label=curve.name, **style)
+        faint = {**style, "linestyle": "none", "markersize": 2.5, "alpha": 0.35}
+        axes.plot([row[cost][0] for row in others], [row["top1"] for row in others], **faint)
+        if cost == "latency":
+            spread = [[row[cost][0] - row[cost][1] for row in best], [row[cost][2] - row[cost][0] for row in best]]
+            axes.errorbar(xs, ys, xerr=spread, fmt="none", ecolor=style["color"], elinewidth=0.6, alpha=0.5)
     axes.set_xscale("log")
-    _plain_ticks(axes)
-    axes.set_xlabel("multiply-accumulates an image (millions)")
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title(", ".join(sorted({f"{r['dataset']} ({r['rows'][0]['images']:,} test images)" for r in records})))
-    axes.margins(0.15)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
-    with utils.replacing(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=150)
-    plt.close(figure)
+    values = [x for curve in curves for row in curve.rows if cost in row for x in row[cost][:1]]
+    if values:
+        room = max(1.2, (2 * min(values) / max(values)) ** 0.5)  # an axis spans a factor of two at least
+        _limit(axes, min(values) / room, max(values) * room)
+    axes.margins(y=0.12)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    if names:
+        rows = [row for curve in curves for row in curve.rows if cost in row]
+        _name_points(axes, rows, frontier(rows, cost), cost)
 
 
-def frontier(rows: Sequence[dict]) -> list[dict]:
-    """Rows that are more accurate than every cheaper one, cheapest first."""
+def _limit(axes, low: float, high: float) -> None:
+    """Limits of a log axis, and at most six ticks labelled 50, 100, 200 instead of powers of ten."""
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10**decade for decade in decades for step in steps if low <= step * 10**decade <= high]
+        if len(ticks) <= 6:
+            break
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _name_points(axes, rows: Sequence[dict], named: Sequence[dict], cost: str) -> None:
+    """Write the names of points beside them where these cover no other point or name: the outermost first."""
+    from matplotlib.transforms import Bbox
+
+    figure, reach = axes.figure, 8
+    figure.draw_without_rendering()
+    places = [(row["point"], *axes.transData.transform((row[cost][0], row["top1"]))) for row in rows]
+    boxes = [(point, Bbox([[x - reach, y - reach], [x + reach, y + reach]])) for point, x, y in places]
+    for i in sorted(range(len(named)), key=lambda i: min(i, len(named) - 1 - i)):
+        row = named[i]
+        text = row["point"] if len(rows) > 1 else f"{row['point']}, {row['top1']:.2f} %"
+        for dx, dy, align in ((-3, 4, "right"), (4, -9, "left"), (0, 6, "center"), (0, -11, "center")):
+            place = row[cost][0], row["top1"]
+            note = axes.annotate(text, place, (dx, dy), textcoords="offset points", ha=align, fontsize=7)
+            note.set_in_layout(False)  # a long name may not squeeze the axes
+            box = note.get_window_extent(figure.canvas.get_renderer())
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for point, other in boxes if point != row["point"]):
+                boxes.append((None, box))
+                break
+            note.remove()
+
+
+def frontier(rows: Sequence[dict], cost: str = "macs") -> list[dict]:
+    """Rows that are more accurate than every cheaper one, cheapest first; rows without that cost are left out."""
     best = []
-    for row in sorted(rows, key=lambda row: (row["macs"], -row["top1"])):
+    for row in sorted((row for row in rows if cost in row), key=lambda row: (row[cost], -row["top1"])):
         if not best or row["top1"] > best[-1]["top1"]:
             best.append(row)
     return best
 
 
-def _plain_ticks(axes) -> None:
-    """50, 100, 200 instead of powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def system(record: dict) -> str:
+    """The family of an evaluation's network, as published tables are named; "" where it is no longer known."""
+    try:
+        return registry.entry(record["model"], record["dataset"]).system.replace("_", "-")
+    except ValueError:
+        return ""
 
 
 def label(record: dict) -> str:
@@ -381,8 +563,12 @@ def label(record: dict) -> str:
         own = []
     defaults = {f.name: list(f.default) if f.many and f.default else f.default for f in own}  # as JSON has them
     given = {name: record["flags"].get(name, default) for name, default in defaults.items()}
-    values = [f"{name}={value}" for name, value in given.items() if value != defaults[name]]
-    return textwrap.fill(" ".join([record["model"], *values]), 60)
+    values = [f"{name}={_brief(value)}" for name, value in given.items() if value != defaults[name]]
+    return " ".join([record["model"], *values])
+
+
+def _brief(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value}"
 
 
 # Runs beside each other
@@ -395,7 +581,12 @@ def load_run(path: str | Path) -> dict:
     try:
         record = json.loads(file.read_text())
         for row in record["rows"]:
-            row["point"], row["params"], row["macs"], row["latency"], row["top1"], row["top5"], row["images"]
+            row["point"], row["params"], row["macs"], row["top1"], row["top5"], row["images"]
+            if isinstance(row["latency"], dict):  # one batch size, as files had it at first
+                row["latency"] = [row["latency"]]
+            for timing in row["latency"] or ():
+                timing["median"], timing["low"], timing["high"], timing["batch"], timing["device"], timing["threads"]
+            row["latency"] = row["latency"] or []
         record["model"], record["dataset"], record["flags"], record["rows"][0]
     except FileNotFoundError:
         raise UserError(f"there is no evaluation in {path}; evaluate the run first") from None
@@ -404,37 +595,80 @@ def load_run(path: str | Path) -> dict:
     return record
 
 
-def compare(runs: Sequence[str], out: str) -> None:
-    """Put evaluated runs in one table and on one picture."""
-    records = [load_run(run) for run in runs]
+def named_runs(runs: Sequence[str]) -> list[dict]:
+    """The evaluations RUN or NAME=RUN, each with a "name" that no other has: the network, and the folder if need be."""
+    records = []
+    for run in runs:
+        name, equals, path = run.partition("=")
+        named = equals and not Path(run).exists()
+        record = load_run(path if named else run)
+        records.append({**record, "name": name if named else label(record), "run": path if named else run})
+    counts = collections.Counter((record["name"], record["dataset"]) for record in records)
+    for record in records:
+        if counts[record["name"], record["dataset"]] > 1:
+            record["name"] += f" ({record['run']})"
+    return records
+
+
+def compare(runs: Sequence[str], out: str, batch: int = 1, published: bool = True) -> None:
+    """Put evaluated runs in one table and on one picture.
+
+    Args:
+        runs: RUN or NAME=RUN.
+        out: folder of what is written.
+        batch: size for which latency is drawn.
+        published: draw what the authors of the runs' systems published for the same images.
+    """
+    records = named_runs(runs)
     folder = utils.make_folder(out, "--out")
-    rows = [
-        {
-            "network": label(record),
-            "point": row["point"],
-            "params": row["params"],
-            "macs": row["macs"],
-            "latency_ms": 1e3 * row["latency"]["median"] if row["latency"] else None,
-            "top1": row["top1"],
-            "top5": row["top5"],
-        }
-        for record in records
-        for row in record["rows"]
-    ]
-    print(f"{'network':44} {'point':10} {'params':>10} {'MACs':>10} {'latency':>10}   top-1   top-5")
-    for row in rows:
-        latency = "-" if row["latency_ms"] is None else f"{row['latency_ms']:.2f} ms"
-        print(
-            f"{row['network']:44} {row['point']:10} {row['params']:10,} {row['macs'] / 1e6:9.2f}M {latency:>10} "
-            f"{row['top1']:6.2f}% {row['top5']:6.2f}%"
-        )
+    times = [timing for record in records for row in record["rows"] for timing in row["latency"]]
+    batches = sorted({timing["batch"] for timing in times})
+    lines = [f"{'':15} {'params':>10} {'MACs':>10}   top-1   top-5  {latency_head(batches)}".rstrip()]
+    rows = []
+    for record in records:
+        lines.append(f"{record['name']}, {record['dataset']}")
+        same = [row for other in records if other["dataset"] == record["dataset"] for row in other["rows"]]
+        best = [id(row) for row in frontier(same)]
+        for row in record["rows"]:
+            mark = "*" if id(row) in best else " "
+            lines.append(
+                f"{mark} {row['point']:13} {row['params']:10,} {row['macs'] / 1e6:9.2f}M {row['top1']:6.2f}% "
+                f"{row['top5']:6.2f}%  {latency_text(row['latency'], batches)}".rstrip()
+            )
+            rows.append(_flat(record, row, batches) | {"on_frontier": mark == "*"})
+    lines.append("* no run's point is as accurate for fewer multiply-accumulates")
+    print("\n".join(lines + [latency_note(times)] * bool(times)))
     with utils.replacing(folder / "compare.csv") as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    curves = [Curve.of(record, record["name"], batch) for record in records]
+    if published:
+        pairs = dict.fromkeys((curve.system, curve.dataset) for curve in curves)
+        curves += [curve for pair in pairs for curve in published_curve(*pair)]
+    drawn = [timing for timing in times if timing["batch"] == batch]
+    where = latency_note(drawn).partition(" on ")[2] if drawn else ""
     for suffix in ("png", "svg"):
-        picture(records, folder / f"compare.{suffix}")
+        costs = [cost for cost in COSTS if drawn or cost != "latency"]
+        picture(curves, folder / f"compare.{suffix}", costs, where=f"batch {batch}, {where}")
     print(f"written: {folder / 'compare.png'}, compare.svg and compare.csv beside it")
+
+
+def _flat(record: dict, row: dict, batches: Iterable[int]) -> dict:
+    """One line of compare.csv."""
+    values = {
+        "run": record["run"],
+        "network": record["name"],
+        "dataset": record["dataset"],
+        **{key: row[key] for key in ("point", "params", "macs", "top1", "top5", "images")},
+    }
+    times = {timing["batch"]: timing for timing in row["latency"]}
+    for batch in batches:
+        for key in ("median", "low", "high"):
+            values[f"ms_batch{batch}_{key}"] = 1e3 * times[batch][key] if batch in times else None
+    places = {(timing["device"], timing["threads"]) for timing in row["latency"]}
+    values["device"], values["threads"] = next(iter(places), (None, None))
+    return values
 
 
 # Published tables
@@ -504,13 +738,39 @@ def published_rows(system: str | None = None) -> list[Published]:
     return [row for row in rows if system in (None, row.system)]
 
 
+UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+
+
+def amount(printed: str) -> float:
+    """What "0.31M" or "4.11G" says."""
+    return float(printed[:-1]) * UNITS[printed[-1]]
+
+
 def agrees(counted: float, printed: str) -> bool:
     """Whether a count, rounded or truncated to the printed digits, gives what was printed ("0.31M", "4.11G")."""
-    unit = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}[printed[-1]]
     digits = len(printed[:-1].partition(".")[2])
     step = 10.0**-digits
-    value, difference = float(printed[:-1]), counted / unit - float(printed[:-1])
+    value, difference = float(printed[:-1]), (counted - amount(printed)) / UNITS[printed[-1]]
     return abs(difference) <= step / 2 + 1e-9 * value or 0 <= difference < step
+
+
+def published_curve(system: str, dataset: str) -> list[Curve]:
+    """What a system's authors published for its own networks: one curve, or none where they gave no accuracy or cost.
+
+    MACs are counted here; where they depend on the image, those that were published.
+    """
+    points = []
+    for row in published_rows():
+        if (row.system, row.dataset) != (system, dataset) or not row.model or not row.top1_error:
+            continue
+        if registry.entry(row.model, dataset).system.replace("_", "-") != system:
+            continue
+        params, macs, _ = row.count()
+        if macs is None and row.flops_means == "mean of macs":
+            macs = amount(row.flops)
+        costs = {"params": (params / 1e6,) * 3} | ({} if macs is None else {"macs": (macs / 1e6,) * 3})
+        points.append({"point": row.row, "top1": 100 - float(row.top1_error), **costs})
+    return [Curve(f"{system}, published", dataset, system, points, published=True)] if points else []
 
 
 def measured(row: Published) -> str:
@@ -583,8 +843,10 @@ def main(argv=None):
     one.add_argument("system", nargs="?")
     commands.add_parser("page", help="write results/README.md")
     two = commands.add_parser("compare", help="evaluated runs beside each other")
-    two.add_argument("runs", nargs="+", metavar="RUN", help="a folder with evaluation.json")
+    two.add_argument("runs", nargs="+", metavar="RUN", help="a folder with evaluation.json; NAME=folder names it")
     two.add_argument("--out", default="reports/compare", help="folder for table and picture (default: %(default)s)")
+    two.add_argument("--batch", type=cli.positive, default=1, metavar="N", help="whose latency is drawn (default: 1)")
+    two.add_argument("--no_published", action="store_true", help="leave out the published curves")
     args = parser.parse_args(argv)
     if args.command == "tables":
         print(tables(args.system))
@@ -592,7 +854,7 @@ def main(argv=None):
         with utils.replacing(RESULTS / "README.md") as temporary:
             temporary.write_text(results_page())
     else:
-        compare(args.runs, args.out)
+        compare(args.runs, args.out, args.batch, not args.no_published)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from models import checkpoints
+from models import checkpoints, profile
 
 
 class UserError(ValueError):
@@ -365,11 +365,7 @@ def device_name() -> str:
     """What the run computes on, for people: the GPU's or the processor's name."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "cpu"
+    return profile.device_name(torch.device("cpu"))
 
 
 def multiplies_bf16() -> bool:

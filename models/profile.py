@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -103,7 +106,10 @@ def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of one forward pass: median and quartiles of repeated runs, with the circumstances."""
+    """Seconds of one forward pass: median and quartiles of repeated runs, with the circumstances.
+
+    Where the path depends on the image, the quartiles hold the images' differences as well as the machine's noise.
+    """
 
     median: float
     low: float
@@ -111,31 +117,53 @@ class Latency:
     batch: int
     device: str
     threads: int
+    runs: int
 
 
-def latency(model: nn.Module, shape: Sequence[int], point=None, batch: int = 1, seconds: float = 1.0) -> Latency:
-    """Time forward passes on the model's own device: warmed up, then repeated for about `seconds`, at least 5 times."""
-    tensor = next(model.parameters())
+def latency(model: nn.Module, images: Tensor, point=None, batch: int = 1, seconds: float = 0.5) -> Latency:
+    """Time forward passes of `batch` images at a time on the model's own device, as `time_calls` does.
+
+    Args:
+        images: (N, C, H, W) on that device, taken in turn; of test data where the path depends on the image.
+    """
     point = model.point(point)
-    images = torch.randn(batch, *shape, device=tensor.device, dtype=tensor.dtype)
     images = images.contiguous(memory_format=torch.channels_last)
+    places = torch.arange(batch, device=images.device)
+    turns = itertools.cycle([images[(places + start) % len(images)] for start in range(0, len(images), batch)])
     with evaluating(model):
-        return time_calls(lambda: model(images, point), batch, tensor.device, seconds)
+        return time_calls(lambda: model(next(turns), point), batch, images.device, seconds)
 
 
-def time_calls(call: Callable[[], object], batch: int, device: torch.device, seconds: float = 1.0) -> Latency:
-    """Time anything that runs `batch` images on `device`, as `latency` does."""
+def time_calls(call: Callable[[], object], batch: int, device: torch.device, seconds: float = 0.5) -> Latency:
+    """Time anything that runs `batch` images on `device`, with as many threads as torch has been given.
+
+    Warmed up by three calls at least and for a fifth of `seconds`, then repeated for about `seconds`, 5 to 500 times;
+    every call is waited for.
+    """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times = []
-    for _ in range(3):
-        call()
-    end = time.perf_counter() + seconds
-    while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        times.append(time.perf_counter() - start)
+
+    def repeat(least: int, most: int, end: float) -> list[float]:
+        times = []
+        while len(times) < least or (time.perf_counter() < end and len(times) < most):
+            start = time.perf_counter()
+            call()
+            wait()
+            times.append(time.perf_counter() - start)
+        return times
+
+    wait()
+    repeat(3, 100, time.perf_counter() + seconds / 5)
+    times = repeat(5, 500, time.perf_counter() + seconds)
     low, median, high = statistics.quantiles(times, n=4)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return Latency(median, low, high, batch, name, torch.get_num_threads())
+    return Latency(median, low, high, batch, device_name(device), torch.get_num_threads(), len(times))
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's name, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "cpu"

@@ -82,12 +82,12 @@ class QueryTable:
 
     @classmethod
     def of(cls, model: AdaptiveModel, rows) -> QueryTable:
-        """A table of what `engine.evaluate` returned for a network."""
-        timed = [row.latency for row in rows if row.latency is not None]
-        conditions = {key: getattr(timed[0], key) for key in ("device", "batch", "threads")} if timed else {}
+        """A table of what `engine.evaluate` returned for a network; of its latencies the first batch size's."""
+        times = [row.latency[0] if row.latency else None for row in rows]
+        conditions = {key: getattr(times[0], key) for key in ("device", "batch", "threads")} if any(times) else {}
         measured = [
-            Measured(row.point, row.macs, row.top1, None if row.latency is None else 1e3 * row.latency.median)
-            for row in rows
+            Measured(row.point, row.macs, row.top1, time and 1e3 * time.median)
+            for row, time in zip(rows, times, strict=True)
         ]
         return cls(model.built_as, measured, conditions)
 
