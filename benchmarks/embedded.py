@@ -118,10 +118,9 @@ def step(name, batch, rounds, device, quick):
         for plain_step in steps:
             plain_step()
 
-    results = race((together, separately), device, rounds, quick)
-    yield Result.of(
-        "embedded", f"training step of {name}, batch {batch}", *results, AIM, "plain: a step of each network"
-    )
+    times = race((together, separately), device, rounds, quick)
+    what = f"training step of {name}, batch {batch}"
+    yield Result.of("embedded", what, *times, AIM, "plain: a step of each network")
 
 
 def measure(

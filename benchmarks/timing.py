@@ -134,10 +134,15 @@ def stepper(
     return step
 
 
-def check_same(name: str, ours: float, plain: float, tolerance: float) -> None:
-    """Raise ValueError unless two sides of a comparison compute the same number: else their times mean nothing."""
-    if not abs(ours - plain) <= tolerance * abs(plain):
-        raise ValueError(f"{name}: this code computes {ours:.6g} and the plain way {plain:.6g}, so they are no rivals")
+def check_same(what: str, ours: Tensor, plain: Tensor, tolerance: float) -> None:
+    """Raise ValueError unless two sides of a comparison compute the same: else their times mean nothing.
+
+    Args:
+        tolerance: of the largest difference over the largest magnitude.
+    """
+    difference = ((ours - plain).abs().max() / plain.abs().max()).item()
+    if not difference <= tolerance:
+        raise ValueError(f"{what}: this code differs from the plain way by {difference:.1e}, so they are no rivals")
 
 
 def machine() -> str:
