@@ -1,7 +1,9 @@
 """Tables and pictures: what a run achieved, runs beside each other, published numbers beside what this code counts.
 
-python3 report.py tables [SYSTEM]                 # every published table, with parameters and MACs counted here
-python3 report.py compare RUN [RUN ...] --out DIR # evaluated runs on one picture and in one table
+python3 report.py tables [SYSTEM]                         # the published tables, with what is counted and measured here
+python3 report.py compare RUN [NAME=RUN ...] [--out DIR]  # evaluated runs on one picture and in one table
+python3 report.py keep RUN NAME                           # a finished run's numbers, to results/measured/
+python3 report.py page                                    # results/README.md, its pictures, the table in README.md
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import functools
 import itertools
 import json
 import math
+import re
 import shlex
 import statistics
 import sys
@@ -37,7 +40,8 @@ from models.adaptive import AdaptiveModel, Point
 from models.query_table import Budget, QueryTable
 from utils import UserError
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent
+FRONT, RECIPES, RESULTS = ROOT / "README.md", ROOT / "recipes", ROOT / "results"
 PUBLISHED, MEASURED = RESULTS / "published", RESULTS / "measured"
 SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 224)}
 
@@ -407,8 +411,8 @@ def picture(
     datasets = list(dict.fromkeys(curve.dataset for curve in curves))
     width, height = (5.6, 3.6) if len(costs) == 1 else (2.6 * len(costs), 2.6)
     names_shown = [*(curve.name for curve in curves), FRONTIER]
-    columns = 1 if len(costs) == 1 else 3 if max(map(len, names_shown)) < 32 else 2
-    texts = {name: textwrap.fill(name, 72 if columns == 1 else 104 // columns) for name in names_shown}
+    columns = min(len(costs), 3 if max(map(len, names_shown)) < 32 else 2)
+    texts = {name: textwrap.fill(name, int(13 * width / columns)) for name in names_shown}
     heights = [text.count("\n") + 1.4 for text in texts.values()]
     rows = math.ceil(len(heights) / columns)
     legend = max(sum(heights[start : start + rows]) for start in range(0, len(heights), rows))
@@ -521,18 +525,20 @@ def _name_points(axes, rows: Sequence[dict], named: Sequence[dict], cost: str) -
 
     figure, reach = axes.figure, 8
     figure.draw_without_rendering()
-    places = [(row["point"], *axes.transData.transform((row[cost][0], row["top1"]))) for row in rows]
-    boxes = [(point, Bbox([[x - reach, y - reach], [x + reach, y + reach]])) for point, x, y in places]
+    boxes = []  # (place of its point, box) of what may not be covered
+    for place in ((row[cost][0], row["top1"]) for row in rows):
+        x, y = axes.transData.transform(place)
+        boxes.append((place, Bbox([[x - reach, y - reach], [x + reach, y + reach]])))
     for i in sorted(range(len(named)), key=lambda i: min(i, len(named) - 1 - i)):
         row = named[i]
+        place = row[cost][0], row["top1"]
         text = row["point"] if len(rows) > 1 else f"{row['point']}, {row['top1']:.2f} %"
         for dx, dy, align in ((-3, 4, "right"), (4, -9, "left"), (0, 6, "center"), (0, -11, "center")):
-            place = row[cost][0], row["top1"]
             note = axes.annotate(text, place, (dx, dy), textcoords="offset points", ha=align, fontsize=7)
             note.set_in_layout(False)  # a long name may not squeeze the axes
             box = note.get_window_extent(figure.canvas.get_renderer())
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0
-            if inside and not any(box.overlaps(other) for point, other in boxes if point != row["point"]):
+            if inside and not any(box.overlaps(other) for owner, other in boxes if owner != place):
                 boxes.append((None, box))
                 break
             note.remove()
@@ -773,17 +779,35 @@ def published_curve(system: str, dataset: str) -> list[Curve]:
     return [Curve(f"{system}, published", dataset, system, points, published=True)] if points else []
 
 
-def measured(row: Published) -> str:
-    """Top-1 errors of the evaluations kept in results/measured/<recipe>/, and whose weights they were."""
+def evaluations(row: Published) -> list[tuple[dict, dict]]:
+    """The evaluations in results/measured/<recipe>/ of a row, and what they say of its point: (point, evaluation)."""
     found = []
     for file in sorted((MEASURED / row.recipe).glob("*.json")) if row.recipe else []:
-        record = json.loads(file.read_text())
-        errors = {r["point"]: 100 - r["top1"] for r in record["rows"]}
-        point = row.point or list(errors)[-1]
-        if point in errors:
-            theirs = " (authors' weights)" if checkpoints.find(str(record["flags"].get("pretrained"))) else ""
-            found.append(f"{errors[point]:.2f}{theirs}")
+        record = load_run(file)
+        points = {point["point"]: point for point in record["rows"]}
+        name = row.point or list(points)[-1]
+        found += [(points[name], record)] if name in points else []
+    return found
+
+
+def authors_name(record: dict) -> str | None:
+    """The published checkpoint that an evaluation judged, as it was typed; None where the weights were trained here."""
+    given = str(record["flags"].get("pretrained"))
+    return given if checkpoints.find(given) and "epochs" not in record["flags"] else None
+
+
+def measured(row: Published) -> str:
+    """Errors of a row that were measured here, and with whose weights."""
+    found = []
+    for point, record in evaluations(row):
+        whose = "authors' weights" if authors_name(record) else _training(record)
+        found.append(f"{100 - point['top1']:.2f} ({whose})")
     return ", ".join(found)
+
+
+def _training(record: dict) -> str:
+    """How long a run trained, in words."""
+    return f"{record['flags']['epochs']} epochs, seed {record['flags']['seed']}"
 
 
 def tables(system: str | None = None) -> str:
@@ -805,17 +829,176 @@ def tables(system: str | None = None) -> str:
             macs = "" if counted[1] is None else f"{counted[1] / 1e6:,.2f}M"
             flops = "" if counted[2] is None else f"{counted[2] / 1e9:.3f}G"
         mark = " (disagrees)" if row.disagrees else ""
-        name = row.row.replace("*", "\\*")
         lines.append(
-            f"| {name} | {row.params} | {params} | {row.flops} {means(row)} | {flops} | {macs} "
+            f"| {escaped(row.row)} | {row.params} | {params} | {row.flops} {means(row)} | {flops} | {macs} "
             f"| {row.top1_error} | {measured(row)} | {row.note}{mark} |"
         )
     return "\n".join(lines).strip()
 
 
+def checkpoints_table() -> str:
+    """Markdown of the published rows that were measured here: the table of README.md."""
+    lines = [
+        "| row | weights | params | MACs | 2xMACs | top-1 error published | measured here |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in published_rows():
+        for point, record in evaluations(row):
+            name = authors_name(record)
+            weights, macs = f"`--pretrained={name}`" if name else _training(record), point["macs"] / 1e6
+            lines.append(
+                f"| {escaped(row.row)} | {weights} | {point['params']:,} | {macs:.2f}M | {2 * macs:.2f}M "
+                f"| {row.top1_error} | {100 - point['top1']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """For Markdown."""
+    return text.replace("*", "\\*")
+
+
+def means(row: Published) -> str:
+    return f"({row.flops_means})" if row.flops else ""
+
+
+# Runs of ours that are kept
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A training run in results/measured/<name>/: evaluation.json, and log.jsonl with a record for each epoch."""
+
+    name: str
+    record: dict
+    log: list[dict]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it follows no published recipe; those that do have the recipe's name."""
+        return not (RECIPES / self.name).is_file()
+
+    def errors(self, point: str) -> list[float]:
+        """Top-1 errors after each epoch on the images that the run watched; none where it watched another point."""
+        judged = [record.get("test") or record["valid"] for record in self.log]
+        return [100 - points[point]["top1"] for points in judged if point in points]
+
+    @property
+    def watched(self) -> str:
+        """The dearest of the points that were judged after every epoch."""
+        return max((row for row in self.record["rows"] if self.errors(row["point"])), key=lambda r: r["macs"])["point"]
+
+
+def kept_runs() -> list[Kept]:
+    """All of them, by name."""
+    runs = []
+    for log in sorted(MEASURED.glob("*/log.jsonl")):
+        epochs = [json.loads(line) for line in log.read_text().splitlines()]
+        runs.append(Kept(log.parent.name, load_run(log.parent), epochs))
+    return runs
+
+
+def keep(run: str, name: str) -> None:
+    """Copy the evaluation and the log of a finished run to results/measured/<name>/, without this machine's paths.
+
+    Raises:
+        UserError: the run is not finished or was judged by another command, or the name is taken or is none.
+    """
+    record, log = load_run(run), Path(run) / "log.jsonl"
+    if "epochs" not in record["flags"] or not log.is_file():
+        raise UserError(f"{run} is no training run that was judged at its end; give the folder of one (--save)")
+    lines = log.read_text().splitlines()
+    if len(lines) + record["flags"]["starting_epoch"] != record["flags"]["epochs"]:
+        raise UserError(f"{log} has {len(lines)} of {record['flags']['epochs']} epochs; finish it with --resume=auto")
+    if Path(name).name != name or (MEASURED / name / "evaluation.json").exists():
+        raise UserError(f"{name} is no new name in results/measured; give one that is, or remove that folder")
+    folder = utils.make_folder(MEASURED / name, "another NAME")
+    utils.write_json(folder / "evaluation.json", without_paths(record))
+    with utils.replacing(folder / "log.jsonl") as temporary:
+        temporary.write_text("".join(line + "\n" for line in lines))
+    print(f"written: {folder}; now: python3 report.py page")
+
+
+def without_paths(value):
+    """A JSON value in which absolute paths are their last part alone: what a machine is like inside is no result."""
+    if isinstance(value, dict):
+        return {key: without_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_paths(part) for part in value]
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/'\"]+/)+", "", value) if isinstance(value, str) else value
+
+
+def runs_table(runs: Sequence[Kept]) -> str:
+    """Markdown of kept runs and their commands: a row for each point that was watched, and a few of the frontier."""
+    head = ("run", "point", "params", "MACs", "epochs", "images", "seed", "test error, best checkpoint", "last epoch")
+    lines = [_line(*head, "seconds an epoch", "device", "commit"), "|" + "---|" * 12]
+    for run in runs:
+        flags, rows = run.record["flags"], run.record["rows"]
+        threads = {timing["threads"] for row in rows for timing in row["latency"]}
+        device = ", ".join([run.record["device"], *(f"{count} thread{'s' * (count != 1)}" for count in threads)])
+        held_out = "" if "test" in run.log[0] else " (held-out images)"
+        best = _spread(frontier(rows), 5)
+        for row in rows if len(rows) <= 6 else [row for row in rows if row in best or run.errors(row["point"])]:
+            errors = run.errors(row["point"])
+            line = _line(
+                run.name,
+                row["point"],
+                f"{row['params']:,}",
+                f"{row['macs'] / 1e6:.2f}M",
+                flags["epochs"],
+                f"{run.record['dataset']}, {_trained_on(flags)}",
+                flags["seed"],
+                f"{100 - row['top1']:.2f}",
+                f"{errors[-1]:.2f}{held_out}" if errors else "",
+                f"{statistics.median(record['seconds'] for record in run.log):.0f}",
+                device,
+                run.record["code"],
+            )
+            lines.append(line)
+    commands = [f"{run.record['command']}  # {run.name}" for run in runs]
+    return "\n".join([*lines, "", "```", *commands, "```"])
+
+
+def _line(*cells: object) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _trained_on(flags: dict) -> str:
+    """Which of the training images, in words."""
+    text = f"{flags['subset']:,}" if flags["subset"] else "all"
+    return text + (f" but {flags['valid']:,}" if flags["valid"] else "")
+
+
+def _spread(rows: Sequence, count: int) -> list:
+    """At most `count` of the rows, evenly, with both ends."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+
+
+def draw_runs(runs: Sequence[Kept], stem: Path) -> None:
+    """Two pictures of kept runs: error against epoch (<stem>-epochs.png), accuracy against cost (<stem>-costs.png)."""
+    with figure_file(stem.with_name(stem.name + "-epochs.png"), (5.6, 3.6)) as figure:
+        axes = figure.subplots()
+        for i, run in enumerate(runs):
+            errors, style = run.errors(run.watched), {"marker": MARKERS[i % 10], "color": COLOURS[i % len(COLOURS)]}
+            axes.plot(range(1, len(errors) + 1), errors, label=run.name, markersize=4, markevery=0.1, **style)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("top-1 error (%)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.legend(frameon=False)
+    curves = [Curve.of(run.record, run.name) for run in runs]
+    picture(curves, stem.with_name(stem.name + "-costs.png"), ["macs", "params"])
+
+
+# Pages
+
+
 def results_page() -> str:
     """The text of results/README.md."""
-    return f"""# Results
+    page = f"""# Results
 
 Written by `python3 report.py page`. Published numbers stand beside what this code counts and, where a run of ours
 exists in `results/measured/`, what it reached; an empty cell is a number that nobody has published or a run that nobody
@@ -830,31 +1013,79 @@ has made.
 
 {tables()}
 """
+    for title, stem, text, runs in sections():
+        page += f"\n## {title}\n\n{text}\n\n{runs_table(runs)}\n\n"
+        page += f"![error against epoch]({stem}-epochs.png)\n\n![accuracy against cost]({stem}-costs.png)\n"
+    return page
 
 
-def means(row: Published) -> str:
-    return f"({row.flops_means})" if row.flops else ""
+SHORT = """Runs of a few epochs that a CPU can do. They show that every system trains and what its points cost, **not**
+what the published recipes reach: mind the column *epochs*. The best checkpoint is that of the best epoch on the test
+images, or on held-out images where the run had some. `python3 report.py keep RUN NAME` adds a run."""
+FULL = "Runs of the published recipes, under the recipes' names; their errors are in the tables above too."
 
 
-def main(argv=None):
+def sections() -> list[tuple[str, str, str, list[Kept]]]:
+    """Title, stem of the pictures' names, introduction and runs of those parts of the page that have some."""
+    runs = kept_runs()
+    short = [run for run in runs if run.is_short]
+    full = [run for run in runs if not run.is_short]
+    parts = [("Short runs", "short-runs", SHORT, short), ("Runs of the recipes", "recipe-runs", FULL, full)]
+    return [part for part in parts if part[-1]]
+
+
+#: in README.md; what is between them is written here
+START, END = "<!-- written by: python3 report.py page -->", "<!-- end -->"
+
+
+def front_page() -> str:
+    """README.md with the table between its two marks as it should be."""
+    table = checkpoints_table()
+    before, start, rest = FRONT.read_text().partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise UserError(f"README.md has lost its marks {START} and {END}")
+    return f"{before}{start}\n\n{table}\n\n{end}{after}"
+
+
+def write_pages() -> None:
+    """Write results/README.md and its pictures, and the table in README.md."""
+    pages = {RESULTS / "README.md": results_page(), FRONT: front_page()}
+    for file, text in pages.items():
+        with utils.replacing(file) as temporary:
+            temporary.write_text(text)
+    for _, stem, _, runs in sections():
+        draw_runs(runs, RESULTS / stem)
+
+
+def command_line() -> cli.Parser:
+    """The flags of this script."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("tables", help="published tables, counted")
     one.add_argument("system", nargs="?")
-    commands.add_parser("page", help="write results/README.md")
     two = commands.add_parser("compare", help="evaluated runs beside each other")
     two.add_argument("runs", nargs="+", metavar="RUN", help="a folder with evaluation.json; NAME=folder names it")
     two.add_argument("--out", default="reports/compare", help="folder for table and picture (default: %(default)s)")
     two.add_argument("--batch", type=cli.positive, default=1, metavar="N", help="whose latency is drawn (default: 1)")
     two.add_argument("--no_published", action="store_true", help="leave out the published curves")
-    args = parser.parse_args(argv)
+    three = commands.add_parser("keep", help="copy a finished run's numbers to results/measured/")
+    three.add_argument("run", metavar="RUN", help="the run's folder")
+    three.add_argument("name", metavar="NAME", help="the recipe's name if it follows one, else short-<what>")
+    commands.add_parser("page", help="write results/README.md and the table in README.md")
+    return parser
+
+
+def main(argv=None):
+    args = command_line().parse_args(argv)
     if args.command == "tables":
         print(tables(args.system))
-    elif args.command == "page":
-        with utils.replacing(RESULTS / "README.md") as temporary:
-            temporary.write_text(results_page())
-    else:
+    elif args.command == "compare":
         compare(args.runs, args.out, args.batch, not args.no_published)
+    elif args.command == "keep":
+        keep(args.run, args.name)
+    else:
+        write_pages()
 
 
 if __name__ == "__main__":
