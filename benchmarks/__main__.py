@@ -20,14 +20,12 @@ from pathlib import Path
 import torch
 
 import cli
-import report
 import utils
 from benchmarks import timing
 
-NAMES = sorted(
-    path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "__main__", "timing")
-)
-FILE = report.MEASURED / "benchmarks.csv"
+FOLDER = Path(__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "__main__", "timing"))
+FILE = FOLDER.parent / "results" / "measured" / "benchmarks.csv"
 COLUMNS = (
     *("benchmark", "what", "ours_ms", "plain_ms", "ratio", "aim", "met", "note"),
     *("command", "commit", "machine", "torch", "date"),

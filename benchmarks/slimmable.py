@@ -2,77 +2,57 @@
 
     OMP_NUM_THREADS=1 python3 benchmarks/slimmable.py
 
-The plain networks hold ordinary `torch.nn` layers of the same shapes. Everything is measured in one run, in turns, and
-given as a ratio; 1.05 is the aim.
+The plain networks hold ordinary `torch.nn` layers of the same shapes.
+
+Aim: at most 1.05 everywhere.
 """
 
-import argparse
 import functools
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.timing import Result, cross_entropy, race, run_alone, stepper
 from models import create_model, create_objective
 from models.slimmable.network import extract
 
+AIM = 1.05
 NETWORKS = {
-    "mutualnet_mobilenet_v1": ("ilsvrc", {}, ("w0.25-r128", "w0.5-r160", "w0.75-r192", "w1-r224")),
-    "mutualnet_mobilenet_v2": ("ilsvrc", {}, ("w0.7-r128", "w0.85-r160", "w1-r224")),
-    "mutualnet_resnet50": ("ilsvrc", {}, ("w0.9-r128", "w0.95-r192", "w1-r224")),
-    "mutualnet_wrn28_10": ("cifar10", {}, ("w0.9-r20", "w0.95-r28", "w1-r32")),
+    "mutualnet_mobilenet_v1": ("ilsvrc", ("w0.25-r128", "w0.5-r160", "w0.75-r192", "w1-r224")),
+    "mutualnet_mobilenet_v2": ("ilsvrc", ("w0.7-r128", "w0.85-r160", "w1-r224")),
+    "mutualnet_resnet50": ("ilsvrc", ("w0.9-r128", "w0.95-r192", "w1-r224")),
+    "mutualnet_wrn28_10": ("cifar10", ("w0.9-r20", "w0.95-r28", "w1-r32")),
 }
-STEP_NETWORK = ("mutualnet_wrn28_10", "cifar10", {"depth": 16, "widen_factor": 2})
-
-
-def compare(ours, theirs, rounds: int, device: torch.device) -> str:
-    """Run two jobs in turns for some rounds, and for at least two seconds: medians, and the median of the ratios.
-
-    The ratio is taken within each round, so that a load which comes and goes meets both; each is first in every other
-    round. One thread's time on a CPU is what it computed: the turns of other programs are left out.
-    """
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    pairs = []
-    end = time.perf_counter() + 2
-    while len(pairs) < rounds + 2 or time.perf_counter() < end:
-        times = {}
-        for job in (ours, theirs) if len(pairs) % 2 else (theirs, ours):
-            wait()
-            start = clock()
-            job()
-            wait()
-            times[job] = clock() - start
-        pairs.append((times[ours], times[theirs]))
-    pairs = pairs[2:]  # the first rounds warm up
-    our, their = (1e3 * statistics.median(times) for times in zip(*pairs))
-    ratio = statistics.median(a / b for a, b in pairs)
-    return f"{our:8.2f} ms, plain {their:8.2f} ms, ratio {ratio:.3f} ({len(pairs)} rounds)"
+STEP_NETWORK = "mutualnet_wrn28_10", "cifar10"
+DEPTH, QUICK_DEPTH = 16, 10
 
 
 @torch.no_grad()
-def latencies(name: str, batch: int, rounds: int, device: torch.device) -> None:
-    dataset, flags, points = NETWORKS[name]
-    model = create_model(name, dataset, **flags).to(device, memory_format=torch.channels_last).eval()
+def latencies(name, batch, rounds, device, quick):
+    """Points over plain networks of their widths."""
+    dataset, points = NETWORKS[name]
+    points = points[:1] if quick else points
+    model = create_model(name, dataset).to(device, memory_format=torch.channels_last).eval()
     side = model.resolutions[0]
     model.prepare([model.point(point) for point in points], [(torch.randn(4, 3, side, side, device=device), None)])
     for point in points:
         plain = extract(model, point).to(memory_format=torch.channels_last)
         side = model.point(point).resolution
         images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
-        ours, theirs = functools.partial(model, images, point), functools.partial(plain, images)
-        print(f"{name:24} {point:11} {compare(ours, theirs, rounds, device)}", flush=True)
+        jobs = functools.partial(model, images, point), functools.partial(plain, images)
+        yield Result.of("slimmable", f"{name} at {point}, batch {batch}", *race(jobs, device, rounds, quick), AIM)
 
 
-def sandwich(batch: int, rounds: int, device: torch.device) -> None:
+def sandwich(batch, rounds, device, quick):
     """One MutualNet step over four label steps of plain networks of the same widths and resolutions."""
-    name, dataset, flags = STEP_NETWORK
+    name, dataset = STEP_NETWORK
+    depth = QUICK_DEPTH if quick else DEPTH
     torch.manual_seed(0)
-    model = create_model(name, dataset, **flags).to(device, memory_format=torch.channels_last).eval()
+    model = create_model(name, dataset, depth=depth, widen_factor=2)
+    model = model.to(device, memory_format=torch.channels_last).eval()
     objective = create_objective(name, dataset)
     draws = [(0.97, 32), (0.93, 24), (0.9, 28)]
     objective.draw = lambda low, high, resolutions: draws
@@ -80,41 +60,38 @@ def sandwich(batch: int, rounds: int, device: torch.device) -> None:
     labels = torch.randint(10, (batch,), device=device)
     points = [model.full, *(model.at(*draw) for draw in draws)]
     model.prepare(points, [(images, labels)])
-    plain = [extract(model, point).train() for point in points]
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True)
-    optimizers = [torch.optim.SGD(network.parameters(), 0.01, 0.9, nesterov=True) for network in plain]
+    networks = [extract(model, point).train() for point in points]
 
-    def together():
-        for loss in objective(model, images, labels):
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def optimizer(network):
+        return torch.optim.SGD(network.parameters(), 0.01, 0.9, nesterov=True)
+
+    together = stepper(model.train(), objective, images, labels, optimizer(model))
+    steps = [stepper(network, cross_entropy, images, labels, optimizer(network)) for network in networks]
 
     def separately():
-        for network, own in zip(plain, optimizers):
-            torch.nn.functional.cross_entropy(network(images), labels).backward()
-            own.step()
-            own.zero_grad()
+        for step in steps:
+            step()
 
-    shape = " ".join(f"{key} {value}" for key, value in flags.items())
-    print(f"sandwich step, {name} {shape}, batch {batch}: {compare(together, separately, rounds, device)}")
+    times = race((together, separately), device, rounds, quick)
+    what = f"sandwich step of {name}, depth {depth}, widen factor 2, batch {batch}"
+    yield Result.of("slimmable", what, *times, AIM, "plain: a step of each network")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=1, help="images of a forward pass (default: 1)")
-    parser.add_argument("--step_batch", type=int, default=32, help="images of a training step (default: 32)")
-    parser.add_argument("--rounds", type=int, default=15, help="of each measurement, at least (default: 15)")
-    parser.add_argument("--model", choices=NETWORKS, help="measure this one only")
-    args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, torch {torch.__version__}, batch {args.batch}, medians")
-    for model in [args.model] if args.model else NETWORKS:
-        latencies(model, args.batch, args.rounds, device)
-    sandwich(args.step_batch, args.rounds, device)
+def measure(
+    device: torch.device, quick: bool = False, model: str = "", batch: int = 1, step_batch: int = 32, rounds: int = 15
+):
+    names, step_batch = (["mutualnet_mobilenet_v1"], 2) if quick else (NETWORKS, step_batch)
+    for name in [model] if model else names:
+        yield from latencies(name, batch, rounds, device, quick)
+    yield from sandwich(step_batch, rounds, device, quick)
+
+
+def add_flags(add):
+    add("--model", choices=NETWORKS, help="of the points; measure this one only")
+    add("--batch", type=int, help="images of a forward pass (default: %(default)s)")
+    add("--step_batch", type=int, help="images of a training step (default: %(default)s)")
+    add("--rounds", type=int, help="at least (default: %(default)s)")
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(measure, __doc__, add_flags)

@@ -20,7 +20,7 @@ import cli
 import engine
 import utils
 
-HEADER = f"{'benchmark':12} {'what':64} {'ours ms':>10} {'plain ms':>10} {'ratio':>7} {'aim':>7} {'met':3}  note"
+HEADER = f"{'benchmark':12} {'what':72} {'ours ms':>10} {'plain ms':>10} {'ratio':>7} {'aim':>7} {'met':3}  note"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Result:
     def __str__(self) -> str:
         aim = "" if self.aim is None else f"<={self.aim:.3f}"
         return (
-            f"{self.benchmark:12} {self.what:64} {1e3 * self.ours:10.2f} {1e3 * self.plain:10.2f} {self.ratio:7.3f} "
+            f"{self.benchmark:12} {self.what:72} {1e3 * self.ours:10.2f} {1e3 * self.plain:10.2f} {self.ratio:7.3f} "
             f"{aim:>7} {self.met:3}  {self.note}"
         ).rstrip()
 
