@@ -24,12 +24,11 @@ def test_every_script_runs_alone_and_prints_lines_of_the_table(name, monkeypatch
     runpy.run_path(str(benchmarks.FOLDER / f"{name}.py"), run_name="__main__")
     _, head, *lines = capsys.readouterr().out.splitlines()
     assert head == timing.HEADER
-    assert len(lines) >= 2
+    assert lines
     for line in lines:
         assert line[:12].strip() == name
-        for column in ("ours ms", "plain ms", "ratio"):
-            end = head.index(column) + len(column)
-            assert float(line[end - 9 : end]) > 0, f"{column} in {line}"
+        numbers = line[head.index("what") + 72 :].split()[:3]
+        assert min(map(float, numbers)) > 0
 
 
 def test_the_ratio_is_the_median_of_those_within_a_round():
