@@ -1,19 +1,16 @@
-"""Real skipping against masking, and a training step against that of a plain ResNet, as ratios of one run.
+"""Real skipping against masking, and a training step against that of a plain ResNet.
 
     OMP_NUM_THREADS=1 python3 benchmarks/gated.py    # DMNN-50, N=2: about two minutes on one core
 
-Gates are drawn at random, per image and path, so that the executed share is near the line's rate. Both forms of a line
-take turns on the same images and gates; times are medians (of processor time on one thread, which other programs
-disturb less, else of elapsed time). To be quick, batches of 64 have images of 96 pixels, training steps of 192.
+Gates are drawn at random, per image and path, so that the executed share is near the line's rate. To be quick, batches
+of 64 have images of 96 pixels, training steps of 192.
 
 Aims: time ratio at most MAC ratio + 0.08 at batch 1, + 0.15 at batch 64; training step at equal MACs at most 1.25.
 """
 
-import argparse
 import functools
-import statistics
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,28 +18,16 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.timing import Result, cross_entropy, race, run_alone, stepper
 from models import create_model, create_objective, profile
 from models.dmnn.network import GatedPoint
 
+NAME = "DMNN-50 N=2"
 REAL, MASKED = GatedPoint("real", execution="real"), GatedPoint("masked", execution="masked")
-#: (batch, side of the images, rounds)
-SETTINGS = ((1, 224, 9), (8, 224, 5), (64, 96, 5))
-
-
-def medians(forms, rounds, device):
-    """Seconds of each function, called in turns."""
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
-    times = [[] for _ in forms]
-    for number in range(rounds + 1):
-        for form, seconds in zip(forms, times, strict=True):
-            start = clock()
-            form()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first round warms up
-                seconds.append(clock() - start)
-    return [statistics.median(seconds) for seconds in times]
+#: (batch, side of the images, rounds, how far the time ratio may be above the MAC ratio)
+SETTINGS = ((1, 224, 9, 0.08), (8, 224, 5, None), (64, 96, 5, 0.15))
+QUICK = ((2, 32, 1, None),)
+TRAINING_AIM = 1.25
 
 
 def force_rate(model, rate, images):
@@ -58,73 +43,58 @@ def force_rate(model, rate, images):
         block.decide = decide
 
 
+def noise(batch: int, side: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+
+
 @torch.inference_mode()
-def compare_executions(model, device, rates):
-    print("batch side  rate   MAC ratio   time ratio   difference   real ms/image   masked ms/image")
-    for batch, side, rounds in SETTINGS:
-        images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-        for rate in rates:
+def executions(rates, device, quick):
+    model = create_model("dmnn50", "ilsvrc").to(device, memory_format=torch.channels_last).eval()
+    for batch, side, rounds, above in QUICK if quick else SETTINGS:
+        images = noise(batch, side, device)
+        for rate in rates[:1] if quick else rates:
             force_rate(model, rate, batch)
             _, macs = model.infer(images, REAL)
             costs = model.costs(images.shape[1:])
             share = macs.double().mean().item() / (costs.static + costs.controllers + costs.all_paths)
-            forms = [functools.partial(model, images, point) for point in (REAL, MASKED)]
-            real, masked = medians(forms, rounds, device)
-            ratio, per_image = real / masked, 1e3 / batch
-            print(
-                f"{batch:5} {side:4} {rate:5.1f} {share:11.3f} {ratio:12.3f} {ratio - share:+12.3f} "
-                f"{real * per_image:15.1f} {masked * per_image:17.1f}"
-            )
+            jobs = [functools.partial(model, images, point) for point in (REAL, MASKED)]
+            what = f"{NAME} really skipped, rate {rate}, batch {batch}, {side} pixels"
+            aim = None if above is None else share + above
+            result = Result.of("gated", what, *race(jobs, device, rounds, quick), aim)
+            yield replace(result, note=f"{share:.1%} of the MACs, time ratio {result.ratio - share:+.3f}")
 
 
-def compare_training(device, batch, side, rounds):
-    """A step of DMNN-50 N=2 with all its losses against a step of ResNet-50, per multiply-accumulate."""
-    images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device) % 1000
-    gated, loss_of = create_model("dmnn50", "ilsvrc"), create_objective("dmnn50", "ilsvrc")
-    plain = torchvision.models.resnet50()
+def training(device, quick):
+    """A step of DMNN-50 N=2 with all its losses against a step of ResNet-50; the aim allows for its MACs."""
+    batch, side = (2, 32) if quick else (16, 192)
+    images, labels = noise(batch, side, device), torch.arange(batch, device=device) % 1000
+    gated, plain = create_model("dmnn50", "ilsvrc"), torchvision.models.resnet50()
     steps = []
-    for model in (gated, plain):
+    for model, objective in ((gated, create_objective("dmnn50", "ilsvrc")), (plain, cross_entropy)):
         model.to(device, memory_format=torch.channels_last).train()
-    for model, losses in (
-        (gated, lambda: loss_of(gated, images, labels)),
-        (plain, lambda: [torch.nn.functional.cross_entropy(plain(images), labels)]),
-    ):
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-
-        def step(losses=losses, optimizer=optimizer):
-            for loss in losses():
-                loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        steps.append(step)
-    shape = images.shape[1:]
+        steps.append(stepper(model, objective, images, labels, optimizer))
     counter = torch.utils.flop_counter.FlopCounterMode(display=False)
     with profile.evaluating(plain), counter:
         plain(images[:1])
-    macs = profile.count_macs(gated, shape, "all") / (counter.get_total_flops() / 2)
-    seconds = medians(steps, rounds, device)
-    ratio = seconds[0] / seconds[1]
-    print(f"training step, batch {batch}, side {side}: DMNN-50 N=2 {seconds[0]:.2f} s, ResNet-50 {seconds[1]:.2f} s")
-    print(f"time ratio {ratio:.3f}; MAC ratio {macs:.3f}; time ratio at equal MACs {ratio / macs:.3f} ")
+    macs = profile.count_macs(gated, images.shape[1:], "all") / (counter.get_total_flops() / 2)
+    what = f"training step of {NAME} over ResNet-50, batch {batch}, {side} pixels"
+    result = Result.of("gated", what, *race(steps, device, 5, quick), TRAINING_AIM * macs)
+    yield replace(result, note=f"{macs:.1%} of the MACs, time at equal MACs {result.ratio / macs:.3f}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("execution", "training"), help="default: both")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="shares of open paths")
-    args = parser.parse_args()
-    device = torch.device(args.device)
+def measure(device: torch.device, quick: bool = False, only: str = "", rates=(0.3, 0.5, 0.7)):
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads")
-    if args.only != "training":
-        model = create_model("dmnn50", "ilsvrc").to(device, memory_format=torch.channels_last).eval()
-        compare_executions(model, device, args.rates)
-    if args.only != "execution":
-        compare_training(device, 16, 192, 5)
+    if only != "training":
+        yield from executions(rates, device, quick)
+    if only != "execution":
+        yield from training(device, quick)
+
+
+def add_flags(add):
+    add("--only", choices=("execution", "training"), help="default: both")
+    add("--rates", type=float, nargs="+", help="shares of open paths (default: %(default)s)")
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(measure, __doc__, add_flags)
