@@ -5,6 +5,7 @@ import functools
 import itertools
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 def test_every_script_runs_alone_and_prints_lines_of_the_table(name, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     monkeypatch.setattr(utils, "start_device", lambda: CPU)
-    monkeypatch.setattr(sys, "argv", [name, "--quick", *(["--only=msdnet"] if name == "fast" else [])])
+    monkeypatch.setattr(sys, "argv", [name, "--quick"])
     runpy.run_path(str(benchmarks.FOLDER / f"{name}.py"), run_name="__main__")
     _, head, *lines = capsys.readouterr().out.splitlines()
     assert head == timing.HEADER
@@ -87,6 +88,21 @@ def test_the_file_keeps_lines_of_other_benchmarks_and_other_machines(tmp_path, m
     ]
     assert rows[2]["aim"] == rows[2]["met"] == ""
     assert [path.name for path in tmp_path.iterdir()] == ["benchmarks.csv"]
+
+
+def test_the_command_measures_what_is_named_and_writes_unless_quick(tmp_path, monkeypatch, capsys):
+    results = [timing.Result("stub", what, 1.0, 2.0, 0.5, aim) for what, aim in (("a", 0.6), ("b", 0.4), ("c", None))]
+    monkeypatch.setitem(sys.modules, "benchmarks.stub", SimpleNamespace(measure=lambda device, quick: results))
+    monkeypatch.setattr(benchmarks, "NAMES", ["stub", "never"])
+    monkeypatch.setattr(benchmarks, "FILE", tmp_path / "benchmarks.csv")
+    monkeypatch.setattr(utils, "start_device", lambda: CPU)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "stub", "--quick"])
+    benchmarks.main()
+    assert "1 of 2 aims met" in capsys.readouterr().out
+    assert not benchmarks.FILE.exists()
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "stub"])
+    benchmarks.main()
+    assert [row["met"] for row in csv.DictReader(benchmarks.FILE.read_text().splitlines())] == ["yes", "no", ""]
 
 
 def test_an_unknown_benchmark_is_one_sentence_that_names_the_others(monkeypatch, capsys):
