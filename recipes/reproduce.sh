@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Train the published CIFAR rows, the most instructive first, and keep what they reach in results/measured/.
+# Days on a GPU for all of them: names of recipes as arguments do only those. Run again, it continues where it stopped.
+set -eu
+cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || set -- \
+  cifar10-resnet32-s8u1 cifar10-resnet32-s16u1 cifar10-resnet32-s16u1-double \
+  cifar10-resnet56-s8u1 cifar10-resnet56-s16u1 cifar10-resnet56-s16u1-double cifar10-resnet32 cifar10-resnet56 \
+  cifar100-msdnet-b7 cifar100-msdnet-ge-b7 cifar100-imta-b7 \
+  cifar100-dmnn50-n4-t05 cifar100-dmnn50-n4-t06 cifar100-dmnn50-n4-t07 \
+  cifar10-resnet56-s16u1-double-skip cifar10-resnet56-s16u1-double-adn \
+  cifar10-mutualnet-wrn28-10 cifar100-mutualnet-wrn28-10
+for name in "$@"; do
+  [ ! -e "results/measured/$name/evaluation.json" ] || continue # kept already
+  python3 train_cifar10.py "@recipes/$name" --fast --resume=auto --save="checkpoint/$name"
+  python3 report.py keep "checkpoint/$name" "$name"
+done
+python3 report.py page
