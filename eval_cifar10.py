@@ -22,6 +22,7 @@ def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = utils.start_device(args.visible_device)
     model = create_model(args.model, args.dataset, **args.model_flags)
+    model = checkpoints.sub_network(model, args.pretrained)
     loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
     utils.say(f"{loaded.path}: {loaded.format}")
     options = dict(valid=cli.held_out(loaded), mean=args.mean, std=args.std, seed=args.seed)

@@ -47,6 +47,7 @@ def main(argv=None):
         data = load()
         names = data.classes
     model = create_model(args.model, args.dataset, len(names), **args.model_flags)
+    model = checkpoints.sub_network(model, args.pretrained)
     loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
     utils.say(f"{loaded.path}: {loaded.format}")
     if args.image:

@@ -60,6 +60,8 @@ class AdaptiveModel(nn.Module):
     """
 
     points: tuple[Point, ...] = (FULL,)
+    #: flags of its builder that choose points and change no weight: a query table serves whatever they are
+    point_flags: frozenset[str] = frozenset()
 
     @property
     def main(self) -> Point:
@@ -152,6 +154,10 @@ class AdaptiveModel(nn.Module):
     def extract(self, point: Point | str | None = None) -> AdaptiveModel:
         """The sub-network of a point as a smaller network of its own. Raises UsageError where there is none."""
         raise UsageError(f"{type(self).__name__} has no sub-networks to extract")
+
+    def blank(self, point: Point | str) -> AdaptiveModel:
+        """What `extract` gives, for weights that are yet to be loaded."""
+        return self.extract(point)
 
     def fold(self) -> AdaptiveModel:
         """A copy for inference with the same logits and points, where what is linear is merged into one convolution.

@@ -217,7 +217,10 @@ def describe(source: str | os.PathLike) -> dict:
     Empty where nothing says. Raises ValueError where the file cannot be read.
     """
     if os.path.isfile(source):
-        training = training_of(read(source))
+        content = read(source)
+        if built := content.get("extracted"):
+            return {"model": built["model"], "dataset": built["dataset"], **built["flags"]}
+        training = training_of(content)
         names = {"classes": training["classes"]} if "classes" in training else {}
         return {**training.get("flags", {}), **names}
     published = find(str(source))
@@ -228,7 +231,7 @@ def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[
     """The weights inside a file's content, without wrapper prefixes, and the name of the format recognised."""
     for key, name in FORMATS.items():
         if isinstance(content.get(key), dict):
-            origin = "this project" if "training" in content else name
+            origin = "this project" if "training" in content or "extracted" in content else name
             state, form = content[key], f"{origin} ({key})"
             break
     else:
@@ -240,6 +243,12 @@ def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state, form
+
+
+def sub_network(model: AdaptiveModel, source: str | os.PathLike) -> AdaptiveModel:
+    """The network whose weights a file holds: `model`, or one of its sub-networks where `--extract` wrote the file."""
+    extracted = read(source).get("extracted") if os.path.isfile(source) else None
+    return model.blank(extracted["point"]) if extracted else model
 
 
 def load_checkpoint(

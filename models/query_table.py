@@ -89,7 +89,7 @@ class QueryTable:
             Measured(row.point, row.macs, row.top1, time and 1e3 * time.median)
             for row, time in zip(rows, times, strict=True)
         ]
-        return cls(model.built_as, measured, conditions)
+        return cls(model.built_as[:3], measured, conditions)
 
     def best(self, unit: str = "macs") -> list[Measured]:
         """Rows that some budget returns, the most expensive first; accuracy falls strictly down the list."""
@@ -122,10 +122,12 @@ class QueryTable:
     def check(self, model: AdaptiveModel) -> None:
         """Raises ValueError where the table is of another network than `model`."""
         name, dataset, flags = self.network
-        if (name, dataset, _plain(flags)) != (*model.built_as[:2], _plain(model.built_as[2])):
-            mine = " ".join(f"--{key} {value}" for key, value in flags.items())
+        flags, own = _plain(flags), _plain(model.built_as[2])
+        others = {key for key in flags.keys() | own.keys() if flags.get(key) != own.get(key)} - model.point_flags
+        if (name, dataset) != model.built_as[:2] or others:
+            theirs = " ".join(f"--{key} {flags.get(key)}" for key in flags if key in others)
             raise ValueError(
-                f"the query table is of {name} on {dataset} {mine}".rstrip()
+                f"the query table is of {name} on {dataset} {theirs}".rstrip()
                 + ", not of this network; make one for it with --query_table"
             )
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import engine
 import report
-from models import create_model, create_objective
+from models import checkpoints, create_model, create_objective, load_checkpoint
 from models.adaptive import resize
 from models.profile import count_macs, count_params
 from models.query_table import Budget, Measured, QueryTable
@@ -606,21 +606,58 @@ def test_counted_macs_agree_with_every_published_row(network):
 # Files
 
 
-def test_released_weights_load_without_their_statistics():
-    flags = {"width_mult_list": (0.9, 0.95, 1.0)}
-    foreign = {key: value.clone() for key, value in tiny(**flags).state_dict().items()}
-    model = tiny().eval()
-    with pytest.warns(UserWarning, match="are of another list of widths and are not used"):
-        model.load_state_dict(model.adapt_state_dict(foreign))
+@pytest.mark.parametrize("widths", [(0.9, 0.95, 1.0), (1.0,), (1.0, 0.9)])
+def test_a_released_file_of_another_width_list_loads_without_its_statistics(widths, tmp_path, capsys):
+    source = tiny(width_mult_list=widths).eval()
+    state = {f"module.{key}": value for key, value in source.state_dict().items() if "tracked" not in key}
+    torch.save({"model": state, "optimizer": {}, "last_epoch": 3}, tmp_path / "checkpoint_3.pt")
+    torch.manual_seed(1)
+    model = create_model("mutualnet_wrn28_10", "cifar10", depth=10, widen_factor=1).eval()
+    load_checkpoint(model, tmp_path / "checkpoint_3.pt")
+    said = capsys.readouterr().out
+    assert (
+        said
+        == "the file's batch-norm statistics are of another list of widths and are not used: points get calibrated\n"
+    )
     with pytest.raises(ValueError, match=r"w1-r32 is not calibrated"):
         model(torch.zeros(2, 3, 32, 32), "w1-r32")
+    for network in (source, model):
+        network.prepare([network.at(0.95, 24)], batches())
+    images = next(batches(seed=3))[0]
+    assert torch.equal(model(images, "w0.95-r24"), source(images, "w0.95-r24"))
 
 
-def test_weights_of_other_names_are_paired_by_position():
+def test_a_file_of_another_widest_width_or_network_is_one_sentence(tmp_path, capsys):
+    wider = tiny(width_mult_range=(0.9, 1.6), width_mult_list=(0.9, 1.6))
+    torch.save({"model": wider.state_dict()}, tmp_path / "wider.pt")
+    with pytest.raises(ValueError, match=r"begin with 24 channels instead of 16: .* give the --width_mult_range"):
+        load_checkpoint(tiny(), tmp_path / "wider.pt")
+    deeper = create_model("mutualnet_wrn28_10", "cifar10", depth=16, widen_factor=1)
+    torch.save({"model": deeper.state_dict()}, tmp_path / "deeper.pt")
+    with pytest.raises(ValueError, match=r"is not a checkpoint of this mutualnet_wrn28_10: .* unexpected"):
+        load_checkpoint(tiny(), tmp_path / "deeper.pt")
+    assert capsys.readouterr().out == ""
+
+
+def test_an_extracted_file_is_judged_as_the_network_it_holds(tmp_path):
+    model, images = tiny().eval(), next(batches())[0]
+    model.prepare([model.at(0.93, 20)], batches())
+    torch.save(extract(model, "w0.93-r20").content(), tmp_path / "out.pth")
+    described = checkpoints.describe(tmp_path / "out.pth")
+    name, dataset = described.pop("model"), described.pop("dataset")
+    small = checkpoints.sub_network(create_model(name, dataset, **described), tmp_path / "out.pth")
+    load_checkpoint(small, tmp_path / "out.pth")
+    assert [point.name for point in small.points] == ["w0.93-r20"]
+    assert torch.allclose(small(images), model(images, "w0.93-r20"), atol=1e-5)
+    with pytest.raises(ValueError, match="is not a checkpoint of this mutualnet_wrn28_10"):
+        load_checkpoint(model, tmp_path / "out.pth")  # as a training would
+
+
+def test_weights_of_other_names_are_paired_by_position(capsys):
     model = tiny(width_mult_list=(0.9, 1.0))
     foreign = {f"net.{key}": value + 1 for key, value in model.state_dict().items()}
-    with pytest.warns(UserWarning, match="paired by their order"):
-        state = model.adapt_state_dict(foreign)
+    state = model.adapt_state_dict(foreign)
+    assert "are paired with ours by their order" in capsys.readouterr().out
     assert torch.equal(state["fc.bias"], model.fc.bias + 1)
 
 
@@ -642,6 +679,9 @@ def test_a_query_table_survives_its_file(tmp_path):
     loaded.check(model)
     assert loaded.look_up(Budget.parse("1.5M")) == rows[0]
     assert loaded.look_up(Budget.parse("4ms")) == rows[1]
+    loaded.check(tiny(width_mult_list_test=(0.9, 1.0), resolution_list=(32, 20)))  # other points of the same network
+    with pytest.raises(ValueError, match=r"mutualnet_wrn28_10 on cifar10 --widen_factor 1, not of this network"):
+        loaded.check(create_model("mutualnet_wrn28_10", "cifar10", depth=10, widen_factor=2))
 
 
 # Bad input

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from models.adaptive import UsageError
 from models.slimmable.layers import (
     Channels,
     Fixed,
@@ -48,9 +49,9 @@ class Universal:
                 )
 
     def check(self, width: float) -> None:
-        """Raises ValueError where the network has no such width."""
+        """Raises UsageError where the network has no such width."""
         if not self.low <= width <= self.high:
-            raise ValueError(f"width {width:g} is outside this network's range; use {self.low:g} to {self.high:g}")
+            raise UsageError(f"width {width:g} is outside this network's range; use {self.low:g} to {self.high:g}")
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
         return Scaled(basic, self.high, ratio)
@@ -87,9 +88,9 @@ class Switchable:
         return max(self.listed)
 
     def check(self, width: float) -> None:
-        """Raises ValueError where the network has no such width."""
+        """Raises UsageError where the network has no such width."""
         if width not in self.listed:
-            raise ValueError(f"this network was not trained at width {width:g}; its widths are {self._text()}")
+            raise UsageError(f"this network was not trained at width {width:g}; its widths are {self._text()}")
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
         return self.each(int(make_divisible(basic * width / ratio) * ratio) for width in self.listed)

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models import folding, profile, registry
-from models.adaptive import AdaptiveModel, Point, resize
+from models.adaptive import AdaptiveModel, Point, UsageError, resize
 from models.slimmable.forms import Form, Switchable, Universal
 from models.slimmable.layers import CalibratedNorm, Cut, Plan, SlimLayer, Statistics
 
@@ -75,6 +74,8 @@ class Slimmable(AdaptiveModel):
         self._named: dict[str, SlimPoint] = {}
         self._plans: dict[SlimPoint, Plan] | None = {}  # of the points used last; none are kept in replicas
 
+    point_flags = frozenset({"resolution_list", "width_mult_list_test"})
+
     def number_layers(self) -> None:
         """Number the slim layers for plans, and the calibrated batch norms among them for a point's statistics."""
         for slot, layer in enumerate(self.slim_layers()):
@@ -94,11 +95,11 @@ class Slimmable(AdaptiveModel):
     # Points
 
     def at(self, width: float, resolution: int | None = None) -> SlimPoint:
-        """The point of any width and resolution (the largest when None). Raises ValueError where there is none."""
+        """The point of any width and resolution (the largest when None). Raises UsageError where there is none."""
         resolution = self.resolutions[0] if resolution is None else resolution
         self.form.check(width)
         if resolution < 1 or resolution % self.multiple:
-            raise ValueError(
+            raise UsageError(
                 f"resolution {resolution} does not suit this network, which divides it by {self.multiple}; "
                 f"use a multiple such as {max(1, round(resolution / self.multiple)) * self.multiple}"
             )
@@ -134,7 +135,7 @@ class Slimmable(AdaptiveModel):
         if name not in self._named:
             match = re.fullmatch(r"w(\d*\.?\d+)(?:-r(\d+))?", name)
             if not match:
-                raise ValueError(f"this network has no point {name!r}; its points are called like {self.full}")
+                raise UsageError(f"this network has no point {name!r}; its points are called like {self.full}")
             width, resolution = match.groups()
             self._named[name] = self.at(float(width), int(resolution) if resolution else None)
         return self._named[name]
@@ -293,12 +294,19 @@ class Slimmable(AdaptiveModel):
     def extract(self, point=None) -> Extracted:
         return extract(self, self.point(point))
 
+    def blank(self, point):
+        point = self.point(point)
+        return Extracted(self, point, Cut(point.width, False)).eval()
+
     # Files of others
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accept released files: names by position, statistics of other width lists left out (section 8).
 
-        A warning says what is not used.
+        Says what is not used.
+
+        Raises:
+            ValueError: the weights are of another widest width.
         """
         own = self.state_dict()
         universal = isinstance(self.form, Universal)
@@ -308,10 +316,16 @@ class Slimmable(AdaptiveModel):
 
         ours, theirs = ({key: value for key, value in s.items() if kept(key)} for s in (own, state))
         if ours.keys() != theirs.keys() and [v.shape for v in ours.values()] == [v.shape for v in theirs.values()]:
-            warnings.warn("the file's names are not this network's; weights are paired by their order", stacklevel=2)
+            print("the file's names are not this network's: its weights are paired with ours by their order")
             theirs = dict(zip(ours, theirs.values()))
         if not universal:
             return theirs
+        (first, stem), *_ = ours.items()
+        if first in theirs and theirs[first].shape[1:] == stem.shape[1:] and len(theirs[first]) != len(stem):
+            raise ValueError(
+                f"the file's weights begin with {len(theirs[first])} channels instead of {len(stem)}: they are of "
+                "another widest width; give the --width_mult_range of their training"
+            )
         return self._adapt_statistics(own, state, theirs)
 
     def _adapt_statistics(self, own: dict, state: dict, weights: dict) -> dict[str, Tensor]:
@@ -325,8 +339,9 @@ class Slimmable(AdaptiveModel):
             self._held = "moving" if trained else "calibrated"
             return weights | {key: state[key] for key in running + counters if key in state}
         self._held = "worthless"
-        why = "are of another list of widths" if not same else "are those of its last calibration only"
-        warnings.warn(f"the file's batch-norm statistics {why} and are not used; points get calibrated", stacklevel=3)
+        if all(key in own and own[key].shape == value.shape for key, value in weights.items()):  # it will load
+            why = "are of another list of widths" if not same else "are those of its last calibration only"
+            print(f"the file's batch-norm statistics {why} and are not used: points get calibrated")
         return weights | {key: own[key] for key in running + counters}
 
 
@@ -385,10 +400,9 @@ def load_extracted(content: dict) -> Extracted:
     state = content["net_state_dict"]
     classes = len(list(state.values())[-1])  # the last tensor is the classifier's bias
     whole = registry.create_model(built["model"], built["dataset"], num_classes=classes, **built["flags"])
-    point = whole.point(built["point"])
-    small = Extracted(whole, point, Cut(point.width, False))
+    small = whole.blank(built["point"])
     small.load_state_dict(state)
-    return small.eval()
+    return small
 
 
 def evenly(low: float, high: float, step: float) -> tuple[float, ...]:
