@@ -1,5 +1,7 @@
 """Published tables: what they print is what is counted here, or is listed as a known disagreement."""
 
+import csv
+import json
 import shlex
 from pathlib import Path
 
@@ -59,5 +61,117 @@ def test_every_recipe_parses(recipe):
     assert args.epochs >= 1
 
 
-def test_results_are_not_stale():
-    assert (ROOT / "results" / "README.md").read_text() == report.results_page(), "run: python3 report.py page"
+def evaluation(folder, model="ResNet20", dataset="cifar10", points=(("full", 40.5e6, 90.0),), epochs=2, **flags):
+    """The folder of a finished run that reached these (point, MACs, top-1)."""
+    timing = {"median": 2e-3, "low": 1e-3, "high": 4e-3, "batch": 1, "device": "a chip", "threads": 1, "runs": 9}
+    rows = [
+        {"point": name, "params": 1000, "macs": macs, "top1": top1, "top5": 99.0, "images": 10, "latency": [timing]}
+        for name, macs, top1 in points
+    ]
+    own = {"epochs": epochs, "starting_epoch": 0, "seed": 3, "subset": None, "valid": 0, **flags}
+    record = {"model": model, "dataset": dataset, "flags": own, "rows": rows, "code": "abc", "device": "a chip"}
+    record["command"] = f"python3 /home/me/code/train_cifar10.py --dataset_path=/data/of/mine --save={folder}"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    test = {rows[-1]["point"]: {"top1": rows[-1]["top1"], "top5": 99.0}}
+    log = [{"epoch": epoch + 1, "seconds": 60.0 + epoch, "test": test} for epoch in range(epochs)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    return folder
+
+
+def test_evaluations_with_one_latency_or_none_are_still_read(tmp_path):
+    file = evaluation(tmp_path / "run") / "evaluation.json"
+    record = json.loads(file.read_text())
+    one = record["rows"][0]["latency"][0]
+    for old, new in ((one, [one]), (None, [])):
+        record["rows"][0]["latency"] = old
+        file.write_text(json.dumps(record))
+        assert report.load_run(tmp_path / "run")["rows"][0]["latency"] == new
+    record["rows"][0]["latency"] = [{"median": 1.0}]
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is not an evaluation"):
+        report.load_run(tmp_path / "run")
+
+
+def test_compare_names_runs_marks_the_frontier_and_keeps_every_latency(tmp_path, capsys):
+    one = evaluation(tmp_path / "one", points=(("a", 10e6, 80.0), ("b", 30e6, 85.0)))
+    two = evaluation(tmp_path / "two", points=(("a", 20e6, 79.0), ("b", 25e6, 84.0)))
+    report.compare([str(one), str(two), f"third={two}"], str(tmp_path / "out"))
+    with open(tmp_path / "out" / "compare.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["on_frontier"] for row in rows] == ["True", "True", "False", "True", "False", "False"]
+    assert len({row["network"] for row in rows}) == 3, "runs of one network are told apart"
+    assert rows[-1]["network"] == "third"
+    assert (rows[0]["ms_batch1_low"], rows[0]["ms_batch1_median"], rows[0]["ms_batch1_high"]) == ("1.0", "2.0", "4.0")
+    printed = capsys.readouterr().out
+    assert "2.00 (1.00 - 4.00)" in printed
+    assert "a chip, 1 thread\n" in printed
+    assert "third" in (tmp_path / "out" / "compare.svg").read_text()
+
+
+def test_a_published_curve_has_counted_macs_and_only_the_systems_own_networks():
+    (curve,) = report.published_curve("shared-basis", "cifar10")
+    assert curve.published
+    rows = {row["point"]: row for row in curve.rows}
+    assert rows["ResNet32-S8U1"]["top1"] == pytest.approx(91.92)
+    assert rows["ResNet32-S8U1"]["macs"][0] == pytest.approx(47.628928)
+    assert not any("plain" in row["point"].lower() or row["point"] == "ResNet32" for row in curve.rows)
+    (gated,) = report.published_curve("dmnn", "cifar100")
+    assert [row["macs"][0] for row in gated.rows] == [180, 220, 260], "means over images, as published"
+    assert report.published_curve("plain", "cifar10") == []
+
+
+def test_frontier_leaves_out_what_a_cheaper_row_beats_and_what_has_no_cost():
+    rows = [{"ms": 3, "top1": 5}, {"ms": 1, "top1": 4}, {"ms": 2, "top1": 4}, {"top1": 9}, {"ms": 3, "top1": 6}]
+    assert report.frontier(rows, "ms") == [{"ms": 1, "top1": 4}, {"ms": 3, "top1": 6}]
+
+
+def test_names_of_points_cover_no_other_point_and_no_other_name(tmp_path):
+    points = [(f"w{i}-r32", (10 + i) * 1e6, 70 + i / 3) for i in range(40)]
+    record = report.load_run(evaluation(tmp_path / "run", points=points))
+    curve = report.Curve.of(record, "crowded")
+    with report.figure_file(tmp_path / "crowded.png", (5, 3)) as figure:
+        axes = figure.subplots()
+        report._draw(axes, [curve], report._styles([curve]), "macs", names=True)
+        boxes = [text.get_window_extent() for text in axes.texts]
+        dots = [tuple(axes.transData.transform((row["macs"][0], row["top1"]))) for row in curve.rows]
+    assert 2 <= len(boxes) < 40
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+
+
+def test_a_kept_run_has_no_paths_of_its_machine_and_is_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MEASURED", tmp_path / "measured")
+    run = evaluation(tmp_path / "runs" / "one", model="ResNet32_SingleShared", epochs=2)
+    report.keep(str(run), "short-one")
+    texts = [file.read_text() for file in (tmp_path / "measured" / "short-one").iterdir()]
+    assert len(texts) == 2
+    assert not any("/home" in text or "/data" in text or str(tmp_path) in text for text in texts)
+    ((title, stem, _, (kept,)),) = report.sections()
+    assert (title, kept.name, kept.errors("full")) == ("Short runs", "short-one", [10.0, 10.0])
+    table = report.runs_table([kept])
+    assert "| short-one | full | 1,000 | 40.50M | 2 | cifar10, all | 3 | 10.00 | 10.00 | 60 | a chip, 1 thread" in table
+    assert "python3 train_cifar10.py --dataset_path=mine --save=one  # short-one" in table
+    report.draw_runs([kept], tmp_path / stem)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"short-runs-costs.png", "short-runs-epochs.png"}
+    with pytest.raises(ValueError, match="no new name"):
+        report.keep(str(run), "short-one")
+
+
+def test_what_is_not_a_finished_run_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MEASURED", tmp_path / "measured")
+    run = evaluation(tmp_path / "run", epochs=2)
+    (run / "log.jsonl").write_text((run / "log.jsonl").read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match="1 of 2 epochs"):
+        report.keep(str(run), "name")
+    (run / "log.jsonl").unlink()
+    with pytest.raises(ValueError, match="no training run"):
+        report.keep(str(run), "name")
+    assert not (tmp_path / "measured").exists()
+
+
+def test_a_short_run_under_a_recipes_name_says_its_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MEASURED", tmp_path)
+    row = next(row for row in ROWS if row.recipe == "cifar10-resnet32-s8u1")
+    evaluation(tmp_path / row.recipe, epochs=2)
+    assert report.measured(row) == "10.00 (2 epochs, seed 3)"

@@ -1,0 +1,154 @@
+"""README.md and docs/ keep their word: commands parse, what is named exists, generated tables are those of the data."""
+
+import argparse
+import ast
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+import eval_cifar10
+import eval_ilsvrc
+import report
+import train_cifar10
+import train_ilsvrc
+from models import registry
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results" / "README.md"]
+SCRIPTS = {f"{script.__name__}.py": script for script in (train_cifar10, train_ilsvrc, eval_cifar10, eval_ilsvrc)}
+#: flags of other programs
+FOREIGN = {"nproc_per_node"}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def blocks(page, language):
+    """The lines of a page's fenced blocks in a language."""
+    inside = None
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            inside = line[3:].strip() if inside is None else None
+        elif inside == language:
+            yield line
+
+
+def inline(page):
+    """What stands between single backticks, on one line each."""
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`(?!`)([^`]+)`", page.read_text())]
+
+
+def commands(page):
+    """The words behind `python3` or `torchrun` of each command in a page's blocks and inline code."""
+    for line in [*blocks(page, ""), *blocks(page, "bash"), *inline(page)]:
+        if re.match(r"(\w+=\S* )*(python3|torchrun) ", line) and "*.py" not in line:
+            words = shlex.split(line, comments=True)
+            while "&&" in words:
+                yield from of_ours(words[: words.index("&&")])
+                words = words[words.index("&&") + 1 :]
+            yield from of_ours(words)
+
+
+def of_ours(words):
+    while words and re.fullmatch(r"\w+=\S*", words[0]):
+        words = words[1:]
+    if words[:1] == ["torchrun"]:
+        start = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        yield words[start:]
+    elif words[:1] == ["python3"] and (words[1].endswith(".py") or words[1:3] == ["-m", "benchmarks"]):
+        yield words[1:]
+
+
+class Parsed(Exception):
+    """A command line was understood."""
+
+
+def mistake(words, monkeypatch, capsys):
+    """Parse a command as its script does, without running it: "", or what the script says is wrong."""
+    script, argv = words[0], [word for word in words[1:] if word != "..."]
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, args=None, namespace=None):
+        original(self, args, namespace)
+        raise Parsed
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(cli, "_print_lists", lambda known, script: None)
+            if script in SCRIPTS:
+                cli.parse(SCRIPTS[script].SCRIPT, argv)
+                return ""
+            patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+            patch.setattr(cli, "run", lambda main: main())
+            patch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
+            patch.setattr(sys, "argv", words)
+            if script == "-m":
+                patch.setattr(sys, "argv", words[1:])
+                runpy.run_module(words[1], run_name="__main__")
+            else:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+    except Parsed:
+        return ""
+    except SystemExit as end:
+        return capsys.readouterr().err if end.code else ""
+    return "it does not parse its arguments"
+
+
+@every_page
+def test_every_command_parses(page, monkeypatch, capsys):
+    said = {shlex.join(words): mistake(words, monkeypatch, capsys) for words in commands(page)}
+    assert not {command: error for command, error in said.items() if error}
+
+
+@pytest.mark.parametrize("command", ["train_cifar10.py --lamdaR=10", "report.py tabels", "report.py keep only"])
+def test_a_command_that_does_not_parse_is_found(command, monkeypatch, capsys):
+    assert mistake(command.split(), monkeypatch, capsys)
+
+
+def known_flags(capsys):
+    texts = [path.read_text() for path in (ROOT / "benchmarks").glob("*.py")]
+    for script in SCRIPTS.values():
+        with pytest.raises(SystemExit):
+            cli.parse(script.SCRIPT, ["--help"])
+        texts.append(capsys.readouterr().out)
+    texts += [report.command_line().format_help(), (ROOT / "report.py").read_text()]
+    names = set(re.findall(r"--(\w+)", "\n".join(texts)))
+    for entry in registry.entries():
+        names |= {flag.name for flag in (*entry.model_flags(), *entry.objective_flags())}
+    return names | {f"no_{name}" for name in names} | FOREIGN
+
+
+def test_every_flag_that_is_named_exists(capsys):
+    known = known_flags(capsys)
+    wrong = []
+    for page in PAGES:
+        flags = [flag for code in inline(page) for flag in re.findall(r"(?<!\S)--([A-Za-z][\w-]*)", code)]
+        named = {flag.replace("-", "_") for flag in flags}
+        wrong += [f"{page.name}: --{name}" for name in sorted(named - known)]
+    assert not wrong, "\n".join(wrong)
+
+
+@every_page
+def test_every_file_that_is_named_exists(page):
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    rooms = "|".join(path.name for path in ROOT.iterdir() if path.is_dir())
+    named = re.findall(rf"`((?:{rooms})/[\w./*-]+)`", text)
+    wrong = [link for link in links if link and not (page.parent / link).exists()]
+    wrong += [name for name in named if not list(ROOT.glob(name.rstrip("/")))]
+    assert not wrong
+
+
+@every_page
+def test_every_piece_of_python_is_python(page):
+    ast.parse("\n".join(blocks(page, "python")))
+
+
+def test_results_are_not_stale():
+    assert (ROOT / "results" / "README.md").read_text() == report.results_page(), "run: python3 report.py page"
+    assert (ROOT / "README.md").read_text() == report.front_page(), "run: python3 report.py page"
