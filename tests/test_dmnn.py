@@ -729,6 +729,7 @@ def test_easy_images_cost_least_and_hard_ones_most():
     macs, labels = torch.tensor([5, 1, 9, 7, 3]), torch.tensor([0, 0, 0, 1, 0])
     routes = pictures.Routes(labels, labels, macs, torch.zeros(5, 1, 1, dtype=torch.bool))
     assert pictures.easy_and_hard(routes, 0, 2) == ([1, 4], [2, 0])
+    assert pictures.easy_and_hard(routes, 0, 8) == ([1, 4], [2, 0]), "no image is both easy and hard"
     assert pictures.widest_class(routes) == 0
 
 

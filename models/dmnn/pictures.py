@@ -19,6 +19,8 @@ from models import profile
 
 #: images in one row of the contact sheet
 SHEET_COLUMNS = 8
+#: curves that a reader can tell apart; more groups than these become rows of a heat map
+MAX_CURVES = 8
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ def rates(routes: Routes, labels: Sequence[int] | None = None) -> Tensor:
 
 
 def easy_and_hard(routes: Routes, label: int, count: int = SHEET_COLUMNS) -> tuple[list[int], list[int]]:
-    """Positions of a class's cheapest images, cheapest first, and of its dearest, dearest first."""
+    """Positions of a class's cheapest images, cheapest first, and of its dearest, dearest first; none is in both."""
     members = (routes.labels == label).nonzero().flatten()
+    count = min(count, len(members) // 2)
     order = members[routes.macs[members].argsort(stable=True)].tolist()
     return order[:count], order[::-1][:count]
 
@@ -101,11 +104,13 @@ def write(model, data, folder: Path) -> list[Path]:
         _write_csv(folder / "macs-summary.csv", [distribution(routes)]),
         _write_csv(folder / "rates.csv", _rate_rows(by_group)),
         _draw_histogram(folder / "macs.png", routes, model, data.shape),
-        _draw_rates(folder / "rates.png", by_group["all"]),
+        _draw_rates(folder / "rates.png", by_group["all"], model.stage_of_block),
     ]
     if len(by_group) > 1:
         nodes = model.grouping.nodes or model.grouping.members()
-        files.append(_draw_groups(folder / "rates-groups.png", {n: r for n, r in by_group.items() if n in nodes}))
+        chosen = {name: table for name, table in by_group.items() if name in nodes}
+        draw = _draw_curves if len(chosen) <= MAX_CURVES else _draw_differences
+        files.append(draw(folder / "rates-groups.png", chosen, by_group["all"], model.stage_of_block))
     label = widest_class(routes)
     files.append(_draw_sheet(folder / "easy-hard.png", routes, label, data))
     return files
@@ -163,31 +168,58 @@ def _draw_histogram(path: Path, routes: Routes, model, shape) -> Path:
     return _save(figure, path)
 
 
-def _draw_rates(path: Path, table: Tensor) -> Path:
+def _mark_stages(axes, stage_of_block: Sequence[int], color: str) -> None:
+    """Lines between the blocks where the resolution changes."""
+    for block in range(1, len(stage_of_block)):
+        if stage_of_block[block] != stage_of_block[block - 1]:
+            axes.axvline(block - 0.5, color=color, linewidth=1.5)
+
+
+def _draw_rates(path: Path, table: Tensor, stage_of_block: Sequence[int]) -> Path:
     blocks, paths = table.shape
     figure, axes = _figure(max(4.0, 0.3 * blocks + 1.5), 0.4 * paths + 1.6)
     image = axes.imshow(table.t().numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xlabel("block")
+    _mark_stages(axes, stage_of_block, "white")
+    axes.set_xlabel("block (lines: stages)")
     axes.set_ylabel("path")
     axes.set_yticks(range(paths))
-    axes.set_title("share of the images that run it")
-    figure.colorbar(image)
+    figure.colorbar(image, label="execution rate")
     return _save(figure, path)
 
 
-def _draw_groups(path: Path, by_group: dict[str, Tensor]) -> Path:
+def _draw_curves(path: Path, by_group: dict[str, Tensor], of_all: Tensor, stage_of_block: Sequence[int]) -> Path:
     """Execution rate over the blocks, one line per group and one panel per path (figure 7)."""
-    paths = next(iter(by_group.values())).shape[1]
-    figure, panels = _figure(8.0, 2.6 * paths + 0.6, nrows=paths, sharex=True, squeeze=False)
+    blocks, paths = of_all.shape
+    figure, panels = _figure(max(6.4, 0.2 * blocks + 2), 2.2 * paths + 0.6, nrows=paths, sharex=True, squeeze=False)
     for j, (axes,) in enumerate(panels):
-        for number, (name, table) in enumerate(by_group.items()):
-            style = ("-", "--", ":", "-.")[number // 10 % 4]
-            axes.plot(table[:, j].numpy(), style, linewidth=1.2, label=name)
+        for name, table in by_group.items():
+            axes.plot(table[:, j].numpy(), marker="o", markersize=3, linewidth=1.2, label=name)
+        axes.plot(of_all[:, j].numpy(), color="black", linestyle=":", linewidth=1.2, label="all images")
+        _mark_stages(axes, stage_of_block, "lightgray")
         axes.set_ylim(-0.03, 1.03)
         axes.set_ylabel(f"rate of path {j}")
-        axes.grid(alpha=0.3)
-    axes.set_xlabel("block")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    axes.set_xlabel("block (lines: stages)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def _draw_differences(path: Path, by_group: dict[str, Tensor], of_all: Tensor, stage_of_block: Sequence[int]) -> Path:
+    """How much more often than all images a group's images run each path: a row per group, a panel per path."""
+    paths = of_all.shape[1]
+    differences = torch.stack(list(by_group.values())) - of_all  # [group, block, path]
+    limit = max(differences.abs().max().item(), 0.01)
+    size = (2.4 * min(paths, 4) + 2.6, 0.17 * len(by_group) + 1.2)
+    figure, (panels,) = _figure(*size, ncols=paths, sharey=True, squeeze=False)
+    for j, axes in enumerate(panels):
+        cells = differences[:, :, j].numpy()
+        image = axes.imshow(cells, vmin=-limit, vmax=limit, cmap="RdBu_r", aspect="auto", interpolation="nearest")
+        _mark_stages(axes, stage_of_block, "black")
+        axes.set_title(f"path {j}", fontsize=9)
+        axes.set_xlabel("block", fontsize=8)
+        axes.set_xticks(range(0, len(of_all), max(1, len(of_all) // 4)))
+        axes.tick_params(labelsize=7)
+    panels[0].set_yticks(range(len(by_group)), [name.replace("_", " ") for name in by_group])
+    figure.colorbar(image, ax=list(panels)).set_label("rate of the group - rate of all images", fontsize=8)
     return _save(figure, path)
 
 
@@ -198,7 +230,7 @@ def _draw_sheet(path: Path, routes: Routes, label: int, data) -> Path:
     for images, _ in data.test:
         pixels |= {p: images[p - first].float().cpu() for p in wanted if first <= p < first + len(images)}
         first += len(images)
-    figure, panels = _figure(1.2 * SHEET_COLUMNS, 3.4, nrows=2, ncols=SHEET_COLUMNS, squeeze=False)
+    figure, panels = _figure(1.2 * SHEET_COLUMNS, 3.0, nrows=2, ncols=SHEET_COLUMNS, squeeze=False)
     for row, name, positions in zip(panels, ("easy", "hard"), rows, strict=True):
         for axes in row:
             axes.axis("off")
@@ -207,5 +239,5 @@ def _draw_sheet(path: Path, routes: Routes, label: int, data) -> Path:
             low, high = image.amin(), image.amax()  # the network's own input, stretched to what can be shown
             axes.imshow(((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0).numpy())
             axes.set_title(f"{name} {routes.macs[position].item() / 1e6:.1f}M", fontsize=7)
-    figure.suptitle(f"class {data.classes[label]}: images that cost least and most", fontsize=10)
+    figure.suptitle(f"class {data.classes[label]}: the images that cost least (easy) and most (hard)", fontsize=10)
     return _save(figure, path)
