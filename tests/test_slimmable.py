@@ -472,6 +472,10 @@ def test_points_are_named_by_width_and_resolution():
     assert costs == sorted(costs)
 
 
+def test_the_ends_of_the_range_are_watched_where_no_list_is_given():
+    assert [point.name for point in tiny(width_mult_range=(0.5, 0.8)).watched] == ["w0.5-r32", "w0.8-r32"]
+
+
 def test_calibration_averages_means_and_unbiased_variances():
     model = tiny(calibration_batches=2).eval()
     point = model.at(0.95, 24)

@@ -48,7 +48,7 @@ def universal(width_mult_range, width_mult_list, **options) -> Universal:
 
 def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches):
     """Form and points of a MutualNet network; its points are every 0.05 of the range where no list is given."""
-    form = universal(width_mult_range, width_mult_list)
+    form = universal(width_mult_range, width_mult_list or width_mult_range)
     points = {
         "resolutions": tuple(resolution_list),
         "test_widths": width_mult_list_test or evenly(form.low, form.high, 0.05),
@@ -61,7 +61,7 @@ def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_t
 def mutualnet_mobilenet_v1(
     num_classes: int,
     width_mult_range: tuple[float, ...] = (0.25, 1.0),
-    width_mult_list: tuple[float, ...] = (0.25, 1.0),
+    width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
@@ -70,7 +70,7 @@ def mutualnet_mobilenet_v1(
 
     Args:
         width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
-        width_mult_list: widths with stored running statistics, judged after every epoch.
+        width_mult_list: widths with stored running statistics, judged after every epoch (default: the range's ends).
         resolution_list: image sides in pixels that training draws from, the largest first.
         width_mult_list_test: widths of the points (default: every 0.05 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
@@ -111,7 +111,7 @@ def mutualnet_resnet(
     num_classes: int,
     depth: int,
     width_mult_range: tuple[float, ...] = (0.9, 1.0),
-    width_mult_list: tuple[float, ...] = (0.9, 1.0),
+    width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
@@ -120,7 +120,7 @@ def mutualnet_resnet(
 
     Args:
         width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
-        width_mult_list: widths with stored running statistics, judged after every epoch.
+        width_mult_list: widths with stored running statistics, judged after every epoch (default: the range's ends).
         resolution_list: image sides in pixels that training draws from, the largest first.
         width_mult_list_test: widths of the points (default: every 0.05 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
@@ -136,7 +136,7 @@ def mutualnet_wrn(
     widen_factor: int = 10,
     dropoutrate: float = 0.0,
     width_mult_range: tuple[float, ...] = (0.9, 1.0),
-    width_mult_list: tuple[float, ...] = (0.9, 1.0),
+    width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = (32, 28, 24, 20),
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
@@ -148,7 +148,7 @@ def mutualnet_wrn(
         widen_factor: factor on the channels 16, 32, 64 of the groups.
         dropoutrate: share of activations dropped within a block.
         width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
-        width_mult_list: widths with stored running statistics, judged after every epoch.
+        width_mult_list: widths with stored running statistics, judged after every epoch (default: the range's ends).
         resolution_list: image sides in pixels that training draws from, the largest first.
         width_mult_list_test: widths of the points (default: every 0.05 of the range).
         calibration_batches: training batches over which a point's statistics are averaged.
