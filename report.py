@@ -58,7 +58,7 @@ def of_run(model: AdaptiveModel, data: Data, run: utils.Run) -> None:
     rows = engine.evaluate(model, data.test, None, data, run.flags["amp"], (1, 64))
     if utils.rank() == 0:
         checkpoints.save_prepared(model, best)
-        write(rows, run.folder, run.flags, data, model)
+        write(rows, run.folder, run.flags, data, model, run.code)
 
 
 def of_evaluation(model: AdaptiveModel, data: Data, args, device: torch.device, path: Path) -> None:
@@ -271,13 +271,16 @@ def _print_exported(
         print(latency_note(map(dataclasses.asdict, ours)))
 
 
-def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, model: AdaptiveModel) -> None:
+def write(
+    rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, model: AdaptiveModel, code: str | None = None
+) -> None:
     """Print a table of evaluated points, and write it as JSON and as a picture of accuracy against MACs.
 
     Args:
         folder: created if need be.
         flags: all flags of the command, kept in the JSON.
         model: to count with thop as a cross-check.
+        code: versions of the code behind the weights and the rows; the present one by default.
     """
     folder = utils.make_folder(folder)
     record = {
@@ -285,7 +288,7 @@ def write(rows: Sequence[Row], folder: str | Path, flags: dict, data: Data, mode
         "dataset": flags["dataset"],
         "flags": flags,
         "command": shlex.join(["python3", *sys.argv]),
-        "code": utils.code_version(),
+        "code": code or utils.code_version(),
         "device": utils.device_name(),
         "torch": torch.__version__,
         "data": data.source,
@@ -409,7 +412,7 @@ def picture(
         where: latency was measured, for its axis.
     """
     datasets = list(dict.fromkeys(curve.dataset for curve in curves))
-    width, height = (5.6, 3.6) if len(costs) == 1 else (2.6 * len(costs), 2.6)
+    width, height = (5.6, 3.6) if len(costs) == 1 else (2.6 * len(costs), 2.7)
     names_shown = [*(curve.name for curve in curves), FRONTIER]
     columns = min(len(costs), 3 if max(map(len, names_shown)) < 32 else 2)
     texts = {name: textwrap.fill(name, int(13 * width / columns)) for name in names_shown}
@@ -498,6 +501,7 @@ def _draw(axes, curves: Sequence[Curve], styles: dict[str, dict], cost: str, nam
         room = max(1.2, (2 * min(values) / max(values)) ** 0.5)  # an axis spans a factor of two at least
         _limit(axes, min(values) / room, max(values) * room)
     axes.margins(y=0.12)
+    axes.set_ylim(max(axes.get_ylim()[0], 0))
     axes.grid(alpha=0.25, linewidth=0.5)
     if names:
         rows = [row for curve in curves for row in curve.rows if cost in row]
@@ -605,7 +609,7 @@ def named_runs(runs: Sequence[str]) -> list[dict]:
     """The evaluations RUN or NAME=RUN, each with a "name" that no other has: the network, and the folder if need be."""
     records = []
     for run in runs:
-        name, equals, path = run.partition("=")
+        name, equals, path = run.rpartition("=")
         named = equals and not Path(run).exists()
         record = load_run(path if named else run)
         records.append({**record, "name": name if named else label(record), "run": path if named else run})

@@ -175,6 +175,7 @@ class Run:
             "workers",
             "checkpoint_steps",
             "compile",
+            "fast",
             "cache",
             "tensorboard",
         }
@@ -186,6 +187,7 @@ class Run:
         self.stop_signal: int | None = None
         self._lock()
         self.checkpoint = self._find_checkpoint(resume)
+        self.code = self._code_versions()
         self.board = None
         if rank() == 0:
             self._write_description()
@@ -248,13 +250,21 @@ class Run:
                 "give the same, or start from its weights with --pretrained and --save"
             )
 
+    def _code_versions(self) -> str:
+        """The versions of the code that worked on this run, the first one first."""
+        versions = []
+        if self.checkpoint is not None:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # a help to readers only
+                versions = json.loads((self.folder / "run.json").read_text())["code"].split(", ")
+        return ", ".join(dict.fromkeys([*versions, code_version()]))
+
     def _write_description(self) -> None:
         write_json(
             self.folder / "run.json",
             {
                 "command": shlex.join(["python3", *sys.argv]),
                 "flags": self.flags,
-                "code": code_version(),
+                "code": self.code,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "device": device_name(),
