@@ -11,7 +11,7 @@ from functools import partial
 
 import cli
 import dataloader
-import report
+import evaluation
 import utils
 from models import checkpoints, create_model, load_checkpoint
 
@@ -30,11 +30,11 @@ def main(argv=None):
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)
         names = dataloader.class_names(args.dataset, stored=checkpoints.describe(args.pretrained).get("classes"))
-        report.of_images(model, images, names, load, args, loaded.path)
+        evaluation.predict(model, images, names, load, args, loaded.path)
     elif args.export:
-        report.of_export(model, (3, 32, 32), load, args, device, loaded.path)
+        evaluation.write_export(model, (3, 32, 32), load, args, device, loaded.path)
     else:
-        report.of_evaluation(model, load(), args, device, loaded.path)
+        evaluation.judge(model, load(), args, device, loaded.path)
 
 
 if __name__ == "__main__":

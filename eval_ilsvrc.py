@@ -11,7 +11,7 @@ from functools import partial
 
 import cli
 import dataloader
-import report
+import evaluation
 import utils
 from models import checkpoints, create_model, load_checkpoint
 
@@ -53,11 +53,11 @@ def main(argv=None):
     if args.image:
         sizes = args.resize, args.crop
         images = dataloader.image_files(args.image, args.dataset, device, *sizes, args.mean, args.std)
-        report.of_images(model, images, names, load, args, loaded.path)
+        evaluation.predict(model, images, names, load, args, loaded.path)
     elif args.export:
-        report.of_export(model, (3, args.crop, args.crop), load, args, device, loaded.path)
+        evaluation.write_export(model, (3, args.crop, args.crop), load, args, device, loaded.path)
     else:
-        report.of_evaluation(model, data, args, device, loaded.path)
+        evaluation.judge(model, data, args, device, loaded.path)
 
 
 if __name__ == "__main__":

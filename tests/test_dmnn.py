@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 import cli
-import report
+import tables
 import train_cifar10
 import train_ilsvrc
 from models import create_model, create_objective, load_checkpoint, profile
@@ -736,7 +736,7 @@ def test_easy_images_cost_least_and_hard_ones_most():
 # Tables and recipes
 
 
-ROWS = [row for row in report.published_rows("dmnn") if row.model]
+ROWS = [row for row in tables.published_rows("dmnn") if row.model]
 RECIPES = sorted(
     path
     for path in (Path(__file__).parent.parent / "recipes").iterdir()
@@ -749,7 +749,7 @@ def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
     params, _, flops = row.count()
     assert (flops is None) == (row.point == "gated" or not row.flops)  # means over images are not countable
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
-    wrong = [name for name, (n, text) in printed.items() if text and n is not None and not report.agrees(n, text)]
+    wrong = [name for name, (n, text) in printed.items() if text and n is not None and not tables.agrees(n, text)]
     assert wrong == row.disagrees.split()
     assert row.note or not wrong
     if row.recipe:

@@ -11,7 +11,7 @@ from torch import nn
 
 import cli
 import models.embedded.objectives as objectives
-import report
+import tables
 import train_cifar10
 import train_ilsvrc
 from models import create_model, create_objective, load_checkpoint, profile
@@ -707,7 +707,7 @@ def test_every_published_network_name_is_there():
 # Tables and recipes
 
 
-ROWS = [row for row in report.published_rows("embedded") if row.model]
+ROWS = [row for row in tables.published_rows("embedded") if row.model]
 RECIPES = sorted(
     path
     for path in (Path(__file__).parent.parent / "recipes").iterdir()
@@ -719,7 +719,7 @@ RECIPES = sorted(
 def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
     params, _, flops = row.count()
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
-    wrong = [name for name, (count, text) in printed.items() if text and not report.agrees(count, text)]
+    wrong = [name for name, (count, text) in printed.items() if text and not tables.agrees(count, text)]
     assert wrong == row.disagrees.split()
     assert row.note or not wrong
     if row.recipe:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import cli
-import report
+import tables
 from engine import Recipe
 from models import create_model, create_objective, profile, registry
 from models.checkpoints import load_state, state_dict_of
@@ -259,7 +259,7 @@ def published_steps(dataset):
 # Tables and recipes
 
 ROOT = Path(__file__).parent.parent
-ROWS = report.published_rows("msdnet")
+ROWS = tables.published_rows("msdnet")
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*-msdnet*")) + sorted(
     path.name for path in (ROOT / "recipes").glob("*-imta-*")
 )
@@ -268,8 +268,8 @@ RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*-msdnet*")) + s
 @pytest.mark.parametrize("row", [row for row in ROWS if row.flops and row.dataset != "ilsvrc"], ids=lambda row: row.row)
 def test_a_published_row_is_what_we_count(row):
     params, _, flops = row.count()
-    assert report.agrees(flops, row.flops)
-    assert report.agrees(params, row.params)
+    assert tables.agrees(flops, row.flops)
+    assert tables.agrees(params, row.params)
 
 
 def typed(recipe):
@@ -294,7 +294,7 @@ def test_a_recipe_trains_as_the_network_was_published(recipe):
         if flag in words:
             assert str(value) == words[flag] or float(value) == float(words[flag])
     with torch.device("meta"):
-        report.Published(**{field: "" for field in report.Published.__annotations__} | {
+        tables.Published(**{field: "" for field in tables.Published.__annotations__} | {
             "model": words["model"], "dataset": words["dataset"],
             "flags": " ".join(f"--{k}={v}" for k, v in words.items() if k in own),
         }).build()  # fmt: skip

@@ -8,24 +8,26 @@ from pathlib import Path
 import pytest
 
 import cli
+import pictures
 import report
+import tables
 import train_cifar10
 import train_ilsvrc
 
 ROOT = Path(__file__).parents[1]
-ROWS = report.published_rows()
+ROWS = tables.published_rows()
 
 
 @pytest.mark.parametrize("system", sorted({row.system for row in ROWS}))
 def test_counts_agree_with_the_published_digits_or_are_known_to_disagree(system):
     wrong = []
-    for row in report.published_rows(system):
+    for row in tables.published_rows(system):
         if not row.model:
             continue
         params, _, flops = row.count()
         for column, counted, printed in (("params", params, row.params), ("flops", flops, row.flops)):
             known = column in row.disagrees.split()
-            if printed and counted is not None and report.agrees(counted, printed) == known:
+            if printed and counted is not None and tables.agrees(counted, printed) == known:
                 wrong.append(f"{row.table}, {row.row}: {column} {printed}, counted {counted:,} (listed: {known})")
     assert not wrong, "\n".join(wrong)
 
@@ -44,7 +46,7 @@ def test_counts_agree_with_the_published_digits_or_are_known_to_disagree(system)
     ],
 )
 def test_agreement_is_rounding_or_truncation(counted, printed, expected):
-    assert report.agrees(counted, printed) is expected
+    assert tables.agrees(counted, printed) is expected
 
 
 def test_every_row_has_a_source_and_its_recipe_exists():
@@ -86,11 +88,11 @@ def test_evaluations_with_one_latency_or_none_are_still_read(tmp_path):
     for old, new in ((one, [one]), (None, [])):
         record["rows"][0]["latency"] = old
         file.write_text(json.dumps(record))
-        assert report.load_run(tmp_path / "run")["rows"][0]["latency"] == new
+        assert tables.load_run(tmp_path / "run")["rows"][0]["latency"] == new
     record["rows"][0]["latency"] = [{"median": 1.0}]
     file.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="is not an evaluation"):
-        report.load_run(tmp_path / "run")
+        tables.load_run(tmp_path / "run")
 
 
 def test_compare_names_runs_marks_the_frontier_and_keeps_every_latency(tmp_path, capsys):
@@ -110,29 +112,29 @@ def test_compare_names_runs_marks_the_frontier_and_keeps_every_latency(tmp_path,
 
 
 def test_a_published_curve_has_counted_macs_and_only_the_systems_own_networks():
-    (curve,) = report.published_curve("shared-basis", "cifar10")
+    (curve,) = tables.published_curve("shared-basis", "cifar10")
     assert curve.published
     rows = {row["point"]: row for row in curve.rows}
     assert rows["ResNet32-S8U1"]["top1"] == pytest.approx(91.92)
     assert rows["ResNet32-S8U1"]["macs"][0] == pytest.approx(47.628928)
     assert not any("plain" in row["point"].lower() or row["point"] == "ResNet32" for row in curve.rows)
-    (gated,) = report.published_curve("dmnn", "cifar100")
+    (gated,) = tables.published_curve("dmnn", "cifar100")
     assert [row["macs"][0] for row in gated.rows] == [180, 220, 260], "means over images, as published"
-    assert report.published_curve("plain", "cifar10") == []
+    assert tables.published_curve("plain", "cifar10") == []
 
 
 def test_frontier_leaves_out_what_a_cheaper_row_beats_and_what_has_no_cost():
     rows = [{"ms": 3, "top1": 5}, {"ms": 1, "top1": 4}, {"ms": 2, "top1": 4}, {"top1": 9}, {"ms": 3, "top1": 6}]
-    assert report.frontier(rows, "ms") == [{"ms": 1, "top1": 4}, {"ms": 3, "top1": 6}]
+    assert pictures.frontier(rows, "ms") == [{"ms": 1, "top1": 4}, {"ms": 3, "top1": 6}]
 
 
 def test_names_of_points_cover_no_other_point_and_no_other_name(tmp_path):
     points = [(f"w{i}-r32", (10 + i) * 1e6, 70 + i / 3) for i in range(40)]
-    record = report.load_run(evaluation(tmp_path / "run", points=points))
-    curve = report.Curve.of(record, "crowded")
-    with report.figure_file(tmp_path / "crowded.png", (5, 3)) as figure:
+    record = tables.load_run(evaluation(tmp_path / "run", points=points))
+    curve = pictures.Curve.of(record, "crowded")
+    with pictures.figure_file(tmp_path / "crowded.png", (5, 3)) as figure:
         axes = figure.subplots()
-        report._draw(axes, [curve], report._styles([curve]), "macs", names=True)
+        pictures._draw(axes, [curve], pictures._styles([curve]), "macs", names=True)
         boxes = [text.get_window_extent() for text in axes.texts]
         dots = [tuple(axes.transData.transform((row["macs"][0], row["top1"]))) for row in curve.rows]
     assert 2 <= len(boxes) < 40
@@ -141,37 +143,37 @@ def test_names_of_points_cover_no_other_point_and_no_other_name(tmp_path):
 
 
 def test_a_kept_run_has_no_paths_of_its_machine_and_is_on_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MEASURED", tmp_path / "measured")
+    monkeypatch.setattr(tables, "MEASURED", tmp_path / "measured")
     run = evaluation(tmp_path / "runs" / "one", model="ResNet32_SingleShared", epochs=2)
-    report.keep(str(run), "short-one")
+    tables.keep(str(run), "short-one")
     texts = [file.read_text() for file in (tmp_path / "measured" / "short-one").iterdir()]
     assert len(texts) == 2
     assert not any("/home" in text or "/data" in text or str(tmp_path) in text for text in texts)
-    ((title, stem, _, (kept,)),) = report.sections()
+    ((title, stem, _, (kept,)),) = tables.sections()
     assert (title, kept.name, kept.errors("full")) == ("Short runs", "short-one", [10.0, 10.0])
-    table = report.runs_table([kept])
+    table = tables.runs_table([kept])
     assert "| short-one | full | 1,000 | 40.50M | 2 | cifar10, all | 3 | 10.00 | 10.00 | 60 | a chip, 1 thread" in table
     assert "python3 train_cifar10.py --dataset_path=mine --save=one  # short-one" in table
-    report.draw_runs([kept], tmp_path / stem)
+    tables.draw_runs([kept], tmp_path / stem)
     assert {path.name for path in tmp_path.glob("*.png")} == {"short-runs-costs.png", "short-runs-epochs.png"}
     with pytest.raises(ValueError, match="no new name"):
-        report.keep(str(run), "short-one")
+        tables.keep(str(run), "short-one")
 
 
 def test_what_is_not_a_finished_run_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MEASURED", tmp_path / "measured")
+    monkeypatch.setattr(tables, "MEASURED", tmp_path / "measured")
     run = evaluation(tmp_path / "run", epochs=2)
     (run / "log.jsonl").write_text((run / "log.jsonl").read_text().splitlines()[0] + "\n")
     with pytest.raises(ValueError, match="1 of 2 epochs"):
-        report.keep(str(run), "name")
+        tables.keep(str(run), "name")
     (run / "log.jsonl").unlink()
     with pytest.raises(ValueError, match="no training run"):
-        report.keep(str(run), "name")
+        tables.keep(str(run), "name")
     assert not (tmp_path / "measured").exists()
 
 
 def test_a_short_run_under_a_recipes_name_says_its_epochs(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MEASURED", tmp_path)
+    monkeypatch.setattr(tables, "MEASURED", tmp_path)
     row = next(row for row in ROWS if row.recipe == "cifar10-resnet32-s8u1")
     evaluation(tmp_path / row.recipe, epochs=2)
-    assert report.measured(row) == "10.00 (2 epochs, seed 3)"
+    assert tables.measured(row) == "10.00 (2 epochs, seed 3)"

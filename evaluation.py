@@ -1,0 +1,231 @@
+"""What the evaluation scripts do with a loaded network: judge it, say what single images are, write it for others."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import cli
+import engine
+import utils
+from dataloader import Data
+from models import checkpoints, export, profile
+from models.adaptive import AdaptiveModel, Point
+from models.query_table import Budget, QueryTable
+from report import latency_head, latency_note, latency_text, write
+
+
+def judge(model: AdaptiveModel, data: Data, args, device: torch.device, path: Path) -> None:
+    """Judge a network as the flags of an evaluation script ask; print the authors' lines, write what `write` writes.
+
+    Args:
+        path: the file of the weights; what has to be prepared for them is kept beside it.
+    """
+    points = _named_points(model, args)
+    model = _folded(model, args)
+    model.to(device, memory_format=torch.channels_last)
+    checkpoints.load_prepared(model, path)
+    folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
+    for file in (args.query_table, args.extract and args.extract[1]):
+        if file:
+            utils.make_folder(Path(file).parent, "its flag")
+    if args.extract:
+        points = points or model.ladder
+        points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
+    budget = _budget(model, args, data.shape)
+    within = _points_within(budget, model, args) if budget else None
+    if budget or args.query_table:
+        points = within or points or model.points
+    wrapped = engine.parallel(model, device, compiled=False)
+    rows = engine.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
+    if utils.rank() != 0:
+        return
+    checkpoints.save_prepared(model, path)
+    table = QueryTable.of(model, rows)
+    main = model.main.name
+    if budget and not within:
+        main = table.look_up(budget).point
+    chosen = next((row for row in rows if row.point == main), rows[-1])
+    if budget:
+        print(f"--budget {args.budget}: point {chosen.point}")
+    print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
+    print(f"Eval_Acc_top5 = {chosen.top5:.3f}")
+    write(rows, folder, cli.all_flags(args), data, model)
+    for file in model.report(data, folder) if utils.world_size() == 1 else ():
+        print(f"written: {file}")
+    if args.query_table and not budget:
+        utils.write_json(args.query_table, table.content())
+        print(f"written: {args.query_table}")
+    if args.extract:
+        point, file = args.extract
+        utils.write_tensors(file, model.extract(point).content())
+        print(f"written: {file}, the network of point {point} alone")
+
+
+def _named_points(model: AdaptiveModel, args) -> Sequence[Point] | None:
+    """The points of --point; None where it is not given."""
+    if args.point == "all":
+        return model.points
+    return [model.point(name) for name in args.point.split(",")] if args.point else None
+
+
+def _folded(model: AdaptiveModel, args) -> AdaptiveModel:
+    if args.fold:
+        return model.fold()
+    if args.fast:
+        with contextlib.suppress(ValueError):  # not every network has what can be merged
+            return model.fold()
+    return model
+
+
+def _budget(model: AdaptiveModel, args, shape: Sequence[int]) -> Budget | None:
+    if not args.budget:
+        return None
+    full = None if model.main.per_image else profile.count_macs(model, shape, model.main)
+    return Budget.parse(args.budget, full)
+
+
+def _points_within(budget: Budget, model: AdaptiveModel, args) -> list | None:
+    """The one point that a budget asks for, made by the network or found in a table; None to measure all points."""
+    made = model.point_for_budget(budget.amount) if budget.unit == "macs" else None
+    if made is not None:
+        return [made]
+    if args.query_table:
+        table = QueryTable.load(args.query_table)
+        table.check(model)
+        return [model.point(table.look_up(budget).point)]
+    return None
+
+
+# Instead of judging
+
+
+def predict(
+    model: AdaptiveModel,
+    images: Tensor,
+    names: Sequence[str],
+    load: Callable[[], Data],
+    args,
+    path: Path,
+) -> None:
+    """Print what a network takes each file of `args.image` for, at the points of --point, and what the image cost.
+
+    Args:
+        images: (N, 3, H, W), normalised, on the device to run on.
+        names: of the classes.
+        load: gives the data set; called only where a point needs to be prepared.
+        path: as for `judge`.
+    """
+    points = _named_points(model, args) or [model.main]
+    model = _folded(model, args)
+    points = _ready(model, points, load, images.device, path)
+    spent: dict[Point, list[int]] = {point: [] for point in points}
+    with profile.evaluating(model), engine.autocast(images.device, args.amp):
+        for file, image in zip(args.image, images, strict=True):
+            utils.say(file)
+            for point in points:
+                logits, (macs,) = model.infer(image[None], point)
+                spent[point].append(macs.item())
+                utils.say(f"  point {point}: {_cost(model, point, spent[point][-1], images.shape[1:])}")
+                best = logits[0].float().softmax(dim=0).topk(min(5, len(names)))
+                for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                    utils.say(f"    {100 * probability:5.1f} %  {names[label]}")
+    for point, macs in spent.items():
+        if point.per_image and len(macs) > 1:
+            mean, least, most = (value / 1e6 for value in (statistics.mean(macs), min(macs), max(macs)))
+            utils.say(f"point {point}: {mean:.2f}M multiply-accumulates an image, from {least:.2f}M to {most:.2f}M")
+
+
+def _cost(model: AdaptiveModel, point: Point, macs: int, shape: Sequence[int]) -> str:
+    """What an image cost, in words."""
+    whole, text = model.points[-1], f"{macs / 1e6:.2f}M multiply-accumulates"
+    if point == whole:
+        return f"{text}, the whole network"
+    text += f", {100 * macs / profile.count_macs(model, shape, whole):.0f} % of the point {whole}"
+    if point.resolution not in (None, shape[-1]):
+        text += f", on {point.resolution} x {point.resolution} pixels"
+    return f"{text}, {'chosen for this image' if point.per_image else 'the same for every image'}"
+
+
+def _ready(
+    model: AdaptiveModel, points: Sequence[Point], load: Callable[[], Data], device: torch.device, path: Path
+) -> Sequence[Point]:
+    """Bring a network onto its device and prepare points, with images of the data set only where they need some."""
+    model.to(device, memory_format=torch.channels_last)
+    checkpoints.load_prepared(model, path)
+
+    def held_out():
+        yield from model.preparation(load())
+
+    with profile.evaluating(model):
+        points = model.prepare(tuple(points), held_out())
+    checkpoints.save_prepared(model, path)
+    return points
+
+
+def write_export(
+    model: AdaptiveModel, shape: Sequence[int], load: Callable[[], Data], args, device: torch.device, path: Path
+) -> None:
+    """Write a network at the point --point as --export says; print how well and how fast the file does the same.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        load, path: as for `predict`.
+    """
+    form, file = args.export
+    export.check_packages(form)
+    point = export.fixed_point(model, args.point)
+    if args.point is None and point != model.main:
+        utils.say(
+            f"at the point {model.main} each image decides what runs, which no fixed graph holds: writing {point}"
+        )
+    utils.make_folder(Path(file).parent, "--export")
+    (point,) = _ready(model, [point], load, device, path)
+    if utils.rank() != 0:
+        return
+    model.cpu().eval()
+    network = export.AtPoint(model, point, shape)
+    with utils.replacing(file) as temporary:
+        export.write(network, shape, form, temporary)
+        run = export.load(form, temporary)
+        difference = run and export.difference(run, model, point, shape)
+    size = ", ".join(map(str, shape))
+    print(f"written: {file}, the point {point}: normalised float32 `images` (batch, {size}) to `logits`")
+    if run is None:
+        print("not checked: that needs python3 -m pip install onnxruntime")
+    else:
+        print(f"checked: logits differ by {difference:.1e} of the largest at most; {export.TOLERANCE:g} is allowed")
+    _print_exported(model, point, network, run, shape, args)
+
+
+def _print_exported(
+    model: AdaptiveModel,
+    point: Point,
+    network: export.AtPoint,
+    run: Callable[[Tensor], Tensor] | None,
+    shape: Sequence[int],
+    args,
+) -> None:
+    """Parameters, MACs, size and latency of the network and of the file made of it."""
+    file, ours, theirs = Path(args.export[1]), [], []
+    for batch in args.latency_batch:
+        images = torch.randn(batch, *shape)
+        ours.append(profile.latency(model, images, point, batch))
+        theirs += [profile.time_calls(lambda images=images: run(images), batch, images.device)] if run else []
+    rows = (
+        ("the network here", model, point, "", ours),
+        (file.name, network.network, network.point, f"{file.stat().st_size / 1e6:.2f} MB", theirs),
+    )
+    print(f"{'':24} {'params':>12} {'MACs':>11} {'size':>10} {latency_head(args.latency_batch)}")
+    for name, what, at, size, times in rows:
+        macs = profile.count_macs(what, shape, at) / 1e6
+        latency = latency_text(map(dataclasses.asdict, times), args.latency_batch)
+        print(f"{name:24} {profile.count_params(what):12,} {macs:10.2f}M {size:>10} {latency}")
+    if ours:
+        print(latency_note(map(dataclasses.asdict, ours)))
