@@ -238,3 +238,7 @@ def main(argv=None):
         tables.keep(args.run, args.name)
     else:
         tables.write_pages()
+
+
+if __name__ == "__main__":
+    cli.run(main)
