@@ -183,6 +183,7 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
         default=0.08,
         help="smallest share of an image that a crop takes (default: 0.08)",
     )
+    add("--color_jitter", type=fraction, default=0.0, help="change of brightness, contrast, saturation, e.g. 0.4")
     add("--new_head", action="store_true", help="keep a fresh classifier where --pretrained has other classes")
 
 

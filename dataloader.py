@@ -1122,6 +1122,7 @@ def imagefolder(
     mean: Iterable[float] | None = None,
     std: Iterable[float] | None = None,
     scale: tuple[float, float] = (0.08, 1.0),
+    jitter: float = 0.0,
     train: bool = True,
     subset: int | None = None,
     valid: int | Tensor = 0,
@@ -1142,6 +1143,7 @@ def imagefolder(
         resize: shorter side in pixels before the centre crop.
         crop: side in pixels of what the network sees.
         scale: smallest and largest share of an image's area that a random crop takes.
+        jitter: by how much the factors on brightness, contrast and saturation of a training image may differ from 1.
         train: whether train/ must exist; an evaluation does without.
         subset, valid, seed, eval_batch_size, share: as in `cifar`.
 
@@ -1154,7 +1156,10 @@ def imagefolder(
     centred = _centred(resize, crop)
     mean, std = normalisation("ilsvrc", mean, std)
     make_train, make_test, source = _sources(str(path), resize)
-    augmented = v2.Compose([v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip()])
+    changes = [v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip()]
+    if jitter:
+        changes.append(v2.ColorJitter(jitter, jitter, jitter))
+    augmented = v2.Compose(changes)
     options = dict(
         train=augmented, test=centred, size=crop, mean=mean, std=std, workers=workers, seed=seed, share=share
     )

@@ -35,6 +35,7 @@ def main(argv=None):
         resize=args.resize,
         crop=args.crop,
         scale=(args.min_scale, 1.0),
+        jitter=args.color_jitter,
         subset=args.subset,
         valid=args.valid,
         seed=args.seed,

@@ -99,15 +99,17 @@ def test_evaluation_equals_torchvisions_pipeline_on_pillow_images(folder):
         assert difference.mean() <= 0.25
 
 
-def test_training_crops_equal_torchvisions_on_pillow_images_for_the_same_draws(folder):
-    data = load(folder)
+@pytest.mark.parametrize(("jitter", "grey_levels_apart"), [(0.0, 1.01), (0.4, 4.01)])  # each colour change rounds too
+def test_training_crops_equal_torchvisions_on_pillow_images_for_the_same_draws(folder, jitter, grey_levels_apart):
+    data = load(folder, jitter=jitter)
     source = data.train.dataset.source
-    reference = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    changes = [v2.ColorJitter(jitter, jitter, jitter)] if jitter else []
+    reference = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip(), *changes, v2.PILToTensor()])
     for index in range(len(source.labels)):
         torch.manual_seed(int(np.random.SeedSequence((0, 5, index)).generate_state(1)[0]))
         want = reference(Image.open(source.name(index)).convert("RGB")).float()
         got, label, complaints = data.train.dataset[5, index]
-        assert (got - want).abs().max() <= 1.01
+        assert (got - want).abs().max() <= grey_levels_apart
         assert (label, complaints) == (source.labels[index], [])
 
 
