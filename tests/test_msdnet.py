@@ -289,7 +289,7 @@ def test_a_recipe_trains_as_the_network_was_published(recipe):
     words = typed(recipe)
     entry = registry.entry(words["model"], words["dataset"])
     own = {flag.name for flag in entry.model_flags() + entry.objective_flags()}
-    assert words.keys() <= own | entry.defaults.keys() | {"model", "dataset", "valid"}
+    assert words.keys() <= own | entry.defaults.keys() | {"model", "dataset", "valid", "pretrained", "save"}
     for flag, value in entry.defaults.items():
         if flag in words:
             assert str(value) == words[flag] or float(value) == float(words[flag])
@@ -301,8 +301,9 @@ def test_a_recipe_trains_as_the_network_was_published(recipe):
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "-imta-" in recipe])
-def test_stage_two_is_of_its_stage_ones_network(recipe):
+def test_stage_two_starts_from_the_run_of_its_stage_one_and_is_of_its_network(recipe):
     second, first = typed(recipe), typed(recipe.replace("-imta-", "-msdnet-ge-"))
+    assert second.pop("pretrained").rpartition("/")[0] == first.pop("save")
     assert {key: value for key, value in second.items() if key not in ("model", "T", "gamma")} == {
         key: value for key, value in first.items() if key != "model"
     }
