@@ -31,7 +31,7 @@ class Script:
         model: default of `--model`.
         training: whether it trains, and so has the flags of the recipe and of the objective.
         defaults: published defaults of common flags, where a network does not bring its own.
-        add_flags: adds what only this script has.
+        add_flags: add what not every script has.
     """
 
     description: str
@@ -39,7 +39,7 @@ class Script:
     model: str
     training: bool
     defaults: Mapping[str, object] = field(default_factory=dict)
-    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    add_flags: tuple[Callable[[argparse.ArgumentParser], None], ...] = ()
 
 
 # Values
@@ -177,6 +177,11 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=natural, default=min(16, os.cpu_count()), metavar="N", help="processes that decode images")
     add("--resize", type=positive, default=256, metavar="PIXELS", help="shorter side before the centre crop (256)")
     add("--crop", type=positive, default=224, metavar="PIXELS", help="side of what the network sees (default: 224)")
+
+
+def add_image_training(parser: argparse.ArgumentParser) -> None:
+    """Flags of the script that trains on images from disk, beside those of `add_image_folder`."""
+    add = parser.add_argument_group("training on images on disk").add_argument
     add(
         "--min_scale",
         type=above_zero,
@@ -283,7 +288,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list_checkpoints", nargs="?", const="*", metavar="PATTERN", help="print released weights")
     _add_common(parser, script)
     _add_training(parser) if script.training else _add_evaluation(parser)
-    script.add_flags(parser)
+    for add_more in script.add_flags:
+        add_more(parser)
     try:
         argv = normalise(sys.argv[1:] if argv is None else argv)
         wants_help = [word for word in argv if word in ("-h", "--help")]
@@ -387,6 +393,7 @@ def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[s
     """Let a training command become an evaluation by its script's name alone, as the authors' scripts did."""
     training = Parser(add_help=False, allow_abbrev=False)
     _add_training(training)
+    add_image_training(training)
     add_flags(training, entry.objective_flags())
     _, left = training.parse_known_args(unknown)
     if len(left) < len(unknown):

@@ -29,7 +29,7 @@ def main(argv=None):
     load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)
-        names = dataloader.class_names(args.dataset, stored=checkpoints.describe(args.pretrained).get("classes"))
+        names = dataloader.class_names(args.dataset, stored=checkpoints.training_of(loaded.content).get("classes"))
         evaluation.predict(model, images, names, load, args, loaded.path)
     elif args.export:
         evaluation.write_export(model, (3, 32, 32), load, args, device, loaded.path)

@@ -20,7 +20,7 @@ SCRIPT = cli.Script(
     datasets=("ilsvrc",),
     model="ResNet34_DoubleShared",
     training=False,
-    add_flags=cli.add_image_folder,
+    add_flags=(cli.add_image_folder,),
 )
 
 

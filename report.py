@@ -99,7 +99,7 @@ def results_table(rows: Sequence[Row], model: AdaptiveModel, shape: Sequence[int
 
 def latency_head(batches: Iterable[int]) -> str:
     """The head of the columns that `latency_text` fills."""
-    return "".join(f"{f'ms, batch {batch}':>26}" for batch in batches)
+    return "".join(f"  {f'ms, batch {batch}':>24}" for batch in batches)
 
 
 def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:
@@ -112,7 +112,7 @@ def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:
     for timing in times:
         low, median, high = (1e3 * timing[key] for key in ("low", "median", "high"))
         texts[timing["batch"]] = f"{median:.2f} ({low:.2f} - {high:.2f})"
-    return "".join(f"{texts.get(batch, '-'):>26}" for batch in batches)
+    return "".join(f"  {texts.get(batch, '-'):>24}" for batch in batches)
 
 
 def latency_note(times: Iterable[dict]) -> str:

@@ -19,7 +19,7 @@ SCRIPT = cli.Script(
     model="ResNet34_DoubleShared",
     training=True,
     defaults=dict(epochs=150, lr_steps="60:0.1,100:0.01,140:0.001", weight_decay=1e-4),
-    add_flags=cli.add_image_folder,
+    add_flags=(cli.add_image_folder, cli.add_image_training),
 )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
 import eval_cifar10
 from models import create_model, export, list_models, profile
 from models.adaptive import UsageError
+from tests.test_scripts import call
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (3, 32, 32)
@@ -102,22 +102,11 @@ def weights(tmp_path):
     return tmp_path / "weights.pth"
 
 
-def evaluate(monkeypatch, capsys, *flags):
-    """Exit code, output and errors of the script."""
-    monkeypatch.setattr(sys, "argv", ["eval_cifar10.py", *map(str, flags)])
-    code = 0
-    try:
-        cli.run(eval_cifar10.main)
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
-
-
 def test_the_script_writes_a_checked_file_without_a_data_set(monkeypatch, capsys, weights, tmp_path):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "new" / "net.pt2"
     flags = [f"--pretrained={weights}", "--model=ResNet20", "--latency_batch=2", "--export", "pt2", file]
-    code, out, err = evaluate(monkeypatch, capsys, *flags)
+    code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags)
     assert code == 0, err
     assert f"written: {file}, the point full" in out
     assert "checked: logits differ by" in out
@@ -140,7 +129,7 @@ def test_a_file_that_differs_never_gets_its_name(monkeypatch, capsys, weights, t
     file = tmp_path / "net.pt2"
     file.write_text("an earlier one")
     flags = [f"--pretrained={weights}", "--model=ResNet20", "--export", "pt2", file]
-    code, _, err = evaluate(monkeypatch, capsys, *flags)
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags)
     assert code == 1
     assert err.count("\n") == 1
     assert "logits of the file differ" in err
@@ -160,7 +149,7 @@ def test_a_file_that_differs_never_gets_its_name(monkeypatch, capsys, weights, t
 )
 def test_mistakes_are_one_sentence(monkeypatch, capsys, weights, flags, code, says):
     monkeypatch.chdir(weights.parent)
-    found, _, err = evaluate(monkeypatch, capsys, f"--pretrained={weights}", "--model=ResNet20", *flags)
+    found, _, err = call(monkeypatch, capsys, eval_cifar10, f"--pretrained={weights}", "--model=ResNet20", *flags)
     assert (found, err.count("\n")) == (code, 1)
     assert says in err
     assert [path.name for path in weights.parent.iterdir()] == ["weights.pth"]
@@ -169,7 +158,7 @@ def test_mistakes_are_one_sentence(monkeypatch, capsys, weights, flags, code, sa
 def test_missing_packages_are_named(monkeypatch, capsys, weights, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     flags = [f"--pretrained={weights}", "--model=ResNet20", "--export", "onnx", tmp_path / "net.onnx"]
-    code, _, err = evaluate(monkeypatch, capsys, *flags)
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags)
     assert code == 1
     assert err.count("\n") == 1
     assert "pip install onnx onnxscript" in err

@@ -1,18 +1,17 @@
 """--image: what single images are, and what each of them cost."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import cli
 import dataloader
 import eval_cifar10
 import eval_ilsvrc
 from models import create_model, profile
+from tests.test_scripts import call
 
 
 @pytest.fixture
@@ -23,17 +22,6 @@ def folder(tmp_path, monkeypatch):
     for name, shape in (("wide.png", (40, 90, 3)), ("tall.jpg", (64, 48, 3)), ("grey.png", (32, 32))):
         Image.fromarray(noise.integers(0, 256, shape, np.uint8)).save(tmp_path / name)
     return tmp_path
-
-
-def evaluate(monkeypatch, capsys, script, *flags):
-    """Exit code, output and errors of a script."""
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
-    code = 0
-    try:
-        cli.run(script.main)
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
 
 
 def weights(name, dataset, classes=None, **content):
@@ -58,7 +46,7 @@ def test_an_image_is_seen_as_the_evaluation_sees_it(tmp_path):
 
 def test_every_image_gets_its_five_likeliest_classes_and_its_cost(folder, monkeypatch, capsys):
     flags, model = weights("ResNet20", "cifar10")
-    code, out, err = evaluate(monkeypatch, capsys, eval_cifar10, *flags, "--image", "wide.png", "grey.png")
+    code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags, "--image", "wide.png", "grey.png")
     assert code == 0, err
     images = dataloader.image_files(["wide.png", "grey.png"], "cifar10", "cpu", 32, 32)
     with torch.no_grad():
@@ -77,7 +65,7 @@ def test_every_image_gets_its_five_likeliest_classes_and_its_cost(folder, monkey
 def test_images_that_take_different_paths_cost_differently(folder, monkeypatch, capsys):
     flags, model = weights("convnet_aig110", "cifar10")
     files = ["wide.png", "tall.jpg", "grey.png"]
-    code, out, err = evaluate(monkeypatch, capsys, eval_cifar10, *flags, "--image", *files, "--point=gated,all")
+    code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags, "--image", *files, "--point=gated,all")
     assert code == 0, err
     authors = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # this network's normalisation, not the data set's
     images = dataloader.image_files(files, "cifar10", "cpu", 32, 32, *authors)
@@ -94,9 +82,7 @@ def test_images_that_take_different_paths_cost_differently(folder, monkeypatch, 
 def test_a_network_keeps_the_names_of_the_classes_it_was_trained_on(folder, monkeypatch, capsys):
     classes = ["heron", "newt", "owl"]
     flags, _ = weights("MobileNetV2", "ilsvrc", 3, training={"classes": classes, "flags": {}})
-    code, out, err = evaluate(
-        monkeypatch, capsys, eval_ilsvrc, *flags, "--resize=72", "--crop=64", "--image", "tall.jpg"
-    )
+    code, out, err = call(monkeypatch, capsys, eval_ilsvrc, *flags, "--resize=72", "--crop=64", "--image", "tall.jpg")
     assert code == 0, err
     assert sorted(line.split()[-1] for line in out.splitlines()[-3:]) == classes
     assert "64 x 64" not in out, "the network is not told to resize"
@@ -129,6 +115,6 @@ def test_mistakes_are_one_sentence(folder, monkeypatch, capsys, flags, code, say
     whole = (folder / "wide.png").read_bytes()
     (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
     network, _ = weights("ResNet20", "cifar10")
-    found, _, err = evaluate(monkeypatch, capsys, eval_cifar10, *network, *flags)
+    found, _, err = call(monkeypatch, capsys, eval_cifar10, *network, *flags)
     assert (found, err.count("\n")) == (code, 1)
     assert says in err
