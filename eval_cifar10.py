@@ -34,7 +34,7 @@ def main(argv=None):
     elif args.export:
         evaluation.write_export(model, (3, 32, 32), load, args, device, loaded.path)
     else:
-        evaluation.judge(model, load(), args, device, loaded.path)
+        evaluation.judge(model, load, args, device, loaded.path)
 
 
 if __name__ == "__main__":

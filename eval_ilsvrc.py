@@ -57,7 +57,7 @@ def main(argv=None):
     elif args.export:
         evaluation.write_export(model, (3, args.crop, args.crop), load, args, device, loaded.path)
     else:
-        evaluation.judge(model, data, args, device, loaded.path)
+        evaluation.judge(model, lambda: data, args, device, loaded.path)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from models.query_table import Budget, QueryTable
 from report import latency_head, latency_note, latency_text, write
 
 
-def judge(model: AdaptiveModel, data: Data, args, device: torch.device, path: Path) -> None:
+def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, path: Path) -> None:
     """Judge a network as the flags of an evaluation script ask; print the authors' lines, write what `write` writes.
 
     Args:
+        load: gives the data set; called when everything typed is known to be right.
         path: the file of the weights; what has to be prepared for them is kept beside it.
     """
     points = _named_points(model, args)
@@ -38,6 +39,7 @@ def judge(model: AdaptiveModel, data: Data, args, device: torch.device, path: Pa
     if args.extract:
         points = points or model.ladder
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
+    data = load()
     budget = _budget(model, args, data.shape)
     within = _points_within(budget, model, args) if budget else None
     if budget or args.query_table:
