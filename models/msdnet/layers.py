@@ -6,6 +6,7 @@ Maps are kept one per scale, finest first; a scale that no longer lives, or is n
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +29,37 @@ class ConvUnit(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """A 3x3 convolution unit, behind a 1x1 one of `middle` channels where that is not None."""
+    """A 3x3 convolution unit, behind a bottleneck (a 1x1 one of `middle` channels) where that is not None."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, middle: int | None):
         super().__init__()
-        reduce = [] if middle is None else [*ConvUnit(inputs, middle, kernel=1).net]
-        self.net = nn.Sequential(*reduce, *ConvUnit(middle or inputs, outputs, stride=stride).net)
+        self.first = 0 if middle is None else 3  # where the 3x3 unit begins
+        bottleneck = [] if middle is None else [*ConvUnit(inputs, middle, kernel=1).net]
+        self.net = nn.Sequential(*bottleneck, *ConvUnit(middle or inputs, outputs, stride=stride).net)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def narrow(self, x: Tensor) -> Tensor:
+        """The bottleneck's part; `x` itself where there is none."""
+        for module in itertools.islice(self.net, self.first):
+            x = module(x)
+        return x
+
+    def grow(self, x: Tensor) -> Tensor:
+        """The 3x3 unit's part."""
+        for module in itertools.islice(self.net, self.first, None):
+            x = module(x)
+        return x
+
+
+def narrow_together(x: Tensor, units: Sequence[ConvBN]) -> list[Tensor]:
+    """`ConvBN.narrow` of units that read the same map, in one convolution: they have few channels each."""
+    convs = [unit.net[0] for unit in units]
+    y = F.conv2d(x, torch.cat([conv.weight for conv in convs]))
+    parts = y.split([conv.out_channels for conv in convs], dim=1)
+    return [F.relu_(unit.net[1](part)) for unit, part in zip(units, parts, strict=True)]
 
 
 class Growth(nn.Module):
-    """New channels of one scale, behind the old ones: from its own map, and from the next finer one if there is one."""
+    """What adds new channels to one scale: from its own map, and from the next finer one if there is one."""
 
     def __init__(self, layout: Layout, width: int, scale: int, from_finer: bool):
         super().__init__()
@@ -56,34 +75,67 @@ class Growth(nn.Module):
             self.conv_down = conv(scale - 1, stride=2)
         self.conv_normal = conv(scale, stride=1)
 
-    def forward(self, x: Tensor, finer: Tensor | None) -> Tensor:
-        if hasattr(self, "conv_down"):
-            return torch.cat([x, self.conv_down(finer), self.conv_normal(x)], dim=1)
-        return torch.cat([x, self.conv_normal(x)], dim=1)
+
+class DenseLayer(nn.Module):
+    """A dense layer over all living scales; the one that drops a scale reads it for the last time.
+
+    A map has two users: the growth of its own scale, and that of the next coarser one. Subclasses give their parts.
+
+    Args:
+        finest_in: the finest scale that is read.
+        finest: the finest scale that lives on.
+    """
+
+    def __init__(self, finest_in: int, finest: int):
+        super().__init__()
+        self.finest_in, self.finest = finest_in, finest
+
+    def narrow(self, scale: int, x: Tensor, own: bool, coarser: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The bottlenecks of a map's users; None for one that is not due."""
+        raise TypeError(f"{type(self).__name__} does not implement narrow")
+
+    def grow(self, scale: int, own: Tensor, finer: Tensor | None) -> list[Tensor]:
+        """New channels of a scale, from what the bottlenecks made of its own map and of the next finer one."""
+        raise TypeError(f"{type(self).__name__} does not implement grow")
+
+    def advance(self, maps: list[Tensor | None], scales: range) -> None:
+        """Put some scales' maps behind this layer in the place of those before it, coarse scales first."""
+        own, _ = self.narrow(scales[0], maps[scales[0]], own=True, coarser=False)
+        for scale in scales:
+            finer = next_own = None
+            if scale > self.finest_in:
+                next_own, finer = self.narrow(scale - 1, maps[scale - 1], own=scale - 1 in scales, coarser=True)
+            maps[scale] = torch.cat([maps[scale], *self.grow(scale, own, finer)], dim=1)
+            own = next_own
+        if self.finest in scales and self.finest > self.finest_in:
+            maps[self.finest_in] = None  # the scale ends here
 
 
-class Layer(nn.Module):
-    """A dense layer over all living scales; the one that drops a scale reads it for the last time."""
+class Layer(DenseLayer):
+    """A dense layer as it is trained."""
 
     def __init__(self, layout: Layout, part: Part):
-        super().__init__()
-        self.finest_in, self.finest = part.finest_in, part.finest_out
+        super().__init__(part.finest_in, part.finest_out)
         self.layers = nn.ModuleList(
             Growth(layout, part.width, scale, from_finer=scale > part.finest_in)
             for scale in range(part.finest_out, layout.scales)
         )
 
-    def advance(self, maps: list[Tensor | None], scales: range) -> None:
-        """Put some scales' maps behind this layer in the place of those before it, coarse scales first."""
-        for scale in scales:
-            maps[scale] = self.layers[scale - self.finest](maps[scale], maps[scale - 1])
-        if self.finest in scales and self.finest > self.finest_in:
-            maps[self.finest_in] = None  # the scale ends here
+    def narrow(self, scale, x, own, coarser):
+        own_unit = self.layers[scale - self.finest].conv_normal if own else None
+        coarser_unit = self.layers[scale + 1 - self.finest].conv_down if coarser else None
+        if own and coarser and own_unit.first and self.training:
+            return tuple(narrow_together(x, [own_unit, coarser_unit]))
+        return own_unit and own_unit.narrow(x), coarser_unit and coarser_unit.narrow(x)
+
+    def grow(self, scale, own, finer):
+        growth = self.layers[scale - self.finest]
+        return ([] if finer is None else [growth.conv_down.grow(finer)]) + [growth.conv_normal.grow(own)]
 
     def folded(self) -> nn.Module:
         """The same map for inference, see `models.folding`."""
         units = [unit for unit in self.modules() if isinstance(unit, ConvBN)]
-        if len(units[0].net) > 3:
+        if units[0].first:
             return FoldedLayer(self)
         for unit in units:
             unit.net = nn.Sequential(fuse_conv_bn_eval(unit.net[0], unit.net[1]), nn.ReLU(inplace=True))
@@ -91,7 +143,7 @@ class Layer(nn.Module):
 
 
 class Bottlenecks(nn.Module):
-    """The folded bottlenecks of the two users of a map, the growth of its own scale and that of the next coarser one.
+    """The folded bottlenecks of the two users of a map.
 
     Args:
         own, coarser: their 1x1 convolutions; None for a user that does not exist.
@@ -113,12 +165,11 @@ class Bottlenecks(nn.Module):
         return (F.relu_(y), None) if own else (None, F.relu_(y))
 
 
-class FoldedLayer(nn.Module):
+class FoldedLayer(DenseLayer):
     """A `Layer` with its batch norms folded; the two bottlenecks on a map are one convolution where both are due."""
 
     def __init__(self, layer: Layer):
-        super().__init__()
-        self.finest_in, self.finest = layer.finest_in, layer.finest
+        super().__init__(layer.finest_in, layer.finest)
         own = [_fold(growth.conv_normal) for growth in layer.layers]
         down = [_fold(growth.conv_down) for growth in layer.layers if hasattr(growth, "conv_down")]
         unread = [None] * (self.finest - self.finest_in)  # a scale that ends here has no growth of its own
@@ -129,20 +180,12 @@ class FoldedLayer(nn.Module):
         self.normal = nn.ModuleList(conv for _, conv in own)
         self.down = nn.ModuleList(conv for _, conv in down)
 
-    def advance(self, maps: list[Tensor | None], scales: range) -> None:
-        """As `Layer.advance`."""
-        own, _ = self.bottlenecks[scales[0] - self.finest_in](maps[scales[0]], own=True, coarser=False)
-        for scale in scales:
-            grown, next_own = [maps[scale]], None
-            if scale > self.finest_in:
-                finer = scale - 1
-                next_own, below = self.bottlenecks[finer - self.finest_in](maps[finer], finer in scales, coarser=True)
-                grown.append(F.relu_(self.down[finer - self.finest_in](below)))
-            grown.append(F.relu_(self.normal[scale - self.finest](own)))
-            maps[scale] = torch.cat(grown, dim=1)
-            own = next_own
-        if self.finest in scales and self.finest > self.finest_in:
-            maps[self.finest_in] = None  # the scale ends here
+    def narrow(self, scale, x, own, coarser):
+        return self.bottlenecks[scale - self.finest_in](x, own, coarser)
+
+    def grow(self, scale, own, finer):
+        down = [] if finer is None else [F.relu_(self.down[scale - 1 - self.finest_in](finer))]
+        return down + [F.relu_(self.normal[scale - self.finest](own))]
 
 
 def _fold(unit: ConvBN) -> list[nn.Conv2d]:
