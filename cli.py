@@ -147,6 +147,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0 does not clip (default: 0)")
     add("--ema", type=fraction, default=0.0, metavar="DECAY", help="judge an average of the weights, e.g. 0.999")
     add("--compile", action="store_true", help="torch.compile the network")
+    add("--cuda_graph", action="store_true", help="on a GPU: start each step with one launch instead of thousands")
     add(
         "--fast",
         action="store_true",

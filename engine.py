@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 from tqdm import tqdm
 
+import capture
 import utils
 from dataloader import Data
 from models import profile
@@ -43,6 +44,7 @@ class Recipe:
         warmup_epochs: the rate rises linearly over these; cosine, linear and onecycle fill the epochs that are left.
         accumulate: batches whose gradients are averaged into one step.
         amp: off, bf16 or fp16.
+        cuda_graph: start each step with one launch, see `capture`.
         ema: decay per step of an average of weights and buffers, which is then judged and saved; 0 is off.
         checkpoint_steps: save after that many steps within an epoch too; 0 does not.
         starting_epoch: epochs counted as done, for weights trained elsewhere.
@@ -61,6 +63,7 @@ class Recipe:
     clip_grad_norm: float = 0.0
     amp: str = "off"
     compile: bool = False
+    cuda_graph: bool = False
     ema: float = 0.0
     checkpoint_steps: int = 0
     starting_epoch: int = 0
@@ -268,6 +271,9 @@ class Trainer:
             raise UserError("there is no whole batch to train on: give more images (--subset, --valid)")
         if objective.step_per_loss and recipe.accumulate > 1:
             raise UserError("--accumulate cannot be had with an objective that steps after every loss: leave it out")
+        if recipe.cuda_graph:
+            capture.check(objective, device, recipe.accumulate, recipe.amp, utils.world_size())
+        self.captured: capture.CapturedStep | None = None
         self.optimizer: torch.optim.SGD | None = None
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
         self.epoch, self.step = 0, 0  # epochs done, steps done in the one under way
@@ -288,6 +294,12 @@ class Trainer:
             self.optimizer = torch.optim.SGD(
                 phase.groups, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov, fused=True
             )
+            if r.cuda_graph:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = torch.tensor(r.lr, device=self.device)
+                self.captured = capture.CapturedStep(
+                    lambda images, labels: self._step(self.wrapped, images, labels, update=True), self.objective.means
+                )
         if optimizer_state and not fresh:
             if not _fits(optimizer_state, self.optimizer):
                 say("the file's optimizer is of other parameters: starting with a fresh one")
@@ -329,13 +341,26 @@ class Trainer:
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One batch: a backward for each loss of the objective, then the optimizer. Returns the sum of the losses."""
         steps = len(self.data.train)
-        self.rate = self.recipe.rate(self.epoch * steps + self.step, steps)
+        self._set_rate(self.recipe.rate(self.epoch * steps + self.step, steps))
+        self.step += 1
+        update = self.step % self.recipe.accumulate == 0 or self.step == steps
+        if (self.recipe.compile or self.captured) and len(images) < self.data.train.batch_size // utils.world_size():
+            # compiling once more for a smaller last batch would cost more than it saves, and a graph has one shape
+            return self._step(self.model, images, labels, update)
+        return self.captured(images, labels) if self.captured else self._step(self.wrapped, images, labels, update)
+
+    def _set_rate(self, rate: float) -> None:
+        self.rate = rate
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group.get("lr_scale", 1.0)
+            scaled = rate * group.get("lr_scale", 1.0)
+            if self.captured:
+                group["lr"].fill_(scaled)
+            else:
+                group["lr"] = scaled
+
+    def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool) -> Tensor:
+        """`train_step` on the device alone, with `update` saying whether the optimizer steps after the last loss."""
         total = torch.zeros((), device=self.device)
-        model = self.wrapped
-        if self.recipe.compile and len(images) < self.data.train.batch_size // utils.world_size():
-            model = self.model  # compiling once more for a smaller last batch would cost more than it saves
         losses = self.objective(model, images, labels)
         while True:
             with autocast(self.device, self.recipe.amp):
@@ -346,8 +371,7 @@ class Trainer:
             total += loss.detach()
             if self.objective.step_per_loss:
                 self._update()
-        self.step += 1
-        if not self.objective.step_per_loss and (self.step % self.recipe.accumulate == 0 or self.step == steps):
+        if update and not self.objective.step_per_loss:
             self._update()
         return total
 
@@ -451,6 +475,9 @@ class Trainer:
     def state_dict(self) -> dict:
         """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs."""
         top1, _ = self.best.get(self.judged.main.name, (0.0, 0))
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])  # a tensor where steps are captured
         training = {
             "epoch": self.epoch,
             "step": self.step,
@@ -466,7 +493,7 @@ class Trainer:
             training["raw_weights"] = self.model.state_dict()
         return {
             "net_state_dict": self.judged.state_dict(),
-            "optimizer_state_dict": self.optimizer.state_dict(),
+            "optimizer_state_dict": optimizer,
             "acc": torch.tensor(top1),
             "epoch": self.epoch,
             "training": training,

@@ -205,7 +205,10 @@ def bare(model: nn.Module) -> AdaptiveModel:
 
 
 class RunningMeans:
-    """Means over images of named values, summed on the device; reading them is the only wait."""
+    """Means over images of named values, summed on the device; reading them is the only wait.
+
+    A sum stays the same tensor for good, so that a recorded step can go on adding to it.
+    """
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
@@ -215,21 +218,36 @@ class RunningMeans:
         """Add values (scalars) that are means over `images` images."""
         for name, mean in means.items():
             value = mean.detach().float() * images
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + images
+            if name in self.sums:
+                self.sums[name] += value
+            else:
+                self.sums[name] = value
+        self.count(dict.fromkeys(means, images))
+
+    def count(self, images: dict[str, int]) -> None:
+        """Add numbers of images alone, where the values were added by what was recorded."""
+        for name, number in images.items():
+            self.counts[name] = self.counts.get(name, 0) + number
 
     def read(self) -> dict[str, float]:
         """The means as numbers. Waits for the device."""
-        if not self.sums:
+        names = [name for name, count in self.counts.items() if count]
+        if not names:
             return {}
-        values = torch.stack([value.double() for value in self.sums.values()]).tolist()
-        return {name: value / self.counts[name] for name, value in zip(self.sums, values, strict=True)}
+        values = torch.stack([self.sums[name].double() for name in names]).tolist()
+        return {name: value / self.counts[name] for name, value in zip(names, values, strict=True)}
 
     def clear(self) -> None:
-        self.sums, self.counts = {}, {}
+        for name, value in self.sums.items():
+            value.zero_()
+            self.counts[name] = 0
 
     def state_dict(self) -> dict:
-        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": dict(self.counts)}
+        names = [name for name, count in self.counts.items() if count]
+        return {
+            "sums": {name: self.sums[name].cpu() for name in names},
+            "counts": {name: self.counts[name] for name in names},
+        }
 
     def load_state_dict(self, state: dict, device: torch.device | str = "cpu") -> None:
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
@@ -243,7 +261,8 @@ class Phase:
     Args:
         groups: parameter groups of the optimizer; `weight_decay` and `lr_scale` (a factor on the schedule's rate) may
             be set in each.
-        fresh: whether the optimizer starts afresh in this epoch, without momentum.
+        fresh: whether the optimizer starts afresh in this epoch, without momentum. What a step computes, and which
+            parameters it trains, changes only in such an epoch.
     """
 
     groups: list[dict] = field(default_factory=list)
@@ -260,6 +279,8 @@ class Objective:
 
     #: step the optimizer after every loss instead of once after the last
     step_per_loss = False
+    #: whether each step draws sub-networks on the host, so that one step is not like the next
+    draws = False
     #: draw sub-networks from a finite set, because each is compiled once; the engine sets it where it compiles
     finite_draws = False
 

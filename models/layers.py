@@ -25,6 +25,16 @@ from torch import Tensor, nn
 from models import folding
 
 
+@lru_cache(maxsize=256)
+def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor of these (nested) numbers, copied to the device once and never to be written to.
+
+    A copy in every step would wait for the device, and could not be part of a CUDA graph.
+    """
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype)
+
+
 def conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:
     """Convolution without bias that keeps the resolution at stride 1; Kaiming-normal weights (fan out)."""
     layer = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)

@@ -20,7 +20,7 @@ from models.adaptive import AdaptiveModel, Point
 from models.dmnn import pictures
 from models.dmnn.coarse import Grouping
 from models.dmnn.gates import Decision, open_gates
-from models.layers import conv
+from models.layers import constant, conv
 
 Execution = Literal["real", "masked"]
 
@@ -231,7 +231,7 @@ class GatedNetwork(AdaptiveModel):
         """MACs of images of `shape` that took the routes `gates` (images, blocks, paths), int64 (images,)."""
         costs = self.costs(shape)
         base = costs.static + (0 if point.every_path else costs.controllers)
-        paths = torch.tensor(costs.paths, device=gates.device)
+        paths = constant(costs.paths, gates.device, torch.int64)
         return base + (gates.long() * paths).sum(dim=(1, 2))
 
     def run(self, images: Tensor, point: GatedPoint) -> Routed:

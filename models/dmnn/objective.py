@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.adaptive import Objective, Phase, bare
+from models.layers import constant
 
 #: weight of a block's category loss by the stage that it is in (equation 10)
 CATEGORY_WEIGHTS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -105,7 +106,7 @@ class PathLoss(Objective):
         network = bare(model)
         routed = model(images)
         rates = batch_mean(routed.gates)
-        macs = rates.new_tensor(network.costs(images.shape[1:]).paths)
+        macs = constant(network.costs(images.shape[1:]).paths, rates.device, rates.dtype)
         losses = {
             "classification": F.cross_entropy(routed.logits, labels),
             "execution": execution_loss(rates, self.target_rate),
@@ -114,7 +115,8 @@ class PathLoss(Objective):
         resources = self.alpha * losses["execution"] + self.beta * losses["flops"]
         loss = losses["classification"] + self.lambda_res * resources
         if routed.categories is not None:
-            weights = rates.new_tensor([CATEGORY_WEIGHTS[stage] for stage in network.stage_of_block])
+            by_stage = tuple(CATEGORY_WEIGHTS[stage] for stage in network.stage_of_block)
+            weights = constant(by_stage, rates.device, rates.dtype)
             by_block = category_losses(routed.categories, network.group_of_class[labels])
             losses["category"] = (weights * by_block).sum()
             loss = loss + self.lambda_cat * losses["category"]
@@ -147,7 +149,8 @@ class TargetRates(Objective):
         routed = model(images)
         rates = batch_mean(routed.gates).squeeze(1)
         classification = F.cross_entropy(routed.logits, labels)
-        target = target_loss(rates, rates.new_tensor(bare(model).target_rates))
+        targets = constant(tuple(bare(model).target_rates), rates.device, rates.dtype)
+        target = target_loss(rates, targets)
         loss = classification + self.lossfact * target
         self.track(routed.logits, labels, loss=loss, classification=classification, target=target, rate=rates.mean())
         yield loss

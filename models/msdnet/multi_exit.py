@@ -12,6 +12,7 @@ from torch import Tensor
 from models import profile
 from models.adaptive import AdaptiveModel, Point, UsageError
 from models.folding import folded_copy
+from models.layers import constant
 from models.msdnet import budget, counting, report
 
 
@@ -185,9 +186,9 @@ class MultiExit(AdaptiveModel):
             confidences = budget.confidence(stacked)
         for point in points:
             if isinstance(point, Budget):
-                thresholds = torch.tensor(self._thresholds(point), device=images.device)
+                thresholds = constant(self._thresholds(point), images.device, torch.float32)
                 left = budget.leaving_exits(confidences, thresholds)
-                costs = torch.tensor(self.leaving_costs(point, images.shape[1:]), device=images.device)
+                costs = constant(tuple(self.leaving_costs(point, images.shape[1:])), images.device, torch.int64)
                 yield stacked[left, torch.arange(len(images), device=images.device)], costs[left]
             else:
                 macs = profile.count_macs(self, images.shape[1:], point)

@@ -72,6 +72,8 @@ class MutualLearning(SandwichObjective):
         num_random_widths: sub-networks of random width in each step.
     """
 
+    draws = True
+
     def __init__(self, num_random_widths: int = 2):
         super().__init__()
         if num_random_widths < 0:
@@ -179,6 +181,8 @@ class UniversalTraining(LabelledSandwich):
         inplace_distill: whether all but the widest learn from the widest instead of from the labels.
         label_smoothing: share of the label that is spread over the other classes.
     """
+
+    draws = True
 
     def __init__(self, num_sample_training: int = 4, inplace_distill: bool = True, label_smoothing: float = 0.0):
         super().__init__(inplace_distill, label_smoothing)
