@@ -3,12 +3,16 @@
     python3 benchmarks/fast.py                     # all systems; compiling takes minutes each
     python3 benchmarks/fast.py --only dmnn         # one
 
-Plain is eager, contiguous, float32, with torch's default SGD; for shared bases the network is in the original's form
-too (train_step.py). This code's sides are the engine's own steps of a recipe's command, without and with --fast. All
+Plain is eager, contiguous, float32, with torch's default SGD, and the network in its original's form (train_step.py has
+that of shared bases). This code's sides are the engine's own steps of a recipe's command, without and with --fast. All
 sides start from the same weights and draw the same sub-networks, because each step starts from the same seed; their
-first losses are compared. Compilation is not in the times but in the notes, as is the number of operations that a step
-gives to the device: tensor operations that are neither views nor allocations (a convolution's backward is one), and the
-kernels that were generated in the place of others.
+first losses are compared. Between the two are steps that have one change after the other, so that it can be seen what
+each of them brings: this code's form of the network, one fused optimizer step, channels-last (all of it is what this
+code does without flags), generated code, bf16; on a GPU also a CUDA graph.
+
+Compilation is not in the times but in the notes, as is the number of operations that a step gives to the device: tensor
+operations that are neither views nor allocations (a convolution's backward is one), and the kernels that were generated
+in the place of others.
 
 On a GPU the notes have a floor as well: the bytes that the convolutions and matrix products of an eager step read and
 write in the precision of --fast, each operand once, over the bandwidth of a large copy. All else could be fused into
@@ -25,6 +29,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +41,7 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import capture
 import cli
 import dataloader
 import engine
@@ -44,6 +50,7 @@ from benchmarks.timing import Result, check_same, race, run_alone, stepper
 from benchmarks.train_step import as_original, original_loss
 from models import create_model, create_objective
 from models.adaptive import Objective
+from models.msdnet.layers import Layer
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -55,19 +62,29 @@ class System:
     Args:
         recipe: the command's argument file.
         quick: further arguments that make the network small.
-        plain_form: how the plain way has the network and its objective, where that is not as this code has them.
+        original: the plain way's network from this code's, where they differ; both have the same parameters.
+        original_loss: likewise its objective.
     """
 
     recipe: str
     quick: str = ""
-    plain_form: tuple[Callable[[nn.Module], nn.Module], Callable] | None = None
+    original: Callable[[nn.Module], nn.Module] | None = None
+    original_loss: Callable | None = None
+
+
+def with_lone_bottlenecks(model: nn.Module) -> nn.Module:
+    """MSDNet with a convolution for every bottleneck, as published; for training only."""
+    for layer in model.modules():
+        if isinstance(layer, Layer):
+            layer.training = False  # the layer itself, not what is in it: it then joins none
+    return model
 
 
 SYSTEMS = {
     "shared-basis": System(
-        "cifar10-resnet56-s16u1-double", "--model=ResNet32_DoubleShared", (as_original, original_loss)
+        "cifar10-resnet56-s16u1-double", "--model=ResNet32_DoubleShared", as_original, original_loss
     ),
-    "msdnet": System("cifar100-msdnet-b7", "--nBlocks=2 --base=1 --step=1 --nChannels=8"),
+    "msdnet": System("cifar100-msdnet-b7", "--nBlocks=2 --base=1 --step=1 --nChannels=8", with_lone_bottlenecks),
     "dmnn": System("cifar100-dmnn50-n4-t05", "--num_paths=2"),
     "embedded": System("cifar10-resnet32-adn"),
     "slimmable": System("cifar10-mutualnet-wrn16-2", "--depth=10 --widen_factor=1"),
@@ -153,15 +170,15 @@ def seeded(step: Callable) -> Callable:
     return job
 
 
-def plain_step(system: System, args: Namespace, images: Tensor, labels: Tensor) -> Callable:
-    """A step as a plain loop makes it."""
+def plain_step(system: System, args: Namespace, images: Tensor, labels: Tensor, ours=False, fused=None) -> Callable:
+    """A step as a plain loop makes it: with this code's network if `ours`, with one operation to update all weights if
+    `fused`."""
     model, objective = build(args)
     objective.finite_draws = True  # as compiled networks draw
     groups = objective.begin_epoch(model.to(images.device).train(), 0).groups
-    if system.plain_form:
-        form, objective = system.plain_form
-        model = form(model)  # of the same parameters
-    settings = dict(weight_decay=args.weight_decay, nesterov=args.nesterov)
+    if system.original and not ours:
+        model, objective = system.original(model), system.original_loss or objective
+    settings = dict(weight_decay=args.weight_decay, nesterov=args.nesterov, fused=fused)
     optimizer = torch.optim.SGD(groups, RATE, args.momentum, **settings)
     return seeded(stepper(model, objective, images.contiguous(), labels, optimizer))
 
@@ -181,34 +198,83 @@ def engine_step(args: Namespace, data: dataloader.Data, images: Tensor, labels: 
     return seeded(step)
 
 
+@dataclass(frozen=True)
+class Rung:
+    """A step that has one change more than the one before it.
+
+    Args:
+        change: what is new.
+        step: makes the step.
+        compiled, captured: whether there is code to be generated, a graph to be recorded.
+        goal: whether the aim is meant for it.
+    """
+
+    change: str
+    step: Callable[[], Callable]
+    compiled: bool = False
+    captured: bool = False
+    goal: bool = False
+
+
+def ladder(system: System, args: Namespace, data: dataloader.Data, images: Tensor, labels: Tensor) -> list[Rung]:
+    """From the plain step to --fast, and on a GPU beyond it."""
+    plain = partial(plain_step, system, args, images, labels)
+    ours = partial(engine_step, args, data, images, labels)
+    rungs = [
+        Rung("plain", plain),
+        Rung("this network", partial(plain, ours=True)),
+        Rung("fused optimizer", partial(plain, ours=True, fused=True)),
+        Rung("channels-last", partial(ours, compile=False, amp="off")),
+        Rung("--compile", partial(ours, amp="off"), compiled=True),
+        Rung("--fast", ours, compiled=True, goal=True),
+    ]
+    if args.amp == "off":
+        del rungs[-2]  # --fast is no more than --compile
+    if not system.original:
+        del rungs[1]
+    if images.is_cuda and not build(args)[1].draws:
+        rungs.append(Rung("--fast --cuda_graph", partial(ours, cuda_graph=True), captured=True, goal=True))
+    return rungs
+
+
 def compare(system: System, args: Namespace, rounds: int, device: torch.device, quick: bool) -> Iterator[Result]:
-    """Both results of one system."""
+    """A result for each rung of one system's ladder but the lowest, which is what they are compared with."""
     data = noise(args.batch_size, device)
     images, labels = next(data.train.epoch(0))
-    plain = plain_step(system, args, images, labels)
-    eager = engine_step(args, data, images, labels, compile=False, amp="off")
-    fast = engine_step(args, data, images, labels)
-    first = plain()
-    check_same(f"first loss of {args.model}", eager(), first, TOLERANCE)
-    start = time.perf_counter()
-    loss, sources = run_and_get_code(fast)
-    compilation = time.perf_counter() - start
-    check_same(f"first loss of {args.model}, --fast", loss, first, LOOSE)
-    kernels = sum(len(KERNEL_CALL.findall(source)) for source in sources)
-    plain_count, eager_count = operations(plain).count, operations(eager).count
-    fast_count = operations(fast).count + kernels
-    times = race([plain, eager, fast], device, rounds, quick)
-    what = f"step of {args.model}, {args.dataset}, batch {args.batch_size}"
-    note = f"{eager_count} operations, plain {plain_count}"
-    yield Result.of("fast", f"{what}, channels-last", times[1], times[0], None, note)
-    result = Result.of("fast", f"{what}, --fast", times[2], times[0], 1 / 1.8)
-    note = f"{fast_count} operations, plain {plain_count}; amp {args.amp}; compiled in {compilation:.0f} s"
+    rungs = ladder(system, args, data, images, labels)
+    if quick:
+        rungs = [rungs[0], *rungs[-2:]]
+    jobs, counts, notes, first = [], [], [], None
+    for rung in rungs:
+        job, kernels, note = rung.step(), 0, ""
+        start = time.perf_counter()
+        if rung.compiled:
+            loss, sources = run_and_get_code(job)
+            kernels = sum(len(KERNEL_CALL.findall(source)) for source in sources)
+            note = f"; amp {args.amp}" if rung.goal else ""
+            note += f"; compiled in {time.perf_counter() - start:.0f} s"
+        else:
+            loss = job()
+        first = loss.clone() if first is None else first
+        tolerance = LOOSE if rung.compiled or rung.captured else TOLERANCE
+        check_same(f"first loss of {args.model}, {rung.change}", loss, first, tolerance)
+        for _ in range(capture.CudaRecorder.warm_up_steps if rung.captured else 0):
+            job()
+        jobs.append(job)
+        counts.append(1 if rung.captured else operations(job).count + kernels)
+        notes.append(f"{counts[-1]} operations, plain {counts[0]}{note}")
+    times = race(jobs, device, rounds, quick)
+    floor = None
     if device.type == "cuda":
         moved = operations(engine_step(args, data, images, labels, compile=False)).bytes
         floor = moved / bandwidth(device)
-        note += f"; floor {1e3 * floor:.2f} ms; {50_000 / args.batch_size * result.ours:.2f} s for 50,000 images"
-        result = replace(result, aim=max(1 / 3, 2 * floor / result.plain))
-    yield replace(result, note=note)
+    for rung, seconds, note in list(zip(rungs, times, notes, strict=True))[1:]:
+        what = f"step of {args.model}, {args.dataset}, batch {args.batch_size}, {rung.change}"
+        result = Result.of("fast", what, seconds, times[0], 1 / 1.8 if rung.goal else None, note)
+        if floor and rung.goal:
+            note += f"; floor {1e3 * floor:.2f} ms; {50_000 / args.batch_size * result.ours:.2f} s for 50,000 images"
+            result = replace(result, aim=max(1 / 3, 2 * floor / result.plain), note=note)
+        yield result
 
 
 def measure(device: torch.device, quick: bool = False, only: str = "", batch_size: int = 0, rounds: int = 5):
