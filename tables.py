@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,9 +125,13 @@ def published_curve(system: str, dataset: str) -> list[Curve]:
 
 
 def evaluations(row: Published) -> list[tuple[dict, dict]]:
-    """The evaluations in results/measured/<recipe>/ of a row, and what they say of its point: (point, evaluation)."""
+    """The evaluations of a row's recipe in results/measured/, with any seed, and what they say of its point.
+
+    Pairs of (point, evaluation).
+    """
     found = []
-    for file in sorted((MEASURED / row.recipe).glob("*.json")) if row.recipe else []:
+    files = sorted(MEASURED.glob(f"{row.recipe}*/*.json")) if row.recipe else []
+    for file in [file for file in files if without_seed(file.parent.name) == row.recipe]:
         record = load_run(file)
         points = {point["point"]: point for point in record["rows"]}
         name = row.point or list(points)[-1]
@@ -142,12 +146,29 @@ def authors_name(record: dict) -> str | None:
 
 
 def measured(row: Published) -> str:
-    """Errors of a row that were measured here, and with whose weights."""
-    found = []
+    """Errors of a row that were measured here, and with whose weights; of several seeds mean and standard deviation."""
+    found, trained = [], {}
     for point, record in evaluations(row):
-        whose = "authors' weights" if authors_name(record) else _training(record)
-        found.append(f"{100 - point['top1']:.2f} ({whose})")
+        error = 100 - point["top1"]
+        if authors_name(record):
+            found.append(f"{error:.2f} (authors' weights)")
+        else:
+            trained.setdefault(record["flags"]["epochs"], []).append((error, _training(record)))
+    for epochs, runs in trained.items():
+        errors = [error for error, _ in runs]
+        found.append(f"{spread(errors)} ({f'{epochs} epochs, {len(runs)} seeds' if errors[1:] else runs[0][1]})")
     return ", ".join(found)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation (of a sample) of several numbers; one number as it is."""
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def without_seed(name: str) -> str:
+    """The name that runs of one command with several seeds share: NAME, NAME-seed1, NAME-seed2."""
+    return re.sub(r"-seed\d+$", "", name)
 
 
 def _training(record: dict) -> str:
@@ -242,7 +263,7 @@ class Kept:
     @property
     def is_short(self) -> bool:
         """Whether it follows no published recipe; those that do have the recipe's name."""
-        return not (RECIPES / self.name).is_file()
+        return not (RECIPES / without_seed(self.name)).is_file()
 
     def errors(self, point: str) -> list[float]:
         """Top-1 errors after each epoch on the images that the run watched; none where it watched another point."""
@@ -262,6 +283,14 @@ def kept_runs() -> list[Kept]:
         epochs = [json.loads(line) for line in log.read_text().splitlines()]
         runs.append(Kept(log.parent.name, load_run(log.parent), epochs))
     return runs
+
+
+def by_command(runs: Iterable[Kept]) -> dict[str, list[Kept]]:
+    """Runs that differ in their seeds only, by the name that they share."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(without_seed(run.name), []).append(run)
+    return groups
 
 
 def keep(run: str, name: str) -> None:
@@ -303,8 +332,7 @@ def runs_table(runs: Sequence[Kept]) -> str:
         threads = {timing["threads"] for row in rows for timing in row["latency"]}
         device = ", ".join([run.record["device"], *(f"{count} thread{'s' * (count != 1)}" for count in threads)])
         held_out = "" if "test" in run.log[0] else " (held-out images)"
-        best = _spread(frontier(rows), 5)
-        for row in rows if len(rows) <= 6 else [row for row in rows if row in best or run.errors(row["point"])]:
+        for row in _shown(run):
             errors = run.errors(row["point"])
             line = _line(
                 run.name,
@@ -325,6 +353,30 @@ def runs_table(runs: Sequence[Kept]) -> str:
     return "\n".join([*lines, "", "```", *commands, "```"])
 
 
+def _shown(run: Kept) -> list[dict]:
+    """The points of a run that its table has: those that were watched, and a few of the frontier."""
+    rows = run.record["rows"]
+    best = rows if len(rows) <= 6 else _some(frontier(rows), 5)
+    return [row for row in rows if row in best or run.errors(row["point"])]
+
+
+def seeds_table(runs: Sequence[Kept]) -> str:
+    """Markdown of test errors over seeds, for commands that were run with more than one; empty where there is none."""
+    lines = []
+    for name, group in by_command(runs).items():
+        for shown in _shown(group[0]) if len(group) > 1 else []:
+            point = shown["point"]
+            best = [100 - row["top1"] for run in group for row in run.record["rows"] if row["point"] == point]
+            last = [run.errors(point)[-1] for run in group if run.errors(point)]
+            seeds = ", ".join(str(run.record["flags"]["seed"]) for run in group)
+            extremes = f"{min(best):.2f} to {max(best):.2f}"
+            lines.append(_line(name, point, seeds, spread(best), extremes, spread(last) if last else ""))
+    if lines:
+        head = ("command", "point", "seeds", "test error, best checkpoint", "from, to", "last epoch")
+        lines = [_line(*head), "|" + "---|" * len(head), *lines]
+    return "\n".join(lines)
+
+
 def _line(*cells: object) -> str:
     """A row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
@@ -336,26 +388,44 @@ def _trained_on(flags: dict) -> str:
     return text + (f" but {flags['valid']:,}" if flags["valid"] else "")
 
 
-def _spread(rows: Sequence, count: int) -> list:
+def _some(rows: Sequence, count: int) -> list:
     """At most `count` of the rows, evenly, with both ends."""
     if len(rows) <= count:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
 
+def mean_of(group: Sequence[Kept]) -> dict:
+    """The evaluation of the first of these runs with the mean accuracy of all."""
+    first, rows = group[0].record, []
+    for row in first["rows"]:
+        same = [other["top1"] for run in group for other in run.record["rows"] if other["point"] == row["point"]]
+        rows.append(row | {"top1": statistics.fmean(same)})
+    return first | {"rows": rows}
+
+
 def draw_runs(runs: Sequence[Kept], stem: Path) -> None:
-    """Two pictures of kept runs: error against epoch (<stem>-epochs.png), accuracy against cost (<stem>-costs.png)."""
+    """Two pictures of kept runs: error against epoch (<stem>-epochs.png), accuracy against cost (<stem>-costs.png).
+
+    Runs of several seeds are their mean, and in the first picture a band from the best to the worst.
+    """
     with figure_file(stem.with_name(stem.name + "-epochs.png"), (5.6, 3.6)) as figure:
         axes = figure.subplots()
-        for i, run in enumerate(runs):
-            errors, style = run.errors(run.watched), {"marker": MARKERS[i % 10], "color": COLOURS[i % len(COLOURS)]}
-            axes.plot(range(1, len(errors) + 1), errors, label=run.name, markersize=4, markevery=0.1, **style)
+        for i, (name, group) in enumerate(by_command(runs).items()):
+            curves = list(zip(*(run.errors(group[0].watched) for run in group)))  # of each epoch, the seeds' errors
+            epochs, colour = range(1, len(curves) + 1), COLOURS[i % len(COLOURS)]
+            means = [statistics.fmean(errors) for errors in curves]
+            axes.plot(epochs, means, label=name, marker=MARKERS[i % 10], markersize=4, markevery=0.1, color=colour)
+            if len(group) > 1:
+                axes.fill_between(
+                    epochs, *zip(*((min(e), max(e)) for e in curves)), color=colour, alpha=0.2, linewidth=0
+                )
         axes.set_xlabel("epoch")
         axes.set_ylabel("top-1 error (%)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.legend(frameon=False)
-    curves = [Curve.of(run.record, run.name) for run in runs]
+    curves = [Curve.of(mean_of(group), name) for name, group in by_command(runs).items()]
     picture(curves, stem.with_name(stem.name + "-costs.png"), ["macs", "params"])
 
 
@@ -381,13 +451,16 @@ has made.
 """
     for title, stem, text, runs in sections():
         page += f"\n## {title}\n\n{text}\n\n{runs_table(runs)}\n\n"
+        seeds = seeds_table(runs)
+        page += f"Several seeds of one command, mean ± standard deviation:\n\n{seeds}\n\n" if seeds else ""
         page += f"![error against epoch]({stem}-epochs.png)\n\n![accuracy against cost]({stem}-costs.png)\n"
     return page
 
 
 SHORT = """Runs of a few epochs that a CPU can do. They show that every system trains and what its points cost, **not**
 what the published recipes reach: mind the column *epochs*. The best checkpoint is that of the best epoch on the test
-images, or on held-out images where the run had some. `python3 report.py keep RUN NAME` adds a run."""
+images, or on held-out images where the run had some. `python3 report.py keep RUN NAME` adds a run; a further seed of it
+is called `NAME-seed1`, say."""
 FULL = "Runs of the published recipes, under the recipes' names; their errors are in the tables above too."
 
 

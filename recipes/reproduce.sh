@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train the published CIFAR rows, the most instructive first, and keep what they reach in results/measured/.
 # Days on a GPU for all of them: names of recipes as arguments do only those. Run again, it continues where it stopped.
+# SEEDS="0 1 2" trains each with these seeds; without it the seed is 0. Stages that build on others build on seed 0.
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- \
@@ -10,9 +11,13 @@ cd "$(dirname "$0")/.."
   cifar100-dmnn50-n4-t05 cifar100-dmnn50-n4-t06 cifar100-dmnn50-n4-t07 \
   cifar10-resnet56-s16u1-double-skip cifar10-resnet56-s16u1-double-adn \
   cifar10-mutualnet-wrn28-10 cifar100-mutualnet-wrn28-10
-for name in "$@"; do
-  [ ! -e "results/measured/$name/evaluation.json" ] || continue # kept already
-  python3 train_cifar10.py "@recipes/$name" --fast --resume=auto --save="checkpoint/$name"
-  python3 report.py keep "checkpoint/$name" "$name"
+for recipe in "$@"; do
+  for seed in ${SEEDS:-0}; do
+    name=$recipe
+    [ "$seed" = 0 ] || name=$recipe-seed$seed
+    [ ! -e "results/measured/$name/evaluation.json" ] || continue # kept already
+    python3 train_cifar10.py "@recipes/$recipe" --seed="$seed" --fast --resume=auto --save="checkpoint/$name"
+    python3 report.py keep "checkpoint/$name" "$name"
+  done
 done
 python3 report.py page

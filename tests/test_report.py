@@ -177,3 +177,20 @@ def test_a_short_run_under_a_recipes_name_says_its_epochs(tmp_path, monkeypatch)
     row = next(row for row in ROWS if row.recipe == "cifar10-resnet32-s8u1")
     evaluation(tmp_path / row.recipe, epochs=2)
     assert tables.measured(row) == "10.00 (2 epochs, seed 3)"
+
+
+def test_seeds_of_one_command_are_a_mean_and_a_spread(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MEASURED", tmp_path)
+    row = next(row for row in ROWS if row.recipe == "cifar10-resnet32-s8u1")
+    for name, top1 in ((row.recipe, 90.0), (f"{row.recipe}-seed1", 91.0), (f"{row.recipe}-double", 1.0)):
+        folder = evaluation(tmp_path / name, epochs=2)
+        text = (folder / "evaluation.json").read_text()
+        (folder / "evaluation.json").write_text(text.replace("90.0", str(top1)))
+    assert tables.measured(row) == "9.50 ± 0.71 (2 epochs, 2 seeds)"
+    runs = [run for run in tables.kept_runs() if not run.name.endswith("double")]
+    assert not any(run.is_short for run in runs)
+    line = tables.seeds_table(runs).splitlines()[-1]
+    assert line == f"| {row.recipe} | full | 3, 3 | 9.50 ± 0.71 | 9.00 to 10.00 | 10.00 ± 0.00 |"
+    assert tables.seeds_table(runs[:1]) == ""
+    assert [each["top1"] for each in tables.mean_of(runs)["rows"]] == [90.5]
+    tables.draw_runs(runs, tmp_path / "runs")
