@@ -175,6 +175,7 @@ class Run:
             "workers",
             "checkpoint_steps",
             "compile",
+            "cuda_graph",
             "fast",
             "cache",
             "tensorboard",

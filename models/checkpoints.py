@@ -186,14 +186,19 @@ def locate(source: str | os.PathLike, dataset: str | None = None, cache: str | o
     raise ValueError(f"{source} is neither a file nor the name of a published checkpoint{hint}")
 
 
-def read(path: str | os.PathLike) -> dict:
-    """Read a checkpoint file onto the CPU without running anything in it. Raises ValueError if it cannot be read."""
+def read(path: str | os.PathLike, weights: bool = True) -> dict:
+    """Read a checkpoint file onto the CPU without running anything in it. Raises ValueError if it cannot be read.
+
+    Args:
+        weights: False for what is beside them: tensors then stay in the file, and nobody has checked them.
+    """
     path = Path(path)
+    zipped = zipfile.is_zipfile(path)  # files of old PyTorch versions are not: they cannot be mapped or checked
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: the program that wrote it was interrupted; use another copy")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # holds flags only; torchvision's files have one
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and not weights)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
@@ -202,6 +207,11 @@ def read(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path} is truncated or no checkpoint: copy or download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    if zipped and weights:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()  # torch.load does not look
+        if part is not None:
+            raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
     return content
 
 
@@ -217,7 +227,7 @@ def describe(source: str | os.PathLike) -> dict:
     Empty where nothing says. Raises ValueError where the file cannot be read.
     """
     if os.path.isfile(source):
-        content = read(source)
+        content = read(source, weights=False)
         if built := content.get("extracted"):
             return {"model": built["model"], "dataset": built["dataset"], **built["flags"]}
         training = training_of(content)
@@ -247,7 +257,7 @@ def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[
 
 def sub_network(model: AdaptiveModel, source: str | os.PathLike) -> AdaptiveModel:
     """The network whose weights a file holds: `model`, or one of its sub-networks where `--extract` wrote the file."""
-    extracted = read(source).get("extracted") if os.path.isfile(source) else None
+    extracted = read(source, weights=False).get("extracted") if os.path.isfile(source) else None
     return model.blank(extracted["point"]) if extracted else model
 
 

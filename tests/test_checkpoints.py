@@ -107,6 +107,16 @@ def test_a_truncated_file_is_refused(tmp_path, model):
         load_checkpoint(model, path)
 
 
+def test_damaged_weights_are_refused_and_what_is_beside_them_is_read_without_them(tmp_path, model):
+    path = saved(tmp_path, {"net_state_dict": model.state_dict(), "training": {"flags": {"model": "a name"}}})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged .*: copy or download it again"):
+        load_checkpoint(model, path)
+    assert checkpoints.describe(path) == {"model": "a name"}
+
+
 def test_a_name_that_is_none_answers_with_the_closest(model):
     with pytest.raises(ValueError, match="ResNet56-S16U1-Double"):
         load_checkpoint(model, "ResNet56-S16U1-Doble")

@@ -25,7 +25,7 @@ def load_teacher(source: str, name: str | None, student: AdaptiveModel) -> nn.Mo
     if name and name.startswith("torchvision:"):
         teacher = _torchvision(name.removeprefix("torchvision:"), path, classes)
     else:
-        flags = checkpoints.read(path).get("training", {}).get("flags", {})
+        flags = checkpoints.read(path, weights=False).get("training", {}).get("flags", {})
         published = checkpoints.find(source)
         if published:
             flags = {"model": published.model, **published.flags}
