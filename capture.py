@@ -80,13 +80,14 @@ class CapturedStep:
         self.counts = {name: count - before.get(name, 0) for name, count in self.means.counts.items()}
 
 
-def check(objective: Objective, device: torch.device, accumulate: int, amp: str, world_size: int) -> None:
-    """Raise UserError with the reason where steps cannot be captured."""
+def check(objective: Objective, device: torch.device, recipe, world_size: int) -> None:
+    """Raise UserError with the reason where the steps of an `engine.Recipe` cannot be captured."""
     reasons = {
         "needs a GPU": device.type != "cuda",
-        "needs steps that are alike, and this objective draws sub-networks in each: use --compile": objective.draws,
-        "needs steps that are alike: leave --accumulate out": accumulate > 1,
-        "needs --amp=bf16 or off": amp == "fp16",
+        "needs --compile too, because this objective draws sub-networks in each step": objective.draws
+        and not recipe.compile,
+        "needs steps that are alike: leave --accumulate out": recipe.accumulate > 1,
+        "needs --amp=bf16 or off": recipe.amp == "fp16",
         "is for one process and one GPU": world_size > 1 or torch.cuda.device_count() > 1,
     }
     for reason, holds in reasons.items():

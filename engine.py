@@ -176,8 +176,11 @@ def autocast(device: torch.device, amp: str):
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
-def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.Module:
+def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: str | None = None) -> nn.Module:
     """Wrap a network for its devices: DataParallel where one process sees several GPUs.
+
+    Args:
+        mode: of torch.compile.
 
     Processes that torchrun starts hold a bare copy each and average gradients once a step. DistributedDataParallel
     would reduce within every backward, and leave out what the step's last sub-network does not use.
@@ -189,7 +192,7 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.M
     if compiled:
         # a graph for each point that is trained; beyond its limit torch would run the rest uncompiled
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.points))
-        return torch.compile(model, dynamic=False)
+        return torch.compile(model, dynamic=False, mode=mode)
     return model
 
 
@@ -263,7 +266,11 @@ class Trainer:
         self.model = model.to(device, memory_format=torch.channels_last)
         self.objective, self.data, self.run, self.recipe, self.device = objective, data, run, recipe, device
         spread(self.model)
-        self.wrapped = parallel(self.model, device, recipe.compile)
+        if recipe.cuda_graph:
+            capture.check(objective, device, recipe, utils.world_size())
+        # where steps differ, torch records a graph for each point, of its forward and its backward pass
+        mode = "reduce-overhead" if recipe.cuda_graph and objective.draws else None
+        self.wrapped = parallel(self.model, device, recipe.compile, mode)
         objective.finite_draws = recipe.compile
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self.average = copy.deepcopy(model) if recipe.ema else None
@@ -271,8 +278,6 @@ class Trainer:
             raise UserError("there is no whole batch to train on: give more images (--subset, --valid)")
         if objective.step_per_loss and recipe.accumulate > 1:
             raise UserError("--accumulate cannot be had with an objective that steps after every loss: leave it out")
-        if recipe.cuda_graph:
-            capture.check(objective, device, recipe.accumulate, recipe.amp, utils.world_size())
         self.captured: capture.CapturedStep | None = None
         self.optimizer: torch.optim.SGD | None = None
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
@@ -294,7 +299,7 @@ class Trainer:
             self.optimizer = torch.optim.SGD(
                 phase.groups, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov, fused=True
             )
-            if r.cuda_graph:
+            if r.cuda_graph and not self.objective.draws:
                 for group in self.optimizer.param_groups:
                     group["lr"] = torch.tensor(r.lr, device=self.device)
                 self.captured = capture.CapturedStep(

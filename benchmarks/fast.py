@@ -232,7 +232,7 @@ def ladder(system: System, args: Namespace, data: dataloader.Data, images: Tenso
         del rungs[-2]  # --fast is no more than --compile
     if not system.original:
         del rungs[1]
-    if images.is_cuda and not build(args)[1].draws:
+    if images.is_cuda:
         rungs.append(Rung("--fast --cuda_graph", partial(ours, cuda_graph=True), captured=True, goal=True))
     return rungs
 
@@ -246,7 +246,7 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
         rungs = [rungs[0], *rungs[-2:]]
     jobs, counts, notes, first = [], [], [], None
     for rung in rungs:
-        job, kernels, note = rung.step(), 0, ""
+        job, kernels, note = rung.step(), int(rung.captured), ""
         start = time.perf_counter()
         if rung.compiled:
             loss, sources = run_and_get_code(job)
@@ -261,7 +261,7 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
         for _ in range(capture.CudaRecorder.warm_up_steps if rung.captured else 0):
             job()
         jobs.append(job)
-        counts.append(1 if rung.captured else operations(job).count + kernels)
+        counts.append(operations(job).count + kernels)
         notes.append(f"{counts[-1]} operations, plain {counts[0]}{note}")
     times = race(jobs, device, rounds, quick)
     floor = None

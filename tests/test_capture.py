@@ -74,6 +74,7 @@ def steps_of(model, objective, device=CPU, **recipe) -> tuple[list[float], dict]
     """The engine's losses of 12 steps on different noise with a falling rate, and the objective's means."""
     recipe = engine.Recipe(1, 0.02, weight_decay=5e-4, lr_schedule="linear", **recipe)
     trainer = engine.Trainer(model, objective, dataloader.cifar("digits", None, 8, device), None, recipe, device)
+    objective.finite_draws = True
     trainer.begin_epoch()
     torch.manual_seed(0)
     generator, dtype = torch.Generator().manual_seed(1), next(model.parameters()).dtype
@@ -105,8 +106,9 @@ def test_a_captured_step_trains_as_a_step_that_is_run(system, tape):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("system", ALIKE)
+@pytest.mark.parametrize(
+    ("system", "compiled"), [*((name, False) for name in ALIKE), *((name, True) for name in SYSTEMS)]
+)
 def test_a_cuda_graph_trains_as_a_step_that_is_run(system, compiled):
     check_equal(system, torch.device("cuda"), compile=compiled)
 
@@ -147,15 +149,15 @@ def test_a_step_that_reads_a_value_cannot_be_recorded(tape):
 
 
 @pytest.mark.parametrize(
-    ("objective", "device", "options", "reason"),
+    ("objective", "device", "options", "processes", "reason"),
     [
-        (Objective(), "cpu", (1, "off", 1), "needs a GPU"),
-        (MutualLearning(), "cuda", (1, "off", 1), "use --compile"),
-        (Objective(), "cuda", (2, "off", 1), "leave --accumulate out"),
-        (Objective(), "cuda", (1, "fp16", 1), "--amp=bf16"),
-        (Objective(), "cuda", (1, "off", 2), "one process"),
+        (Objective(), "cpu", {}, 1, "needs a GPU"),
+        (MutualLearning(), "cuda", {}, 1, "needs --compile too"),
+        (Objective(), "cuda", {"accumulate": 2}, 1, "leave --accumulate out"),
+        (Objective(), "cuda", {"amp": "fp16"}, 1, "--amp=bf16"),
+        (Objective(), "cuda", {}, 2, "one process"),
     ],
 )
-def test_what_cannot_be_captured_is_said(objective, device, options, reason):
+def test_what_cannot_be_captured_is_said(objective, device, options, processes, reason):
     with pytest.raises(utils.UserError, match=f"--cuda_graph .*{reason}"):
-        capture.check(objective, torch.device(device), *options)
+        capture.check(objective, torch.device(device), engine.Recipe(1, 0.1, **options), processes)
