@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import shlex
 import sys
@@ -45,6 +46,17 @@ class Script:
 # Values
 
 
+def finite(text: str) -> float:
+    """A number that is one: not nan, not inf."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return value
+
+
+finite.__name__ = "float"  # what argparse calls it where a text is no number at all
+
+
 def _number(kind: Callable, least, open_end: bool = False) -> Callable:
     """An argparse type: a number not below `least`, or above it with `open_end`."""
 
@@ -60,8 +72,8 @@ def _number(kind: Callable, least, open_end: bool = False) -> Callable:
 
 positive = _number(int, 1)
 natural = _number(int, 0)
-above_zero = _number(float, 0.0, open_end=True)
-not_negative = _number(float, 0.0)
+above_zero = _number(finite, 0.0, open_end=True)
+not_negative = _number(finite, 0.0)
 
 
 def fraction(text: str) -> float:
@@ -82,7 +94,7 @@ def seed(text: str) -> int:
 
 def numbers(text: str) -> tuple[float, ...]:
     """0.5,0.4,0.3"""
-    return tuple(float(part) for part in text.split(","))
+    return tuple(finite(part) for part in text.split(","))
 
 
 def batches(text: str) -> tuple[int, ...]:
@@ -93,7 +105,7 @@ def batches(text: str) -> tuple[int, ...]:
 def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
     """150:0.1,225:0.01"""
     pairs = [part.split(":") for part in text.split(",") if part]
-    return tuple(sorted((int(epoch), float(factor)) for epoch, factor in pairs))
+    return tuple(sorted((int(epoch), finite(factor)) for epoch, factor in pairs))
 
 
 # Flags
@@ -235,20 +247,20 @@ def add_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
     names = []
     for flag in flags:
         names.append(flag.name)
+        kind = finite if flag.type is float else flag.type
         text = f"{flag.help} (default: {flag.default})".replace("%", "%%")
         if flag.type is bool:
             group.add_argument(f"--{flag.name}", action="store_true", default=flag.default, help=text)
             if flag.default:
                 group.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help="switch that off")
         elif flag.many:
-            kind = flag.type
             group.add_argument(
                 f"--{flag.name}", type=_sequence(kind), default=flag.default, metavar="N,N,..", help=text
             )
         else:
             metavar = None if flag.choices else flag.type.__name__.upper()
             group.add_argument(
-                f"--{flag.name}", type=flag.type, default=flag.default, choices=flag.choices, metavar=metavar, help=text
+                f"--{flag.name}", type=kind, default=flag.default, choices=flag.choices, metavar=metavar, help=text
             )
     return names
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import io
@@ -69,9 +70,22 @@ def start_device(visible: str | None = None) -> torch.device:
             )
         dist.init_process_group("nccl" if cuda else "gloo")
     if not cuda:
+        keep_freed_memory()
         return torch.device("cpu")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what tensors free for the next ones; else every step gets much of its memory anew.
+
+    What comes anew from the system comes page by page, for 3 to 10 % of a training step's time. glibc only.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h's numbers of the two settings
+    with contextlib.suppress(OSError, AttributeError):
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(trim_threshold, -1)
+        c_library.mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:

@@ -2,6 +2,9 @@
 
 import importlib
 import math
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -221,6 +224,23 @@ def test_an_epoch_is_one_record_and_checkpoints_carry_the_authors_keys(tmp_path)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
     content = torch.load(tmp_path / "best.pth", weights_only=True)
     assert {"net_state_dict", "optimizer_state_dict", "acc", "epoch"} <= content.keys()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_a_step_frees_serves_the_next_one():
+    code = """
+import resource, torch, utils
+utils.start_device("")
+def step():
+    for _ in range(8):
+        [torch.ones(4 << 20) for _ in range(8)]  # 16 MB each, all freed at once
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=utils.__file__.rpartition("/")[0], capture_output=True)
+    assert int(result.stdout) < 1000  # 262144 pages pass through the tensors
 
 
 def test_half_precision_trains(tmp_path):

@@ -151,6 +151,8 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
         (["--model=ResNet56_DoubleShared", "--unique_rank=0"], "unique_rank 0"),
         (["--batch_size=0"], "--batch_size: 0 is not at least 1"),
         (["--lr=-1"], "--lr: -1 is not above 0"),
+        (["--lr=inf"], "--lr: inf is no finite number"),
+        (["--model=ResNet56_DoubleShared", "--lambdaR=nan"], "--lambdaR: nan is no finite number"),
         (["--epochs=many"], "--epochs"),
         (["--dataset=cifar11"], "cifar11"),
         (["--lr_steps=150"], "--lr_steps"),
