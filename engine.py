@@ -25,7 +25,7 @@ from models.checkpoints import Loaded
 from utils import Run, Stopped, UserError, say
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: steps between two looks at the running loss; each look waits for the device once
+#: steps between two looks at the running loss
 LOOK_EVERY = 50
 
 
@@ -251,6 +251,19 @@ def fit(
         say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch})")
 
 
+class Glance:
+    """A number on the device that is read some steps later, when it has long been computed: nothing waits for it."""
+
+    def __init__(self, value: Tensor):
+        self.copy = torch.empty(value.shape, pin_memory=value.is_cuda).copy_(value, non_blocking=True)
+        self.done = torch.cuda.current_stream().record_event() if value.is_cuda else None
+
+    def read(self) -> float:
+        if self.done is not None:
+            self.done.synchronize()
+        return self.copy.item()
+
+
 class Trainer:
     """A run in memory: what an epoch does, and how a checkpoint captures it."""
 
@@ -323,12 +336,14 @@ class Trainer:
         train, run = self.data.train, self.run
         batches = train.epoch(self.epoch, start=self.step)
         title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
-        running = torch.zeros((), device=self.device)
+        running, glance = torch.zeros((), device=self.device), None
         with tqdm(batches, title, len(train), initial=self.step, leave=False, disable=not show_progress()) as bar:
             for images, labels in bar:
                 running += self.train_step(images, labels)
                 if self.step % LOOK_EVERY == 0:
-                    bar.set_postfix_str(f"loss {self._read(running) / LOOK_EVERY:.3f}", refresh=False)
+                    if glance is not None:
+                        bar.set_postfix_str(f"loss {self._finite(glance.read()) / LOOK_EVERY:.3f}", refresh=False)
+                    glance = Glance(running)
                     running.zero_()
                 if self.step == len(train):
                     break  # the end of an epoch is saved after it was judged
@@ -337,11 +352,11 @@ class Trainer:
                 stop = self._stop_signal()
                 every = self.recipe.checkpoint_steps
                 if stop or (every and self.step % every == 0):
-                    self._read(running)
+                    self._finite(running.item())
                     self._save()
                 if stop:
                     raise Stopped(stop, run.folder)
-        self._read(running)
+        self._finite(running.item())
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One batch: a backward for each loss of the objective, then the optimizer. Returns the sum of the losses."""
@@ -413,12 +428,11 @@ class Trainer:
 
     def _save(self, best: tuple[str, ...] = ()) -> None:
         """Save, unless the weights are no numbers any more."""
-        self._read(torch.stack(torch._foreach_norm(list(self.model.parameters()))).sum())
+        self._finite(torch.stack(torch._foreach_norm(list(self.model.parameters()))).sum().item())
         self.run.save(self.state_dict(), best)
 
-    def _read(self, value: Tensor) -> float:
-        """Read a loss or a norm, which waits for the device. Raises UserError where it is no number."""
-        value = value.item()
+    def _finite(self, value: float) -> float:
+        """The loss or norm. Raises UserError where it is no number."""
         if not math.isfinite(value):
             files = [self.run.folder / name for name in ("last.pth", "previous.pth")]
             good = next((f"the last good checkpoint is {path}" for path in files if path.exists()), None)
