@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -282,6 +283,7 @@ def measure(device: torch.device, quick: bool = False, only: str = "", batch_siz
     if not batch_size and device.type == "cpu":
         batch_size = 64
     torch.compiler.config.force_disable_caches = not quick  # compilation is timed, too
+    warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
     for name in [only] if only else ["msdnet"] if quick else SYSTEMS:  # the quickest to compile
         system = SYSTEMS[name]
         args = command(system, 4 if quick else batch_size, quick)
