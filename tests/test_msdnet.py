@@ -19,7 +19,7 @@ from models import create_model, create_objective, profile, registry
 from models.checkpoints import load_state, state_dict_of
 from models.msdnet import budget
 from models.msdnet.counting import authors_costs
-from models.msdnet.layers import rescale_gradient
+from models.msdnet.layers import Layer, rescale_gradient
 from models.msdnet.multi_exit import Budget, Exit
 from models.msdnet.objectives import distillation
 from tests.parity import check
@@ -356,6 +356,21 @@ def test_weights_that_no_exit_reads_are_not_trained():
     loss.backward()
     assert {name for name, p in model.named_parameters() if (p.grad is None) == p.requires_grad} == set()
     assert not model.blocks[0][-1].layers[0].conv_normal.net[0].weight.requires_grad
+
+
+@pytest.mark.parametrize("flags", [{}, {"bottleneck": False}])
+def test_bottlenecks_in_one_convolution_train_as_each_alone_does(flags):
+    model = small(**flags).double().train()
+    alone = copy.deepcopy(model)
+    for layer in alone.modules():
+        if isinstance(layer, Layer):
+            layer.training = False  # its own flag decides whether it joins them; the batch norms in it still train
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    for network in (model, alone):
+        sum(logits.square().sum() for logits in network(images)).backward()
+    gradients = [[p.grad for p in network.parameters() if p.requires_grad] for network in (model, alone)]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(model.state_dict(), alone.state_dict())
 
 
 def test_the_network_compiles_as_one_graph():
