@@ -179,11 +179,11 @@ def autocast(device: torch.device, amp: str):
 def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: str | None = None) -> nn.Module:
     """Wrap a network for its devices: DataParallel where one process sees several GPUs.
 
-    Args:
-        mode: of torch.compile.
-
     Processes that torchrun starts hold a bare copy each and average gradients once a step. DistributedDataParallel
     would reduce within every backward, and leave out what the step's last sub-network does not use.
+
+    Args:
+        mode: of torch.compile.
     """
     if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
         if compiled:
