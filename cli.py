@@ -163,7 +163,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--fast",
         action="store_true",
-        help="the same training sooner: --compile, and bf16 where the device has it",
+        help="the same training sooner: --compile, and bf16 where the device has it; random widths come from a grid",
     )
     add("--deterministic", action="store_true", help="forbid algorithms whose result varies on a GPU")
     add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="around the random crop (default: zeros)")
@@ -371,8 +371,23 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
 
 
+#: what authors' scripts call some of our flags
+SPELLINGS = {
+    "arch": "model",
+    "data": "dataset",
+    "data_path": "dataset_path",
+    "data_root": "dataset_path",
+    "gpu": "visible_device",
+    "lr_type": "lr_schedule",
+    "start_epoch": "starting_epoch",
+    "wd": "weight_decay",
+    "weights": "pretrained",
+}
+LETTERS = {"-T": "T", "-b": "batch_size", "-j": "workers"}
+
+
 def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
-    """Put the content of `@file` in its place, and underscores for the hyphens inside flags' names."""
+    """Put the content of `@file` in its place; of flags' spellings make ours, with underscores for hyphens."""
     words = []
     for word in argv:
         if word.startswith("@"):
@@ -386,9 +401,10 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
             words += normalise(inner, (*inside, file))
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            words.append("--" + name.replace("-", "_") + equals + value)
+            name = name.replace("-", "_")
+            words.append(f"--{SPELLINGS.get(name, name)}{equals}{value}")
         else:
-            words.append(word)
+            words.append(f"--{LETTERS[word]}" if word in LETTERS else word)
     return words
 
 
@@ -439,12 +455,6 @@ def _print_lists(known: argparse.Namespace, script: Script) -> None:
                 flags = " ".join(f"--{name}={value}" for name, value in entry.flags.items())
                 error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
                 print(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}")
-
-
-def held_out(loaded: checkpoints.Loaded) -> torch.Tensor | int:
-    """Positions of the training images that the run behind a checkpoint held out; 0 where it held none."""
-    index = checkpoints.training_of(loaded.content).get("valid_index")
-    return 0 if index is None else index
 
 
 def run(main: Callable[[], None]) -> None:

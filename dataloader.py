@@ -1110,6 +1110,9 @@ class OnDemand(Batches):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self.make())
 
+    def epoch(self, epoch, start=0):
+        yield from self.make().epoch(epoch, start)
+
 
 def imagefolder(
     path: str | os.PathLike,
@@ -1144,7 +1147,7 @@ def imagefolder(
         crop: side in pixels of what the network sees.
         scale: smallest and largest share of an image's area that a random crop takes.
         jitter: by how much the factors on brightness, contrast and saturation of a training image may differ from 1.
-        train: whether train/ must exist; an evaluation does without.
+        train: whether train/ must exist; an evaluation does without, unless it is to have the images of `valid`.
         subset, valid, seed, eval_batch_size, share: as in `cifar`.
 
     Raises:
@@ -1173,11 +1176,19 @@ def imagefolder(
     test = batches(to_test, np.arange(len(to_test.labels)), judge)
     if to_train is None:
 
-        def whole_training_set() -> DiskBatches:
+        def part(held_out: bool) -> DiskBatches:
             images = make_train()
-            return batches(images, np.arange(len(images.labels)), judge, shuffle=True)
+            index = _split(len(images.labels), None, valid, seed)[held_out]
+            return batches(images, index, judge, shuffle=not held_out)
 
-        return Data(OnDemand(whole_training_set), test, None, to_test.classes, (3, crop, crop), source)
+        held = None
+        if isinstance(valid, Tensor):
+            try:
+                held = part(held_out=True)
+            except UserError as error:
+                say(f"no thresholds can be found: the images that the run held out are not here ({error})")
+        train_set = OnDemand(lambda: part(held_out=False))
+        return Data(train_set, test, held, to_test.classes, (3, crop, crop), source, None if held is None else valid)
     train_index, valid_index = _split(len(to_train.labels), subset, valid, seed)
     return Data(
         batches(to_train, train_index, batch_size, shuffle=True),

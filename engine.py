@@ -247,8 +247,9 @@ def fit(
         while trainer.epoch < recipe.epochs:
             trainer.train_epoch()
             trainer.finish_epoch()
+    where = "" if data.valid is None else ", held-out images"
     for point, (top1, epoch) in trainer.best.items():
-        say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch})")
+        say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch}{where})")
 
 
 class Glance:
@@ -486,10 +487,11 @@ class Trainer:
         losses = {name: value for name, value in means.items() if name not in ("top1", "top5")}
         if losses:
             say("  " + "  ".join(f"{name} = {value:.4g}" for name, value in losses.items()))
+        judged = "Test" if self.data.valid is None else "Valid"
         for row in rows:
             label = "" if len(rows) == 1 else f" [{row.point}]"
             best = "  (best so far)" if self.best[row.point][1] == self.epoch else ""
-            say(f"  Test_Acc_top1{label} = {row.top1:.3f}  Test_Acc_top5{label} = {row.top5:.3f}{best}")
+            say(f"  {judged}_Acc_top1{label} = {row.top1:.3f}  {judged}_Acc_top5{label} = {row.top5:.3f}{best}")
 
     def state_dict(self) -> dict:
         """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs."""

@@ -25,7 +25,7 @@ def main(argv=None):
     model = checkpoints.sub_network(model, args.pretrained)
     loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
     utils.say(f"{loaded.path}: {loaded.format}")
-    options = dict(valid=cli.held_out(loaded), mean=args.mean, std=args.std, seed=args.seed)
+    options = dict(valid=checkpoints.held_out(args.pretrained), mean=args.mean, std=args.std, seed=args.seed)
     load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)

@@ -36,6 +36,7 @@ def main(argv=None):
         resize=args.resize,
         crop=args.crop,
         train=False,
+        valid=checkpoints.held_out(args.pretrained),
         seed=args.seed,
         mean=args.mean,
         std=args.std,

@@ -237,6 +237,12 @@ def describe(source: str | os.PathLike) -> dict:
     return {"model": published.model, "dataset": published.dataset, **published.flags} if published else {}
 
 
+def held_out(source: str | os.PathLike) -> Tensor | int:
+    """Positions of the training images that the run behind a file held out; 0 where it held none, or nothing says."""
+    index = training_of(read(source, weights=False)).get("valid_index") if os.path.isfile(source) else None
+    return 0 if index is None else index.clone()
+
+
 def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[dict[str, Tensor], str]:
     """The weights inside a file's content, without wrapper prefixes, and the name of the format recognised."""
     for key, name in FORMATS.items():

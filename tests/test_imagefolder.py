@@ -16,6 +16,9 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 import dataloader
+import eval_ilsvrc
+import train_ilsvrc
+from tests.test_scripts import call
 
 ROOT = Path(dataloader.__file__).parent
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding")
@@ -249,6 +252,31 @@ def test_an_evaluation_needs_no_training_folder_until_it_is_asked_for(folder):
         list(data.train)
     with pytest.raises(ValueError, match="has no train/"):
         load(folder)
+
+
+def test_an_evaluation_has_the_images_that_a_run_held_out(folder, capsys):
+    trained = load(folder, valid=5)
+    data = load(folder, train=False, valid=trained.valid_index)
+    assert equal(data.valid, trained.valid)
+    assert sum(len(labels) for _, labels in data.train) == 16
+    (folder / "train").rename(folder / "away")
+    assert load(folder, train=False, valid=trained.valid_index).valid is None
+    assert "no thresholds can be found" in capsys.readouterr().out
+
+
+def test_budgets_are_judged_on_image_files_with_thresholds_of_the_held_out_ones(folder, monkeypatch, capsys):
+    network = ["--model=msdnet", "--nBlocks=2", "--base=1", "--stepmode=even", "--nChannels=4", "--growthRate=2"]
+    common = [f"--dataset_path={folder}", "--workers=0", "--batch_size=8"]
+    flags = [*network, *common, "--epochs=1", "--lr_steps=1:0.1", "--valid=5", f"--save={folder / 'run'}"]
+    code, out, err = call(monkeypatch, capsys, train_ilsvrc, *flags)
+    assert code == 0, err
+    assert "Valid_Acc_top1" in out
+    assert "held-out images)" in out
+    flags = [*common, f"--pretrained={folder / 'run' / 'best.pth'}", f"--report={folder / 'report'}"]
+    code, out, err = call(monkeypatch, capsys, eval_ilsvrc, *flags, "--point=exit1,budget-p20", "--latency_batch=0")
+    assert code == 0, err
+    assert "budget-p20" in out
+    assert (folder / "report" / "budgets.png").is_file()
 
 
 def test_fake_images_are_announced_and_always_the_same(capsys):

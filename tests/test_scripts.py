@@ -282,6 +282,15 @@ def test_hyphens_count_as_underscores_and_files_hold_arguments(tmp_path):
     assert (args.model, args.model_flags, args.batch_size) == ("ResNet32_SharedOnly", {"shared_rank": 8}, 7)
 
 
+def test_what_authors_call_a_flag_is_understood():
+    words = "--arch msdnet --data cifar100 --data-root /images -b 7 --wd 1e-4 --gpu 1 --lr-type cosine --start-epoch=2"
+    args = cli.parse(train_cifar10.SCRIPT, words.split())
+    assert (args.model, args.dataset, args.dataset_path, args.batch_size) == ("msdnet", "cifar100", "/images", 7)
+    assert (args.weight_decay, args.visible_device, args.lr_schedule, args.starting_epoch) == (1e-4, "1", "cosine", 2)
+    args = cli.parse(train_cifar10.SCRIPT, ["--model=IMTA_MSDNet", "-T", "1.0"])
+    assert args.objective_flags["T"] == 1.0
+
+
 def test_an_argument_file_that_contains_itself_is_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "self").write_text(f"@{tmp_path}/self")
     code, _, err = call(monkeypatch, capsys, train_cifar10, f"@{tmp_path}/self")

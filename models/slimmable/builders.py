@@ -21,11 +21,12 @@ from models.slimmable.wideresnet import WideResNet
 ILSVRC = ("ilsvrc",)
 SIZES = (224, 192, 160, 128)
 COMMON = {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
-MOBILE = COMMON | {"epochs": 250, "batch_size": 1024, "lr": 0.5, "min_scale": 0.25}
+JITTER = COMMON | {"color_jitter": 0.4}
+MOBILE = JITTER | {"epochs": 250, "batch_size": 1024, "lr": 0.5, "min_scale": 0.25}
 MUTUAL = MOBILE | {"lr_schedule": "cosine"}
 LINEAR = MOBILE | {"lr_schedule": "linear"}
 AUTOSLIM = LINEAR | {"epochs": 300, "batch_size": 2048}
-STEPS = COMMON | {"epochs": 100, "lr": 0.1, "lr_schedule": "multistep", "lr_steps": "30:0.1,60:0.01,90:0.001"}
+STEPS = JITTER | {"epochs": 100, "lr": 0.1, "lr_schedule": "multistep", "lr_steps": "30:0.1,60:0.01,90:0.001"}
 EXPONENTIAL = MOBILE | {"epochs": 480, "batch_size": 160, "lr": 0.045, "lr_schedule": "exponential", "lr_decay": 0.98}
 WIDE = COMMON | {
     "epochs": 200,

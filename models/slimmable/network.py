@@ -214,7 +214,7 @@ class Slimmable(AdaptiveModel):
 
     def fingerprint(self) -> str:
         """Identifies weights and the kind of calibration. Waits for the device."""
-        digest = hashlib.sha1(str(self.calibration_batches).encode())
+        digest = hashlib.sha1(f"{self.calibration_batches} augmented".encode())
         for parameter in self.parameters():
             digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -271,6 +271,9 @@ class Slimmable(AdaptiveModel):
                     dist.all_reduce(tensor)
                     tensor /= dist.get_world_size()
             self._statistics[point.width, point.resolution] = {device: statistics}
+
+    def preparation(self, data):
+        return data.train.epoch(0)  # augmented, as the authors' training loader gives them
 
     def prepared_state(self) -> dict:
         """What `prepare` found, to be kept in a file beside the weights: one tensor (2, channels) for each point."""
