@@ -19,7 +19,7 @@ import torch
 
 from models import checkpoints, export, profile, registry
 from models.adaptive import UsageError
-from utils import Stopped, multiplies_bf16, say
+from utils import Stopped, choose_devices, multiplies_bf16, say
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,17 @@ def seed(text: str) -> int:
     return value
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """0.5,0.4,0.3"""
-    return tuple(finite(part) for part in text.split(","))
+def _colours(kind: Callable) -> Callable:
+    """An argparse type: a number for red, green and blue, such as 0.5,0.4,0.3."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        values = tuple(kind(part) for part in text.split(","))
+        if len(values) != 3:
+            raise argparse.ArgumentTypeError(f"{text} is not three numbers: red,green,blue")
+        return values
+
+    parse.__name__ = "three numbers"
+    return parse
 
 
 def batches(text: str) -> tuple[int, ...]:
@@ -124,11 +132,11 @@ def _add_common(parser: argparse.ArgumentParser, script: Script) -> None:
     )
     add(
         "--mean",
-        type=numbers,
+        type=_colours(finite),
         metavar="R,G,B",
         help="subtracted from 0..1 pixels (default: as published)",
     )
-    add("--std", type=numbers, metavar="R,G,B", help="divides them (default: as published)")
+    add("--std", type=_colours(above_zero), metavar="R,G,B", help="divides them (default: as published)")
     add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
     add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
     add("--seed", type=seed, default=0, help="of weights, order and augmentation (default: 0)")
@@ -334,6 +342,9 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(_explain_unknown(unknown, parser, entry))
     if not script.training:
         _check_task(parser, args)
+    choose_devices(args.visible_device)  # before anything asks CUDA
+    if script.training and args.cuda_graph and not torch.cuda.is_available():
+        parser.error("--cuda_graph needs a GPU; leave it out")
     if args.amp is None:
         args.amp = "bf16" if args.fast and multiplies_bf16() else "off"
     if script.training:
@@ -475,6 +486,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
     except torch.OutOfMemoryError:
         print("error: the GPU's memory is full: lower --batch_size, or add --accumulate", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if sys.flags.dev_mode or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        print(f"error: the network could not be compiled ({reason}); leave --compile and --fast out", file=sys.stderr)
         sys.exit(1)
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:

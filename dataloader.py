@@ -89,8 +89,9 @@ class Batches:
         num_images: in this set.
         batch_size: images in a batch, of all processes together.
         shuffle: whether epochs are for training: a new order each, augmented, and without a last batch of one image
-            a process, which batch normalisation cannot train on. Other partial batches are kept; with several
-            processes the last one loses the images that cannot be shared out evenly.
+            a process, which batch normalisation cannot train on. Other partial batches are kept. Several processes
+            share each batch out evenly: it has the largest multiple of their number that `batch_size` allows, and the
+            last one loses what is left over.
         seed: of orders and augmentation.
         share: (this process, processes); by default as torchrun started them.
     """
@@ -102,9 +103,10 @@ class Batches:
         self.rank, self.world = share or (rank(), world_size())
         if batch_size < self.world:
             raise UserError(f"--batch_size {batch_size} must be at least 1 image for each of {self.world} processes")
+        self.length = sum(1 for _ in self._batches(range(num_images)))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._batches(np.arange(self.num_images)))
+        return self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         raise TypeError(f"{type(self).__name__} does not implement __iter__")
@@ -113,11 +115,12 @@ class Batches:
         """The batches of epoch `epoch` (from 0), beginning with batch `start`."""
         raise TypeError(f"{type(self).__name__} does not implement epoch")
 
-    def _batches(self, order: np.ndarray, training: bool | None = None) -> Iterator[slice]:
+    def _batches(self, order: Sequence, training: bool | None = None) -> Iterator[slice]:
         """Slices of `order` (a permutation of the images) that are this process's part of each batch."""
         training = self.shuffle if training is None else training
-        for first in range(0, len(order), self.batch_size):
-            size = min(self.batch_size, len(order) - first)
+        whole = self.batch_size - self.batch_size % self.world if training else self.batch_size
+        for first in range(0, len(order), whole):
+            size = min(whole, len(order) - first)
             if training:
                 size -= size % self.world
                 if size < min(2, self.batch_size // self.world) * self.world:
@@ -422,12 +425,14 @@ def _find(dataset: str, path: str | os.PathLike | None, coarse: bool) -> Arrays:
     path = Path("data" if path is None else path)
     if rank() > 0:
         dist.barrier()  # the first process downloads
-    arrays = _read(dataset, path, coarse)
-    if arrays is None:
-        _download(dataset, path)
+    try:
         arrays = _read(dataset, path, coarse)
-    if rank() == 0 and world_size() > 1:
-        dist.barrier()
+        if arrays is None:
+            _download(dataset, path)
+            arrays = _read(dataset, path, coarse)
+    finally:  # the others go on too where it failed
+        if rank() == 0 and world_size() > 1:
+            dist.barrier()
     return arrays
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -190,8 +191,9 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: s
             raise UserError("--compile and several GPUs need a process for each: start the script with torchrun")
         return DataParallel(model)
     if compiled:
-        # a graph for each point that is trained; beyond its limit torch would run the rest uncompiled
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(model.points))
+        # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
+        for limit in ("recompile_limit", "accumulated_recompile_limit"):
+            setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1000))
         return torch.compile(model, dynamic=False, mode=mode)
     return model
 
@@ -240,13 +242,15 @@ def fit(
         say(f"resuming {run.folder} after epoch {trainer.epoch}, step {trainer.step}")
     else:
         trainer.epoch = recipe.starting_epoch
-        if start and trainer.epoch and "acc" in start.content:
-            trainer.best[model.main.name] = (float(start.content["acc"]), trainer.epoch)
         trainer.begin_epoch(start.content.get("optimizer_state_dict") if start else None)
+    # what was best in another folder is not here to be judged at the end
+    trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
     with run.stoppable():
         while trainer.epoch < recipe.epochs:
             trainer.train_epoch()
             trainer.finish_epoch()
+    if not trainer.best_file(model.main.name).exists():  # a finished run that was resumed in another folder
+        run.save(trainer.state_dict(), ("best.pth",))
     where = "" if data.valid is None else ", held-out images"
     for point, (top1, epoch) in trainer.best.items():
         say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch}{where})")
@@ -293,6 +297,8 @@ class Trainer:
         if objective.step_per_loss and recipe.accumulate > 1:
             raise UserError("--accumulate cannot be had with an objective that steps after every loss: leave it out")
         self.captured: capture.CapturedStep | None = None
+        # between those graphs gradients must not lie in their memory, which each may use anew
+        self.keeps_gradients = mode is not None
         self.optimizer: torch.optim.SGD | None = None
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
         self.epoch, self.step = 0, 0  # epochs done, steps done in the one under way
@@ -319,6 +325,9 @@ class Trainer:
                 self.captured = capture.CapturedStep(
                     lambda images, labels: self._step(self.wrapped, images, labels, update=True), self.objective.means
                 )
+            if self.keeps_gradients:
+                for parameter in self._trained():
+                    parameter.grad = torch.zeros_like(parameter)
         if optimizer_state and not fresh:
             if not _fits(optimizer_state, self.optimizer):
                 say("the file's optimizer is of other parameters: starting with a fresh one")
@@ -327,6 +336,14 @@ class Trainer:
                 self.optimizer.load_state_dict(optimizer_state)  # its momentum, with the rates that were asked for
                 for group, settings in zip(self.optimizer.param_groups, ours, strict=True):
                     group.update(settings)
+        if self.recipe.momentum:
+            for parameter in self._trained():  # the fused step makes them all or none, and of whatever lay in memory
+                state = self.optimizer.state[parameter]
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def train_epoch(self) -> None:
         """The rest of the epoch under way."""
@@ -357,6 +374,8 @@ class Trainer:
                     self._save()
                 if stop:
                     raise Stopped(stop, run.folder)
+        if glance is not None:
+            self._finite(glance.read())
         self._finite(running.item())
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -404,7 +423,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
         if self.average is not None:
             self._update_average()
 
@@ -459,7 +478,7 @@ class Trainer:
         self.epoch, self.step = self.epoch + 1, 0
         better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]
         self.best |= {row.point: (row.top1, self.epoch) for row in better}
-        best = [row for row in rows if row in better or not (self.run.folder / self._best_file(row.point)).exists()]
+        best = [row for row in rows if row in better or not self.best_file(row.point).exists()]
         self.run.log(
             {
                 "epoch": self.epoch,
@@ -471,14 +490,15 @@ class Trainer:
                 },
             }
         )
-        self._save(tuple(self._best_file(row.point) for row in best))
+        self._save(tuple(self.best_file(row.point).name for row in best))
         self._print_epoch(means, rows, seconds)
         stop = self._stop_signal()
         if stop is not None:
             raise Stopped(stop, self.run.folder)
 
-    def _best_file(self, point: str) -> str:
-        return "best.pth" if point == self.model.main.name else f"best-{point}.pth"
+    def best_file(self, point: str) -> Path:
+        """Where the run keeps the weights with which a point was best."""
+        return self.run.folder / ("best.pth" if point == self.model.main.name else f"best-{point}.pth")
 
     def _print_epoch(self, means: dict[str, float], rows: list[Row], seconds: float) -> None:
         """The lines of the authors' scripts, and the objective's other means beside them."""

@@ -29,7 +29,9 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
         path: the file of the weights; what has to be prepared for them is kept beside it.
     """
     points = _named_points(model, args)
-    model = _folded(model, args)
+    if args.extract:
+        model.blank(args.extract[0])  # raises where there is nothing to extract
+    whole, model = model, _folded(model, args)
     model.to(device, memory_format=torch.channels_last)
     checkpoints.load_prepared(model, path)
     folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
@@ -66,7 +68,11 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
         print(f"written: {args.query_table}")
     if args.extract:
         point, file = args.extract
-        utils.write_tensors(file, model.extract(point).content())
+        content = whole.extract(point).content()
+        own = ("dataset", "mean", "std", "resize", "crop")
+        content["extracted"]["data"] = {key: getattr(args, key) for key in own if hasattr(args, key)}
+        content["extracted"]["data"]["classes"] = list(data.classes)
+        utils.write_tensors(file, content)
         print(f"written: {file}, the network of point {point} alone")
 
 

@@ -11,6 +11,7 @@ from models import create_model as _create_model
 from models import list_models as _list_models
 from models import load_checkpoint as _load_checkpoint
 from models.checkpoints import describe as _describe
+from models.checkpoints import sub_network as _sub_network
 
 dependencies = ["torch", "tqdm"]
 
@@ -26,6 +27,7 @@ def _door(name, entries):
         flags = {flag: value for flag, value in told.items() if flag in known} | flags
         model = _create_model(name, dataset, num_classes or len(described.get("classes", ())), **flags)
         if pretrained:
+            model = _sub_network(model, pretrained)
             _load_checkpoint(model, pretrained, dataset, cache)
         return model
 

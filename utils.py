@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -48,6 +48,15 @@ def say(*words: object) -> None:
         print(*words, flush=True)
 
 
+def choose_devices(visible: str | None) -> None:
+    """Say which CUDA devices there are; without effect once anything asked CUDA. Arguments as for `start_device`."""
+    if visible is None and "WORLD_SIZE" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        visible = "0"
+    if visible is not None:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
 def start_device(visible: str | None = None) -> torch.device:
     """Choose the device of this process, and join the others when torchrun started several.
 
@@ -55,13 +64,11 @@ def start_device(visible: str | None = None) -> torch.device:
         visible: CUDA device numbers such as "0,1", numbered as nvidia-smi does; None is the first, or, under torchrun
             or where CUDA_VISIBLE_DEVICES is set, whatever is visible.
     """
-    if visible is None and "WORLD_SIZE" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        visible = "0"
-    if visible is not None:
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    choose_devices(visible)
     local = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
+    if cuda and visible is not None and torch.cuda.device_count() < len(visible.split(",")):
+        raise UserError(f"--visible_device {visible} names GPUs that are not there; nvidia-smi -L lists them")
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if cuda and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise UserError(
@@ -250,8 +257,19 @@ class Run:
                 say(f"{error}; using {candidates[i + 1]} instead")
                 continue
             self._compare_flags(content["training"]["flags"], path)
+            if resume != "auto":
+                self._compare_with_folder((last, previous))
             return content
         return None
+
+    def _compare_with_folder(self, files: Iterable[Path]) -> None:
+        """Leave a folder alone that holds another run than this one."""
+        for path in files:
+            flags = None
+            with contextlib.suppress(ValueError, OSError):  # what cannot be read cannot be lost
+                flags = checkpoints.training_of(checkpoints.read(path, weights=False)).get("flags")
+            if flags is not None:
+                self._compare_flags(flags, path)
 
     def _compare_flags(self, saved: dict, path: Path) -> None:
         differing = [
@@ -292,9 +310,9 @@ class Run:
     def _trim_log(self) -> None:
         """Drop records that are later than the checkpoint: their epochs will be written again."""
         path = self.folder / "log.jsonl"
-        if self.checkpoint is None or not path.exists():
+        if not path.exists():
             return
-        done = self.checkpoint["training"]["epoch"]
+        done = self.checkpoint["training"]["epoch"] if self.checkpoint else 0
         kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= done]
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import urllib.error
 import urllib.request
 import zipfile
@@ -27,6 +28,11 @@ from tqdm import tqdm
 from models import registry
 from models.adaptive import AdaptiveModel, bare
 
+#: what torch raises for a file that it cannot read, depending on where it ends
+DAMAGE = (
+    *(RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
+    *(struct.error, zipfile.BadZipFile),
+)
 #: where a file may keep its state dict, and what such files are called in messages
 FORMATS = {"net_state_dict": "Net_RL2", "state_dict": "ImageNet example", "model": "torchvision reference"}
 
@@ -203,7 +209,7 @@ def read(path: str | os.PathLike, weights: bool = True) -> dict:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
         raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
-    except (RuntimeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is truncated or no checkpoint: copy or download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
@@ -229,7 +235,7 @@ def describe(source: str | os.PathLike) -> dict:
     if os.path.isfile(source):
         content = read(source, weights=False)
         if built := content.get("extracted"):
-            return {"model": built["model"], "dataset": built["dataset"], **built["flags"]}
+            return {"model": built["model"], "dataset": built["dataset"], **built["flags"], **built.get("data", {})}
         training = training_of(content)
         names = {"classes": training["classes"]} if "classes" in training else {}
         return {**training.get("flags", {}), **names}

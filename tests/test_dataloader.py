@@ -201,6 +201,13 @@ def test_evaluation_order_is_fixed_and_not_augmented():
     assert torch.equal(got, want)
 
 
+def test_a_batch_size_that_processes_cannot_share_loses_no_image_but_the_last_ones():
+    shares = [memory_batches(50, 9, share=(rank, 4))[1] for rank in range(4)]
+    seen = sorted(label for share in shares for _, labels in share.epoch(0) for label in labels.tolist())
+    assert len(seen) == len(set(seen)) == 48
+    assert {len(share) for share in shares} == {6}
+
+
 @pytest.mark.parametrize("count", [48, 49, 50, 55])
 def test_processes_share_batches_evenly_and_evaluate_every_image_once(count):
     shares = [memory_batches(count, 8, share=(rank, 4))[1] for rank in range(4)]

@@ -243,6 +243,36 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert int(result.stdout) < 1000  # 262144 pages pass through the tensors
 
 
+def test_momentum_starts_from_zero_and_a_first_step_that_is_skipped_leaves_it_so():
+    recipe = engine.Recipe(1, 0.1)
+    trainer = engine.Trainer(Tiny(), Both(), digits(), None, recipe, CPU)
+    trainer.begin_epoch()
+    buffers = [trainer.optimizer.state[parameter]["momentum_buffer"] for parameter in trainer.model.parameters()]
+    assert not any(buffer.any() for buffer in buffers)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.optimizer.found_inf = torch.ones(())  # as a gradient scaler says that gradients overflowed
+    trainer.train_step(torch.randn(8, 3, 32, 32), torch.arange(8))
+    del trainer.optimizer.found_inf
+    torch.testing.assert_close(list(trainer.model.parameters()), before)
+    assert not any(buffer.any() for buffer in buffers)
+
+
+def test_gradients_that_are_kept_train_the_same(monkeypatch):
+    """As between recorded passes of torch's, which may use the memory of their results anew."""
+    weights = []
+    for keep in (False, True):
+        torch.manual_seed(0)
+        trainer = engine.Trainer(Tiny(), Both(), digits(), None, engine.Recipe(1, 0.1), CPU)
+        trainer.keeps_gradients = keep
+        trainer.begin_epoch()
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            trainer.train_step(torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8))
+        assert (trainer.model.late.weight.grad is not None) == keep
+        weights.append(list(trainer.model.parameters()))
+    torch.testing.assert_close(*weights)
+
+
 def test_half_precision_trains(tmp_path):
     _, best = fit(tmp_path, epochs=1, amp="bf16")
     assert best["late"][0] > 5

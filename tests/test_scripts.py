@@ -133,6 +133,56 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
     torch.load(tmp_path / "run" / "last.pth", weights_only=True)
 
 
+def test_a_run_resumed_elsewhere_leaves_other_runs_alone_and_has_a_best_file_of_its_own(tmp_path, monkeypatch, capsys):
+    flags = [*QUICK, "--epochs=2", "--lr_schedule=constant"]
+    for seed in (0, 1):
+        assert call(monkeypatch, capsys, train_cifar10, *flags, f"--seed={seed}", f"--save={tmp_path}/{seed}")[0] == 0
+    resume = f"--resume={tmp_path}/1/last.pth"
+    before = (tmp_path / "0" / "last.pth").read_bytes()
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--seed=1", resume, f"--save={tmp_path}/0")
+    assert (code, "--seed was 0 and is 1" in err) == (1, True)
+    assert (tmp_path / "0" / "last.pth").read_bytes() == before
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--seed=1", resume, f"--save={tmp_path}/new")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "new" / "best.pth").is_file()
+
+
+def test_a_log_of_epochs_that_no_checkpoint_has_is_written_again(tmp_path, monkeypatch, capsys):
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n')
+    code, _, _ = call(monkeypatch, capsys, train_cifar10, *QUICK, "--epochs=1", "--resume=auto", f"--save={tmp_path}")
+    assert code == 0
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_first_of_two_steps_leaves_weights_of_the_other_network_alone(tmp_path, monkeypatch, capsys):
+    flags = ["--dataset=digits", "--subset=64", "--batch_size=32", "--epochs=1", f"--save={tmp_path}/run"]
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--model=ResNet32_DoubleShared_skip", "--two_steps")
+    assert (code, err) == (0, "")
+
+
+def test_an_extracted_file_knows_its_images_and_is_the_same_with_folding(tmp_path, monkeypatch, capsys):
+    flags = [
+        "--dataset=digits",
+        "--subset=64",
+        "--batch_size=32",
+        "--epochs=1",
+        "--mean=0,0,0",
+        f"--save={tmp_path}/run",
+    ]
+    assert call(monkeypatch, capsys, train_cifar10, *flags, "--model=ResNet32_ADN")[0] == 0
+    flags = [f"--report={tmp_path}/report", "--latency_batch=0"]
+    whole = f"--pretrained={tmp_path}/run/best.pth"
+    for name, fold in (("plain.pth", []), ("folded.pth", ["--fold"])):
+        extract = ["--point=TTT", "--extract", "TTT", tmp_path / name]
+        code, _, err = call(monkeypatch, capsys, eval_cifar10, whole, *flags, *extract, *fold)
+        assert (code, err) == (0, "")
+    plain, folded = (torch.load(tmp_path / name, weights_only=True) for name in ("plain.pth", "folded.pth"))
+    torch.testing.assert_close(folded["net_state_dict"], plain["net_state_dict"])
+    args = cli.parse(eval_cifar10.SCRIPT, [f"--pretrained={tmp_path}/folded.pth"])
+    assert (args.dataset, args.mean) == ("digits", (0, 0, 0))
+    assert call(monkeypatch, capsys, eval_cifar10, f"--pretrained={tmp_path}/folded.pth", *flags)[0] == 0
+
+
 def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
     first = utils.Run(tmp_path, {}, None)
     code, _, err = call(monkeypatch, capsys, train_cifar10, *QUICK, f"--save={tmp_path}")
@@ -152,6 +202,9 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
         (["--batch_size=0"], "--batch_size: 0 is not at least 1"),
         (["--lr=-1"], "--lr: -1 is not above 0"),
         (["--lr=inf"], "--lr: inf is no finite number"),
+        (["--mean=1,2"], "--mean: 1,2 is not three numbers"),
+        (["--std=1,2,0"], "--std: 0 is not above 0"),
+        (["--cuda_graph"], "--cuda_graph needs a GPU"),
         (["--model=ResNet56_DoubleShared", "--lambdaR=nan"], "--lambdaR: nan is no finite number"),
         (["--epochs=many"], "--epochs"),
         (["--dataset=cifar11"], "cifar11"),
