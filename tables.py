@@ -441,9 +441,10 @@ exists in `results/measured/`, what it reached; an empty cell is a number that n
 has made.
 
 - *FLOPs published (means)*: `macs` multiply-accumulates of convolutions and linear layers; `2macs` twice that;
-  `ptflops` with two operations for each batch-norm element, as ptflops 0.6 counts; `2ptflops` twice that; `authors` the
-  counter of the table's own authors; `mean of macs` the mean over images whose paths differ, which only an evaluation
-  can count. *counted so* is our count by the same rule.
+  `ptflops` with two operations for each batch-norm element, as ptflops 0.6 counts; `2ptflops` twice that;
+  `ptflops-relu` with one more for each element that a ReLU or a pooling reads; `authors` the counter of the table's own
+  authors; `mean of macs` the mean over images whose paths differ, which only an evaluation can count. *counted so* is
+  our count by the same rule.
 - *(disagrees)*: the published figure is not what its own network has; the note says why.
 - Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
 

@@ -11,7 +11,7 @@ import dataloader
 import engine
 import report
 import utils
-from models import create_model, create_objective, load_checkpoint
+from models import create_model, create_objective, load_checkpoint, registry
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=True)
 
@@ -38,6 +38,9 @@ def load_data(args, device):
     except dataloader.NoSource as error:
         if not args.fallback:
             raise
+        if registry.SAME_NETWORKS[args.fallback] != args.dataset:
+            same = registry.SAME_NETWORKS[args.fallback]
+            raise utils.UserError(f"{error}; --fallback={args.fallback} stands in for {same} only") from error
         utils.say(f"!!! {error}\n!!! Falling back to {args.fallback}: what follows is NOT {args.dataset}. !!!")
         args.dataset, args.subset, args.mean, args.std = args.fallback, None, None, None
         return dataloader.cifar(args.dataset, None, args.batch_size, device, seed=args.seed, valid=args.valid)
