@@ -11,6 +11,7 @@ import torch
 
 import cli
 import engine
+import utils
 from models import create_model, create_objective
 from models.dmnn.multipath import resnet as dmnn
 from models.dmnn.objective import PathLoss
@@ -18,7 +19,7 @@ from models.embedded.objectives import SubPathLoss
 from models.embedded.resnet import adaptive_depth_cifar
 from models.shared_basis.objective import BasisLoss
 from models.shared_basis.resnet import double_shared
-from tests.test_engine import fit
+from tests.test_engine import digits, fit
 
 WRN = {"depth": 10, "widen_factor": 1, "resolution_list": (32, 24)}
 MSDNET = {"nBlocks": 2, "base": 1, "step": 1, "stepmode": "even", "nChannels": 8}
@@ -73,6 +74,22 @@ def test_a_compiled_run_equals_a_plain_one_partial_last_batch_included(tmp_path)
     fast, _ = fit(tmp_path / "fast", epochs=1, compile=True)
     for name, tensor in plain.named_parameters():  # float32 and code of its own: close, as vectors
         assert (fast.get_parameter(name) - tensor).norm() < 0.01 * tensor.norm(), name
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_bf16_reaches_the_accuracy_of_float32(system, tmp_path):
+    """Three epochs of real digits; a single one says little, since accuracies of seeds then differ by 15 points."""
+    accuracies = []
+    for amp in ("off", "bf16"):
+        torch.manual_seed(0)
+        model, objective = SYSTEMS[system]()
+        data, run = digits(32), utils.Run(tmp_path / amp, {"amp": amp})
+        recipe = engine.Recipe(3, 0.05, amp=amp, lr_schedule="onecycle", nesterov=True)
+        engine.fit(model, objective, data, run, recipe, torch.device("cpu"))
+        accuracies.append(engine.evaluate(model, data.test, [model.main], data)[0].top1)
+    plain, half = accuracies
+    assert plain > 75
+    assert half > plain - 5
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
