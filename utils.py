@@ -86,7 +86,7 @@ def start_device(visible: str | None = None) -> torch.device:
 def keep_freed_memory() -> None:
     """Have the C library keep what tensors free for the next ones; else every step gets much of its memory anew.
 
-    What comes anew from the system comes page by page, for 3 to 10 % of a training step's time. glibc only.
+    What comes anew from the system comes page by page, and each page interrupts the step. glibc only.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h's numbers of the two settings
     with contextlib.suppress(OSError, AttributeError):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import create_model, create_objective, list_models, profile, registry
-from models.adaptive import Point
+from models.adaptive import Point, UsageError
 
 #: kept for the authors' checkpoints only (CIFAR MobileNetV2_skip has one classifier for both networks)
 UNUSED = {"linear_skip.weight", "linear_skip.bias"}
@@ -46,7 +46,7 @@ def test_points_have_names_of_their_own_and_run(entry):
     assert model.point(None) == model.main
     assert model.main in points
     assert all(isinstance(point, Point) and model.point(point.name) == point for point in points)
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(UsageError, match="nowhere"):
         model.point("nowhere")
 
 

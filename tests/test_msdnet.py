@@ -14,12 +14,13 @@ import torch.nn.functional as F
 
 import cli
 import tables
+from benchmarks.fast import with_lone_bottlenecks
 from engine import Recipe
 from models import create_model, create_objective, profile, registry
 from models.checkpoints import load_state, state_dict_of
 from models.msdnet import budget
 from models.msdnet.counting import authors_costs
-from models.msdnet.layers import Layer, rescale_gradient
+from models.msdnet.layers import rescale_gradient
 from models.msdnet.multi_exit import Budget, Exit
 from models.msdnet.objectives import distillation
 from tests.parity import check
@@ -363,10 +364,7 @@ def test_weights_that_no_exit_reads_are_not_trained():
 @pytest.mark.parametrize("flags", [{}, {"bottleneck": False}])
 def test_bottlenecks_in_one_convolution_train_as_each_alone_does(flags):
     model = small(**flags).double().train()
-    alone = copy.deepcopy(model)
-    for layer in alone.modules():
-        if isinstance(layer, Layer):
-            layer.training = False  # its own flag decides whether it joins them; the batch norms in it still train
+    alone = with_lone_bottlenecks(copy.deepcopy(model))
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     for network in (model, alone):
         sum(logits.square().sum() for logits in network(images)).backward()

@@ -154,7 +154,7 @@ def test_a_log_of_epochs_that_no_checkpoint_has_is_written_again(tmp_path, monke
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
 
 
-def test_the_first_of_two_steps_leaves_weights_of_the_other_network_alone(tmp_path, monkeypatch, capsys):
+def test_a_run_with_two_optimizer_steps_a_batch_ends_well(tmp_path, monkeypatch, capsys):
     flags = ["--dataset=digits", "--subset=64", "--batch_size=32", "--epochs=1", f"--save={tmp_path}/run"]
     code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--model=ResNet32_DoubleShared_skip", "--two_steps")
     assert (code, err) == (0, "")

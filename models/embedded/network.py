@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import folding, profile, registry
-from models.adaptive import AdaptiveModel, Point
+from models.adaptive import AdaptiveModel, Point, UsageError
 from models.layers import bases_by_group
 
 
@@ -144,7 +144,7 @@ class Embedded(AdaptiveModel):
             problem = f"the pattern {name} has {len(name)} letters for {len(last)} stages"
         else:
             problem = f"{name!r} is no pattern"
-        raise ValueError(f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}")
+        raise UsageError(f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}")
 
     def published_flops(self, convention, shape, point=None):
         """As for every network; `ptflops-relu` adds one operation for each element that a ReLU or a pooling reads.
