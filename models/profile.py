@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -72,36 +73,60 @@ def count_thop(model: nn.Module, shape: Sequence[int], point=None) -> float:
     return macs
 
 
+class _CallCounter(TorchFunctionMode):
+    """Adds up the elements that some functions read, each where a model calls it.
+
+    What torch makes of a call is different in every release (a batch norm becomes operations of other names). A call
+    that is made while another is handled does not come here, so nothing counts twice.
+    """
+
+    def __init__(self, functions: Iterable[Callable]):
+        super().__init__()
+        self.functions = frozenset(functions)
+        self.elements = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.functions:
+            self.elements += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
 def _check_static(point) -> None:
     if point.per_image:
         raise ValueError(f"what the point {point} costs depends on the image: model.infer counts it")
 
 
+def count_elements(model: nn.Module, shape: Sequence[int], point, functions: Iterable[Callable]) -> int:
+    """Elements that `functions` (such as `F.relu`) read in one forward pass of one image at `point`."""
+    with _CallCounter(functions) as calls:
+        _run_on_meta(model, shape, model.point(point))
+    return calls.elements
+
+
 def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
+    """Of one image: multiply-accumulates, and elements that batch norms read."""
     point = model.point(point)
     _check_static(point)
     cache = model.__dict__.setdefault("_counts", {})
     key = (point, tuple(shape))
     if key not in cache:
-        norm_elements = 0
-
-        def count_norm(images_shape, *args, **kwargs):
-            nonlocal norm_elements
-            norm_elements += math.prod(images_shape)
-            return 0
-
-        norms = {op: count_norm for op in (torch.ops.aten.native_batch_norm, torch.ops.aten.cudnn_batch_norm)}
-        # each module once, under one of its names: functional_call would not put back a tensor that it met twice
-        tensors = {
-            f"{prefix}.{name}".lstrip("."): tensor.to("meta")
-            for prefix, module in model.named_modules()
-            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        }
-        images = torch.empty(1, *shape, device="meta")
-        with evaluating(model), FlopCounterMode(display=False, custom_mapping=norms) as counter:
-            torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
+        with FlopCounterMode(display=False) as counter:
+            norm_elements = count_elements(model, shape, point, (F.batch_norm, torch.batch_norm))
         cache[key] = counter.get_total_flops() // 2, norm_elements
     return cache[key]
+
+
+def _run_on_meta(model: nn.Module, shape: Sequence[int], point) -> None:
+    """Run the network in eval mode without arithmetic, its own tensors untouched."""
+    # each module once, under one of its names: functional_call would not put back a tensor that it met twice
+    tensors = {
+        f"{prefix}.{name}".lstrip("."): tensor.to("meta")
+        for prefix, module in model.named_modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+    images = torch.empty(1, *shape, device="meta")
+    with evaluating(model):
+        torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models import folding, profile, registry
 from models.adaptive import AdaptiveModel, Point, UsageError
 from models.layers import bases_by_group
+
+
+#: what the authors' counter gives one operation for each element besides batch norms: `nn.ReLU` and pooling modules
+COUNTED_BY_PTFLOPS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
 
 
 @dataclass(frozen=True)
@@ -153,21 +156,7 @@ class Embedded(AdaptiveModel):
         """
         if convention != "ptflops-relu":
             return super().published_flops(convention, shape, point)
-        elements = 0
-
-        def count(images_shape, *args, **kwargs) -> int:
-            nonlocal elements
-            elements += math.prod(images_shape)
-            return 0
-
-        aten = torch.ops.aten
-        activations = (aten.relu, aten.relu_, aten.hardtanh, aten.hardtanh_)
-        ops = (*activations, aten.mean, aten._adaptive_avg_pool2d, aten.max_pool2d_with_indices)
-        model = copy.deepcopy(self).to("meta")
-        images = torch.empty(1, *shape, device="meta")
-        with profile.evaluating(model), FlopCounterMode(display=False, custom_mapping=dict.fromkeys(ops, count)):
-            model(images, self.point(point))
-        return profile.count_ptflops(self, shape, point) + elements
+        return profile.count_ptflops(self, shape, point) + profile.count_elements(self, shape, point, COUNTED_BY_PTFLOPS)
 
     # Which parts belong to one network alone
 
