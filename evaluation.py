@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
     points = _named_points(model, args)
     if args.extract:
         model.blank(args.extract[0])  # raises where there is nothing to extract
-    whole, model = model, _folded(model, args)
+    whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
     checkpoints.load_prepared(model, path)
     folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
@@ -83,13 +82,23 @@ def _named_points(model: AdaptiveModel, args) -> Sequence[Point] | None:
     return [model.point(name) for name in args.point.split(",")] if args.point else None
 
 
-def _folded(model: AdaptiveModel, args) -> AdaptiveModel:
-    if args.fold:
-        return model.fold()
-    if args.fast:
-        with contextlib.suppress(ValueError):  # not every network has what can be merged
-            return model.fold()
-    return model
+def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
+    """The network as --fold and --fast ask for it: in the forms that are quickest on this device at --latency_batch."""
+    if not (args.fold or args.fast):
+        return model
+    side = getattr(args, "crop", 32)
+    batches = [torch.randn(batch, 3, side, side, device=device) for batch in args.latency_batch]
+    batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
+    try:
+        with engine.autocast(device, args.amp):
+            folded = model.fold(batches)
+    except ValueError:
+        if args.fold:
+            raise
+        return model  # --fast: not every network has what can be merged
+    if folded.folded_as:
+        utils.say(f"folded: {folded.folded_as}")
+    return folded
 
 
 def _budget(model: AdaptiveModel, args, shape: Sequence[int]) -> Budget | None:
@@ -131,7 +140,7 @@ def predict(
         path: as for `judge`.
     """
     points = _named_points(model, args) or [model.main]
-    model = _folded(model, args)
+    model = _folded(model, args, images.device)
     points = _ready(model, points, load, images.device, path)
     spent: dict[Point, list[int]] = {point: [] for point in points}
     with profile.evaluating(model), engine.autocast(images.device, args.amp):

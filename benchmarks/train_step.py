@@ -4,9 +4,14 @@
 
 The plain way is the original training loop as its published description has it: two convolutions and a concatenation
 for every basis, a regulariser that loops over blocks, contiguous tensors. All sides start from the same weights, and
-their losses are compared before anything is timed. The compiled step is in fast.py, augmentation in input.py.
+their losses are compared before anything is timed. Augmentation is in input.py, other systems' compiled steps in fast.py.
 
-Aim: 1.3 times as many steps by layout and form alone.
+Then two of these networks beside the plain ResNet32 that they stand for: a training step (eager and compiled, float32 and,
+where the processor or GPU multiplies it, bf16), with and without the zero filters that make ranks even, and inference of
+folded networks.
+
+Aims: 1.3 times as many steps by layout and form alone; compiled and in bf16, S8U1 in at most 1.2 of ResNet32's time and
+S16U1* in 1.55; folded, S8U1 in at most 1.02.
 """
 
 import functools
@@ -19,11 +24,19 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import engine
+import utils
 from benchmarks.timing import Result, check_same, race, run_alone, stepper
 from models import create_model, create_objective
-from models.layers import BasisBlock, bases_by_group
+from models.layers import BasisBlock, bases_by_group, joint_conv
 
 NAME, QUICK = "ResNet56_DoubleShared", "ResNet32_DoubleShared"
+PLAIN = "ResNet32"
+#: name in the tables: network, its flags, aim of the compiled bf16 step over the plain network's
+SHARED = {
+    "S8U1": ("ResNet32_SingleShared", {"shared_rank": 8}, 1.2),
+    "S16U1*": ("ResNet32_DoubleShared", {"shared_rank": 16}, 1.55),
+}
 
 
 class OriginalBlock(nn.Module):
@@ -115,10 +128,78 @@ def inference(name, batch_size, rounds, device, quick):
         yield Result.of("train_step", f"inference of {name}, batch {batch_size}, {form}", seconds, plain)
 
 
+class UnevenBlock(BasisBlock):
+    """A basis block without zero filters."""
+
+    def convolve(self, x, index, skip):
+        for layer in (f"basis_bn{index}", f"coeff_conv{index}", f"bn{index}"):
+            x = self.layer(layer, skip)(x if layer[:5] != "basis" else joint_conv(x, self.filters(index)))
+        return x
+
+
+def uneven(model: nn.Module) -> nn.Module:
+    """The same network, its ranks as they are."""
+    for block in model.modules():
+        if isinstance(block, BasisBlock):
+            block.__class__ = UnevenBlock
+    return model
+
+
+def over_plain(rounds, device, quick):
+    """Training steps of shared bases beside those of the plain network."""
+    batch_size = 2 if quick else 128
+    images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch_size,), device=device)
+    for amp in ("off", "bf16") if utils.multiplies_bf16() else ("off",):
+        for compiled in (False, True):
+            steps = []
+            for name, flags, change in (
+                (PLAIN, {}, None),
+                *((name, flags, change) for name, flags, _ in SHARED.values() for change in (uneven, None)),
+            ):
+                torch.manual_seed(0)
+                model = create_model(name, **flags).to(device, memory_format=torch.channels_last).train()
+                model = change(model) if change else model
+                optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4, fused=True)
+                wrapped = engine.parallel(model, device, compiled)
+                steps.append(stepper(wrapped, create_objective(name), images, labels, optimizer, amp))
+            losses = [step() for step in steps]
+            for before, after, label in ((1, 2, "S8U1"), (3, 4, "S16U1*")):
+                check_same(f"the first loss of {label}", losses[after], losses[before], 0.02 if amp == "bf16" else 1e-4)
+            plain, *times = race(steps, device, rounds, quick)
+            form = f"{'compiled' if compiled else 'eager'}, {'float32' if amp == 'off' else amp}"
+            for (label, (*_, aim)), (before, after) in zip(SHARED.items(), (times[:2], times[2:]), strict=True):
+                what = f"training step, {label} over plain {PLAIN}, batch {batch_size}, {form}"
+                was = Result.of("train_step", what, before, plain).ratio
+                aim = aim if compiled and amp == "bf16" else None
+                yield Result.of("train_step", what, after, plain, aim, f"{was:.3f} without zero filters")
+            torch._dynamo.reset()
+
+
+@torch.no_grad()
+def folded_over_plain(rounds, device, quick):
+    """Inference of shared bases beside that of the plain network, both folded as the evaluation scripts do."""
+    batch_sizes = (2,) if quick else (1, 64)
+    batches = [torch.randn(batch_size, 3, 32, 32, device=device) for batch_size in batch_sizes]
+    batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
+    plain = build(PLAIN, device, torch.channels_last).fold().to(memory_format=torch.channels_last)
+    name, flags, _ = SHARED["S8U1"]
+    shared = create_model(name, **flags).to(device)
+    sides = [plain, *(shared.fold(b).to(memory_format=torch.channels_last) for b in (batches, ()))]
+    for batch_size, images in zip(batch_sizes, batches, strict=True):
+        times = race([functools.partial(side, images) for side in sides], device, rounds, quick)
+        what = f"inference, S8U1 over plain {PLAIN}, batch {batch_size}, folded"
+        was = Result.of("train_step", what, times[2], times[0]).ratio
+        note = f"{was:.3f} where MACs choose; {sides[1].folded_as}"
+        yield Result.of("train_step", what, times[1], times[0], 1.02, note)
+
+
 def measure(device: torch.device, quick: bool = False, batch_size: int = 256, rounds: int = 4):
     name, batch_size = (QUICK, 2) if quick else (NAME, batch_size)
     yield from training(name, batch_size, rounds, device, quick)
     yield from inference(name, batch_size, rounds, device, quick)
+    yield from over_plain(rounds, device, quick)
+    yield from folded_over_plain(rounds, device, quick)
 
 
 def add_flags(add):

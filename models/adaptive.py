@@ -62,6 +62,8 @@ class AdaptiveModel(nn.Module):
     points: tuple[Point, ...] = (FULL,)
     #: flags of its builder that choose points and change no weight: a query table serves whatever they are
     point_flags: frozenset[str] = frozenset()
+    #: of a folded copy: which forms were chosen and why, in words
+    folded_as: str = ""
 
     @property
     def main(self) -> Point:
@@ -159,10 +161,14 @@ class AdaptiveModel(nn.Module):
         """What `extract` gives, for weights that are yet to be loaded."""
         return self.extract(point)
 
-    def fold(self) -> AdaptiveModel:
+    def fold(self, batches: Sequence[Tensor] = ()) -> AdaptiveModel:
         """A copy for inference with the same logits and points, where what is linear is merged into one convolution.
 
         Families implement it with `models.folding.folded_copy`. Raises ValueError where there is nothing to merge.
+
+        Args:
+            batches: images (N, 3, H, W) like those that the copy will run on, on their device, where it may choose
+                between forms by the time that they take; without any it chooses by multiply-accumulates.
         """
         raise ValueError(f"{type(self).__name__} cannot be folded; evaluate it without --fold")
 

@@ -8,6 +8,7 @@ coefficients are one linear map as well (arXiv 2006.05066: nothing non-linear is
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -16,17 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from models import profile
 
-def folded_copy(model):
+
+def folded_copy(model, batches: Sequence[Tensor] = ()):
     """A copy in eval mode, computing the same logits: every batch norm that follows a convolution is folded into it.
 
     Modules say which pairs those are: `norms_of`, pairs of attribute names; neighbours in an nn.Sequential are found
     without. A module that is replaced as a whole has a method `folded()`.
+
+    Args:
+        batches: images like those that the network will run on, to find out which form of a basis is quicker there;
+            without any, the form of fewer multiply-accumulates is taken.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.__dict__.pop("_counts", None)  # what `profile` remembers of the network as it was
     _fold_inside(model)
     _drop_unused_bases(model)
+    model.folded_as = _choose_forms(model, batches)
     return model
 
 
@@ -59,8 +67,7 @@ def _drop_unused_bases(model: nn.Module) -> None:
 def fold_basis(filters: Tensor, norm: nn.BatchNorm2d, coefficients: nn.Conv2d, last: nn.BatchNorm2d | None = None):
     """Basis filters, batch norm, 1x1 coefficients and perhaps a batch norm, as one 3x3 convolution with a bias.
 
-    Dense where that costs no more multiply-accumulates; else factored, with the batch norms folded into the
-    coefficients.
+    Dense, or factored with the batch norms folded into the coefficients: `folded_copy` decides.
 
     Args:
         filters: all filters of the basis, (rank, in channels, 3, 3).
@@ -74,12 +81,66 @@ def fold_basis(filters: Tensor, norm: nn.BatchNorm2d, coefficients: nn.Conv2d, l
     if last is not None:
         scale, shift = _affine(last)
         combine, bias = combine * scale[:, None], bias * scale + shift
-    out_channels, rank = combine.shape
-    in_channels = filters.shape[1]
-    if 9 * in_channels * out_channels <= rank * (9 * in_channels + out_channels):
-        dense = torch.einsum("or,rihw->oihw", combine, filters.double())
-        return _conv(dense.to(filters.dtype), bias)
-    return nn.Sequential(_conv(filters), _conv(combine[:, :, None, None].to(filters.dtype), bias))
+    dense = torch.einsum("or,rihw->oihw", combine, filters.double())
+    factored = nn.Sequential(_conv(filters), _conv(combine[:, :, None, None].to(filters.dtype), bias))
+    return TwoForms(_conv(dense.to(filters.dtype), bias), factored)
+
+
+class TwoForms(nn.Module):
+    """A linear map as one dense 3x3 convolution and as filters and coefficients, until one of them is chosen."""
+
+    def __init__(self, dense: nn.Conv2d, factored: nn.Sequential):
+        super().__init__()
+        self.dense, self.factored = dense, factored
+        self.inputs: dict[torch.Size, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inputs[x.shape] = x
+        return self.dense(x)
+
+    @property
+    def kind(self) -> tuple:
+        """What its time depends on: equal maps on equal inputs are timed once."""
+        return self.factored[0].weight.shape, self.dense.weight.shape, *self.inputs
+
+    def needs_fewer_macs(self) -> bool:
+        """Whether the dense form multiplies no more than the factored one."""
+        return self.dense.weight.numel() <= sum(conv.weight.numel() for conv in self.factored)
+
+    def is_quicker(self) -> bool:
+        """Whether the dense form takes less time: measured on each input that was seen, the ratios multiplied."""
+        ratio = 1.0
+        for x in self.inputs.values():
+            times = [
+                profile.time_calls(functools.partial(form, x), len(x), x.device, seconds=0.05).median
+                for form in (self.dense, self.factored)
+            ]
+            ratio *= times[0] / times[1]
+        return ratio <= 1
+
+
+def _choose_forms(model: nn.Module, batches: Sequence[Tensor]) -> str:
+    """Put one form in the place of each `TwoForms`; returns what was chosen, in words, or nothing."""
+    maps = {module: name for name, module in model.named_modules() if isinstance(module, TwoForms)}
+    if not maps:
+        return ""
+    measured: dict[tuple, bool] = {}
+    with torch.inference_mode():
+        for images in batches:
+            model.to(images.device, memory_format=torch.channels_last)
+            for point in {model.points[0], model.points[-1]}:  # together they run every block
+                model(images, point)
+        for module in maps:
+            if module.inputs and module.kind not in measured:
+                measured[module.kind] = module.is_quicker()
+    chosen = {module: measured.get(module.kind, module.needs_fewer_macs()) for module in maps}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in chosen:
+                setattr(parent, name, child.dense if chosen[child] else child.factored)
+    dense = sum(chosen.values())
+    why = "by time measured here" if measured else "by multiply-accumulates"
+    return f"{dense} of {len(chosen)} bases as dense convolutions, {len(chosen) - dense} factored: {why}"
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -99,8 +99,8 @@ class ResNet(AdaptiveModel):
             x = blocks(x)
         return self.classify(x)
 
-    def fold(self):
-        return folding.folded_copy(self)
+    def fold(self, batches=()):
+        return folding.folded_copy(self, batches)
 
 
 def basis_groups(
@@ -191,8 +191,8 @@ class DenseNet121(AdaptiveModel):
         x = self.features(self.conv1(images))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
-    def fold(self):
-        return folding.folded_copy(self)
+    def fold(self, batches=()):
+        return folding.folded_copy(self, batches)
 
 
 class Transition(nn.Module):
@@ -244,8 +244,8 @@ class MobileNetV2(AdaptiveModel):
         x = F.adaptive_avg_pool2d(self.conv1(x), 1)
         return self.conv2(x).flatten(1) if self.small else self.classifier(x.flatten(1))
 
-    def fold(self):
-        return folding.folded_copy(self)
+    def fold(self, batches=()):
+        return folding.folded_copy(self, batches)
 
 
 #: expansion, channels, blocks and stride of MobileNetV2's stages for 224x224 images; stage 6 has stride 1 on CIFAR

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import create_model, create_objective, list_models, profile, registry
-from models.adaptive import Point, UsageError
+from models.adaptive import AdaptiveModel, Point, UsageError
 
 #: kept for the authors' checkpoints only (CIFAR MobileNetV2_skip has one classifier for both networks)
 UNUSED = {"linear_skip.weight", "linear_skip.bias"}
@@ -90,6 +90,29 @@ def test_macs_are_those_of_a_closed_form():
     macs -= sum(side * side * 9 * channels * channels // 2 for channels, side in ((32, 16), (64, 8)))
     macs += 64 * 10
     assert profile.count_macs(model, (3, 32, 32)) == macs
+
+
+def test_batch_norms_count_twice_their_elements_whatever_torch_makes_of_them():
+    """In closed form: the stem's norm, and 36 a group of ResNet110."""
+    model = create_model("ResNet110").train()
+    elements = 16 * 32 * 32 + 36 * (16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8)
+    counted = profile.count_ptflops(model, (3, 32, 32)) - profile.count_macs(model, (3, 32, 32))
+    assert counted == 2 * elements == 2_097_152
+    assert model.published_flops("2ptflops", (3, 32, 32)) == 2 * (252_887_680 + 2_097_152)
+
+
+def test_batch_norms_count_once_in_every_form_that_models_write_them():
+    class Network(AdaptiveModel):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def compute(self, images, point):
+            statistics = self.norm.running_mean, self.norm.running_var
+            images = nn.functional.batch_norm(self.norm(images), *statistics)
+            return torch.batch_norm(images, None, None, *statistics, False, 0.1, 1e-5, True).flatten(1)
+
+    assert profile.count_ptflops(Network(), (3, 4, 4)) == 2 * 3 * (3 * 4 * 4)
 
 
 def test_counting_leaves_the_network_as_it_was():

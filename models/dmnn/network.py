@@ -293,7 +293,7 @@ class GatedNetwork(AdaptiveModel):
         """Costs of images, rates of paths, easy and hard images; see `models.dmnn.pictures`."""
         return pictures.write(self, data, folder)
 
-    def fold(self):
+    def fold(self, batches=()):
         """A copy for inference: batch norms inside the convolutions, no category heads."""
         model = folding.folded_copy(self)
         model._costs = {}

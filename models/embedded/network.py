@@ -156,7 +156,9 @@ class Embedded(AdaptiveModel):
         """
         if convention != "ptflops-relu":
             return super().published_flops(convention, shape, point)
-        return profile.count_ptflops(self, shape, point) + profile.count_elements(self, shape, point, COUNTED_BY_PTFLOPS)
+        return profile.count_ptflops(self, shape, point) + profile.count_elements(
+            self, shape, point, COUNTED_BY_PTFLOPS
+        )
 
     # Which parts belong to one network alone
 
@@ -218,7 +220,7 @@ class Embedded(AdaptiveModel):
         built = {"model": model, "dataset": dataset, "flags": dict(flags), "point": self.points[0].name}
         return {"extracted": built, "net_state_dict": self.state_dict()}
 
-    def fold(self):
+    def fold(self, batches=()):
         model = copy.deepcopy(self)
         pairs = {}
         for modules in model.followers():
@@ -226,7 +228,7 @@ class Embedded(AdaptiveModel):
                 if any(name.endswith("_skip") for name, _ in module.named_modules()):
                     pairs[module] = Pair(settle(copy.deepcopy(module), False), settle(copy.deepcopy(module), True))
         _replace(model, pairs)
-        return folding.folded_copy(model)
+        return folding.folded_copy(model, batches)
 
     # Files of other networks
 

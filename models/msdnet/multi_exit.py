@@ -107,7 +107,7 @@ class MultiExit(AdaptiveModel):
         """Begin a forward pass in eval mode."""
         return Walk(self.trunk, images)
 
-    def fold(self):
+    def fold(self, batches=()):
         """A copy for inference: batch norms folded, and convolutions that read the same map joined (channels-last)."""
         return folded_copy(self).to(memory_format=torch.channels_last)
 

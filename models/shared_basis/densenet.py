@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from models import folding
-from models.layers import DenseLayer, SharesBases, check_ranks, joint_conv
+from models.layers import DenseLayer, SharesBases, check_ranks, combine_filters
 from models.registry import register
 from models.shared_basis.objective import BasisLoss
 from models.trunks import CIFAR100_TRAINING, DenseNet121
@@ -32,8 +32,8 @@ class BasisDenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.bn1(self.conv1(F.relu_(self.bn0(x)))))
-        out = joint_conv(out, [self.basis_conv2, self.shared_basis])
-        return torch.cat([x, self.coeff_conv2(self.basis_bn2(out))], dim=1)
+        out = combine_filters(out, [self.basis_conv2, self.shared_basis], self.basis_bn2, self.coeff_conv2)
+        return torch.cat([x, out], dim=1)
 
     def folded(self) -> DenseLayer:
         """The same map for inference, see `models.folding`."""

@@ -370,8 +370,8 @@ class Extracted(AdaptiveModel):
     def compute(self, images: Tensor, point: Point) -> Tensor:
         return self.network.logits(images, None)
 
-    def fold(self) -> Extracted:
-        return folding.folded_copy(self)
+    def fold(self, batches=()) -> Extracted:
+        return folding.folded_copy(self, batches)
 
     def content(self) -> dict:
         """A file's content, from which `load_extracted` builds it again; of networks made by `create_model` only."""
