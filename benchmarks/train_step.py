@@ -4,14 +4,15 @@
 
 The plain way is the original training loop as its published description has it: two convolutions and a concatenation
 for every basis, a regulariser that loops over blocks, contiguous tensors. All sides start from the same weights, and
-their losses are compared before anything is timed. Augmentation is in input.py, other systems' compiled steps in fast.py.
+their losses are compared before anything is timed. Augmentation is in input.py, compiled steps of every system in
+fast.py.
 
-Then two of these networks beside the plain ResNet32 that they stand for: a training step (eager and compiled, float32 and,
-where the processor or GPU multiplies it, bf16), with and without the zero filters that make ranks even, and inference of
+Then two of these networks beside the plain ResNet32 that they stand for: a training step (eager and compiled, float32
+and, where the device multiplies it, bf16), with and without the zero filters that make ranks even, and inference of
 folded networks.
 
-Aims: 1.3 times as many steps by layout and form alone; compiled and in bf16, S8U1 in at most 1.2 of ResNet32's time and
-S16U1* in 1.55; folded, S8U1 in at most 1.02.
+Aims: 1.3 times as many steps by layout and form alone; compiled and in bf16, S8U1 in at most 1.2 of ResNet32's time
+and S16U1* in 1.55; folded, S8U1 in at most 1.02.
 """
 
 import functools

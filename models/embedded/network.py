@@ -15,7 +15,6 @@ from models import folding, profile, registry
 from models.adaptive import AdaptiveModel, Point, UsageError
 from models.layers import bases_by_group
 
-
 #: what the authors' counter gives one operation for each element besides batch norms: `nn.ReLU` and pooling modules
 COUNTED_BY_PTFLOPS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
 
