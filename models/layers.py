@@ -262,19 +262,24 @@ def check_ranks(channels: int, num_bases: int = 1, shared_rank: int | None = Non
         )
 
 
-#: channels that the processor computes together: its vectors hold 16 float32 numbers with AVX-512, 8 without
-CPU_VECTOR = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+#: whether the processor's vectors hold 16 float32 numbers; else they hold 8
+WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def zero_filters(x: Tensor, rank: int) -> int:
-    """By how many zero filters a training step of a basis of `rank` filters gets faster on the device of `x`.
+    """With how many zero filters a basis of `rank` filters trains faster on the device of `x`.
 
-    Convolutions of a channel count that the hardware does not like take up to twice as long as those of the next
-    larger one that it does. On a GPU, only tensor cores care, which half precision uses.
+    Where channels do not fill the processor's vectors, convolutions and batch norms take up to twice as long as those
+    of the next larger number that does. Code that torch.compile generates minds that on wide vectors only. On a GPU
+    tensor cores mind it, which half precision uses.
     """
     if x.is_cuda:
         return -rank % 8 if torch.is_autocast_enabled("cuda") or x.dtype != torch.float32 else 0
-    return -rank % CPU_VECTOR if x.device.type == "cpu" else 0
+    if x.device.type != "cpu":
+        return 0
+    if WIDE_VECTORS:
+        return -rank % 16
+    return 0 if torch.compiler.is_compiling() else -rank % 8
 
 
 def combine_filters(

@@ -185,7 +185,7 @@ def test_zero_filters_change_no_output_gradient_or_statistic(name, dataset, modu
         runs.append((logits, dict(network.named_parameters()), network.state_dict()))
         monkeypatch.undo()
     (plain, weights, state), (filled, filled_weights, filled_state) = runs
-    assert check.relative(filled, plain) < 1e-12
+    assert check.relative(filled, plain.detach()) < 1e-12
     for key, weight in weights.items():
         if weight.grad is not None:
             assert torch.allclose(filled_weights[key].grad, weight.grad, rtol=1e-8, atol=1e-12), key
@@ -193,16 +193,25 @@ def test_zero_filters_change_no_output_gradient_or_statistic(name, dataset, modu
     assert list(filled_state) == list(state)
 
 
-def test_filling_up_is_to_the_next_multiple_and_only_where_it_helps():
+@pytest.mark.parametrize(("wide", "zeros"), [(True, [7, 15, 14, 0]), (False, [7, 7, 6, 0])])
+def test_ranks_are_filled_up_only_where_that_saves_time(wide, zeros, monkeypatch):
+    monkeypatch.setattr(layers, "WIDE_VECTORS", wide)
     images = torch.randn(2, 16, 8, 8)
-    assert [layers.zero_filters(images, rank) for rank in (layers.CPU_VECTOR - 1, layers.CPU_VECTOR)] == [1, 0]
+    assert [layers.zero_filters(images, rank) for rank in (9, 17, 34, 48)] == zeros
     assert layers.zero_filters(images.to("meta"), 17) == 0
-    block = create_model("ResNet32_DoubleShared", unique_rank=2).layer1[1]  # 18 filters: even on no processor
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert layers.zero_filters(images, 9) == (7 if wide else 0)
+
+
+def test_training_alone_fills_ranks_up(monkeypatch):
+    monkeypatch.setattr(layers, "WIDE_VECTORS", False)
+    images = torch.randn(2, 16, 8, 8)
+    block = create_model("ResNet32_DoubleShared", unique_rank=2).layer1[1]
     with torch.profiler.profile(record_shapes=True) as trace:
         block.train()(images)
         block.eval()(images)
     ranks = {event.input_shapes[1][0] for event in trace.events() if event.name == "aten::convolution"}
-    assert ranks == {16, 18, 18 + -18 % layers.CPU_VECTOR}
+    assert ranks == {16, 18, 24}  # coefficients, evaluation, training
 
 
 def test_hooked_and_unusual_layers_run_as_they_are():
