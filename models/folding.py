@@ -167,7 +167,8 @@ class FoldedBlock(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
+        *inner, last = self.maps  # slicing a ModuleList would make a new module
         out = x
-        for layer in self.maps[:-1]:
+        for layer in inner:
             out = F.relu_(layer(out))
-        return F.relu_(self.maps[-1](out) + self.shortcut(x))
+        return F.relu_(last(out) + self.shortcut(x))
