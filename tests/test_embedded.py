@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import cli
-import models.embedded.objectives as objectives
 import tables
 import train_cifar10
 import train_ilsvrc
 from models import create_model, create_objective, load_checkpoint, profile
 from models.checkpoints import load_state
+from models.embedded import objective as objectives
 from models.embedded.network import load_extracted
 from models.registry import UsageError, list_models
 from tests.parity import check, fill
@@ -491,15 +491,15 @@ def test_distillation_over_all_classes_is_the_plain_one():
     student, teacher = torch.randn(2, 5, 10, generator=generator)
     soft, log = (teacher / 4).softmax(1), (student / 4).log_softmax(1)
     plain = 16 * (soft * (soft.log() - log)).sum(1).mean()
-    assert objectives.distillation(student, teacher, 4.0, 500).item() == pytest.approx(plain.item(), rel=1e-5)
-    assert objectives.distillation(student, teacher, 4.0, 10).item() == pytest.approx(plain.item(), rel=1e-5)
+    assert objectives.topk_distillation(student, teacher, 4.0, 500).item() == pytest.approx(plain.item(), rel=1e-5)
+    assert objectives.topk_distillation(student, teacher, 4.0, 10).item() == pytest.approx(plain.item(), rel=1e-5)
 
 
 def test_distillation_over_few_classes_renormalises_those_of_the_teacher():
     student, teacher = torch.tensor([[1.0, 5.0, 2.0, -1.0]]), torch.tensor([[3.0, 0.0, 2.0, 1.0]])
     soft, log = teacher[:, [0, 2]].softmax(1), student[:, [0, 2]].log_softmax(1)
     expected = (soft * (soft.log() - log)).sum()
-    assert objectives.distillation(student, teacher, 1.0, 2).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert objectives.topk_distillation(student, teacher, 1.0, 2).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_full_passes_can_teach_the_low_cost_network():
@@ -510,7 +510,7 @@ def test_full_passes_can_teach_the_low_cost_network():
     with torch.no_grad():
         logits, teacher = model(images, "skip"), model(images)
     assert full.item() == pytest.approx(F.cross_entropy(teacher, labels).item(), rel=1e-5)
-    expected = 0.9 * objectives.distillation(logits, teacher, 4.0, 10) + 0.1 * F.cross_entropy(logits, labels)
+    expected = 0.9 * objectives.topk_distillation(logits, teacher, 4.0, 10) + 0.1 * F.cross_entropy(logits, labels)
     assert low.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

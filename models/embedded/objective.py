@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from models.adaptive import Objective, Phase, bare
 from models.embedded.network import Embedded
 from models.embedded.teacher import load_teacher
-from models.layers import BasisBlock, orthogonality
+from models.shared_basis.basis import BasisBlock, orthogonality
+from models.shared_basis.objective import check_lambda
 
 NORM = nn.modules.batchnorm._BatchNorm
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float, top: int) -> Tensor:
+def topk_distillation(student: Tensor, teacher: Tensor, temperature: float, top: int) -> Tensor:
     """T^2 KL(teacher || student) at temperature T over the `top` classes that the teacher ranks first; batch mean.
 
     Args:
@@ -162,7 +163,7 @@ class EmbeddedLoss(Objective):
             values = {f"cross_entropy_{'skip' if low else 'full'}": loss}
             if target is not None and self.alpha[low]:
                 loss = (1 - self.alpha[low]) * loss
-                loss = loss + self.alpha[low] * distillation(logits, target, self.temperature, self.topk)
+                loss = loss + self.alpha[low] * topk_distillation(logits, target, self.temperature, self.topk)
             loss = loss + self.regulariser(network)
             if low and len(self.passes) == 2:
                 self.means.add(len(labels), **values)
@@ -178,21 +179,8 @@ class SharedEmbeddedLoss(EmbeddedLoss):
 
     Args:
         lambdaR: weight of the orthogonality loss of the shared bases.
-        embed: joint trains both networks in every step; alternate draws one network an epoch, the low-cost one with
-            probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
-            network alone, then what only the full network has; low and full train that network alone.
-        low_epochs: with low_first, epochs of the low-cost network; the others are the full network's.
-        finetune: freeze everything but what the low-cost or the full network has alone; give --pretrained too. The
-            other network's outputs do not change by a bit.
-        teacher: file or published name of a trained network that teaches; "full" lets each full pass teach the low-cost
-            pass of the same batch.
-        teacher_model: name of the teacher's network, "torchvision:NAME" for one of torchvision's; by default what its
-            file says, or else the network that is trained.
-        kd_alpha: weight of distillation.
-        kd_alpha_full: the same in full passes, where it differs; 0 trains them by labels alone.
-        kd_temp: temperature of distillation.
-        kd_topk: classes that are compared, those that the teacher ranks first; all where there are fewer.
-        two_steps: step the optimizer after each of the two passes.
+
+    The other arguments are those of `EmbeddedLoss`.
     """
 
     def __init__(
@@ -288,10 +276,10 @@ class SubPathLoss(Objective):
         yield loss
         del loss
         logits, features = self.split(model(images, smallest))
-        loss = distillation(logits, teacher, self.temperature, 500)
+        loss = topk_distillation(logits, teacher, self.temperature, 500)
         self.means.add(len(labels), distillation=loss)
         for feature, wanted in zip(features, teacher_features, strict=True):
-            loss = loss + distillation(feature, wanted, self.temperature, feature.shape[1])
+            loss = loss + topk_distillation(feature, wanted, self.temperature, feature.shape[1])
         yield (1 - self.alpha) * loss
 
     def split(self, outputs) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -305,10 +293,8 @@ class SharedSubPathLoss(SubPathLoss):
     Args:
         lambdaR: weight of the orthogonality loss of the shared bases.
         subpath_alpha: weight of the largest network's cross entropy; distillation of the smallest has the rest.
-        subpath_temp: temperature of distillation.
-        fpn: also distil the channels of all stages but the last, averaged over space, for use under a detector.
-        norm_weight_decay: weight decay of norms, in place of --weight_decay.
-        bias_weight_decay: weight decay of biases, in place of --weight_decay.
+
+    The other arguments are those of `SubPathLoss`.
     """
 
     def __init__(
@@ -326,12 +312,6 @@ class SharedSubPathLoss(SubPathLoss):
 
     def regulariser(self, network):
         return self.lambdaR * orthogonality(network.similarity_terms()).sum()
-
-
-def check_lambda(value: float) -> None:
-    """Raise ValueError for a weight that would reward bases that are not orthogonal."""
-    if value < 0:
-        raise ValueError(f"lambdaR {value} would reward bases that are not orthogonal; use 0 or more")
 
 
 def freeze_other(model: Embedded, low: bool) -> None:
