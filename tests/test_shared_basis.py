@@ -13,7 +13,7 @@ from torch import nn
 import cli
 import tables
 from models import create_model, create_objective, profile, registry
-from models.shared_basis import basis, network
+from models.shared_basis import basis, layers
 from models.shared_basis.objective import BasisLoss
 from tests.parity import check, fill
 
@@ -170,7 +170,7 @@ def test_joint_convolution_equals_two_convolutions_and_a_concatenation():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("name", "dataset", "module"),
-    [("ResNet32_SingleShared", "cifar10", basis), ("DenseNet121_SingleShared", "cifar100", network)],
+    [("ResNet32_SingleShared", "cifar10", basis), ("DenseNet121_SingleShared", "cifar100", layers)],
 )
 def test_zero_filters_change_no_output_gradient_or_statistic(name, dataset, module, training, monkeypatch):
     torch.manual_seed(0)

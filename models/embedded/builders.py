@@ -33,7 +33,7 @@ ARGUMENTS = {
 
 # Two networks in one
 
-#: of the first kind: both networks a step (Net_RL2_dynamic, train_cifar10_alter.py)
+#: both networks in every step (Net_RL2_dynamic, train_cifar10_alter.py)
 CIFAR10_JOINT = {**CIFAR10_TRAINING, "epochs": 500, "lr_steps": "250:0.1,375:0.01"}
 CIFAR100_SHARED_SKIP = {**CIFAR100_TRAINING, "epochs": 400, "lr_steps": "200:0.1,300:0.01"}
 CIFAR100_SKIP = {**CIFAR100_TRAINING, "batch_size": 128}
@@ -45,7 +45,7 @@ ILSVRC_SKIP = {
     "batch_size": 128,
     "weight_decay": 1e-5,
 }
-#: 300 epochs, batch 128, weight decay 4e-5 (Net_RL2_dynamic, train_cifar100_distilliation.py)
+#: Net_RL2_dynamic, train_cifar100_distilliation.py
 CIFAR100_MOBILENET = {**CIFAR100_TRAINING, "batch_size": 128, "weight_decay": 4e-5}
 CIFAR10_MOBILENET = {
     **CIFAR10_TRAINING,
@@ -78,7 +78,7 @@ def double_shared_skip(
         skip_pattern: blocks that the low-cost network leaves out: those in the middle of a group, or its second half.
     """
     ranks = shared_rank, unique_rank
-    return basis_skip(
+    return _basis_skip(
         "3x3", (16, 32, 64), (blocks,) * 3, num_classes, 2, ranks, "all", skip_pattern, skip_fc, from_plain
     )
 
@@ -99,7 +99,7 @@ def single_shared_skip(
         unique_rank: unshared filters of each convolution in the group of 64 channels; grows likewise.
     """
     ranks = shared_rank, unique_rank
-    return basis_skip("3x3", WIDTHS, (3, 4, 6, 3), num_classes, 1, ranks, "shared", skip_pattern, skip_fc, from_plain)
+    return _basis_skip("3x3", WIDTHS, (3, 4, 6, 3), num_classes, 1, ranks, "shared", skip_pattern, skip_fc, from_plain)
 
 
 @register("ResNet34_DoubleShared_skip", ("ilsvrc",), SharedEmbeddedLoss, ILSVRC_SHARED_SKIP)
@@ -118,10 +118,10 @@ def double_shared_skip_ilsvrc(
         unique_rank: unshared filters of each convolution in the group of 64 channels; grows likewise.
     """
     ranks = shared_rank, unique_rank
-    return basis_skip("7x7", WIDTHS, (3, 4, 6, 3), num_classes, 2, ranks, "shared", skip_pattern, skip_fc, from_plain)
+    return _basis_skip("7x7", WIDTHS, (3, 4, 6, 3), num_classes, 2, ranks, "shared", skip_pattern, skip_fc, from_plain)
 
 
-def basis_skip(
+def _basis_skip(
     stem: str,
     widths: tuple[int, ...],
     blocks: tuple[int, ...],
@@ -219,8 +219,6 @@ def mobilenetv2_skip_ilsvrc(num_classes: int, from_plain: bool = False) -> SkipM
 
 # Skippable sub-paths
 
-#: of the second kind (depth, README and train_adn.py): 4 GPUs of 64 images
-ILSVRC_ADN = {**ILSVRC_TRAINING, "epochs": 150, "lr_steps": "60:0.1,100:0.01,140:0.001"}
 #: ours, unpublished
 CIFAR10_ADN = {**CIFAR10_TRAINING, "batch_size": 128}
 CIFAR100_ADN = {**CIFAR100_TRAINING, "batch_size": 128}
@@ -235,7 +233,7 @@ CIFAR100_ADN = {**CIFAR100_TRAINING, "batch_size": 128}
     },
     ("ilsvrc",),
     SubPathLoss,
-    ILSVRC_ADN,
+    ILSVRC_TRAINING,  # the same in the authors' train_adn.py (wchkang/depth), as 4 GPUs of 64 images
 )
 def adaptive_depth(num_classes: int, blocks: tuple[int, ...], vd: bool, from_plain: bool = False) -> EmbeddedResNet:
     """ResNet for 224x224 images whose four stages can each skip their second sub-path: 16 networks, FFFF to TTTT.

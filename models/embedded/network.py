@@ -95,7 +95,7 @@ class Embedded(AdaptiveModel):
         if set(name) <= {"T", "F"}:
             problem = f"the pattern {name} has {len(name)} letters for {len(last)} stages"
         else:
-            problem = f"{name!r} is no pattern"
+            problem = f"{name!r} is not a pattern"
         raise UsageError(f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}")
 
     def published_flops(self, convention, shape, point=None):

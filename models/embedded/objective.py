@@ -79,13 +79,13 @@ class EmbeddedLoss(Objective):
             kd_alpha_full = 0.0 if teacher == "full" else kd_alpha
         for name, value in (("kd_alpha", kd_alpha), ("kd_alpha_full", kd_alpha_full)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} {value} is no share of a loss; use 0 (labels alone) to 1 (teacher alone)")
+                raise ValueError(f"{name} {value} must be between 0 (labels alone) and 1 (teacher alone)")
         if kd_temp <= 0:
-            raise ValueError(f"kd_temp {kd_temp} is no temperature; use more than 0, such as 4")
+            raise ValueError(f"kd_temp {kd_temp} must be a temperature above 0, such as 4")
         if kd_topk < 1:
             raise ValueError(f"kd_topk {kd_topk} leaves no class to compare; use 1 or more")
         if low_epochs < 0:
-            raise ValueError(f"low_epochs {low_epochs} is no number of epochs; use 0 or more")
+            raise ValueError(f"low_epochs {low_epochs} must not be negative; use 0 or more")
         if teacher_model and not teacher:
             raise ValueError(f"teacher_model {teacher_model} needs a file; add --teacher=FILE")
         if teacher == "full" and (finetune or embed != "joint"):
@@ -124,7 +124,7 @@ class EmbeddedLoss(Objective):
         if self.finetune:
             if epoch == 0 and not model.bn1.running_mean.any():  # waits for the device, once in a run
                 raise ValueError("finetune needs a network that was trained; add --pretrained=FILE")
-            thaw(model, low=self.finetune == "low")
+            train_own_layers_only(model, low=self.finetune == "low")
         elif self.embed == "alternate":
             freeze_other(model, low=self.passes[0])
             fresh = True
@@ -132,7 +132,7 @@ class EmbeddedLoss(Objective):
             if self.passes[0]:
                 freeze_other(model, low=True)
             else:
-                thaw(model, low=False)
+                train_own_layers_only(model, low=False)
             fresh = epoch == self.low_epochs
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}], fresh)
 
@@ -244,7 +244,7 @@ class SubPathLoss(Objective):
         if not 0 < subpath_alpha < 1:
             raise ValueError(f"subpath_alpha {subpath_alpha} trains one network only; use more than 0 and less than 1")
         if subpath_temp <= 0:
-            raise ValueError(f"subpath_temp {subpath_temp} is no temperature; use more than 0, such as 1")
+            raise ValueError(f"subpath_temp {subpath_temp} must be a temperature above 0, such as 1")
         self.alpha, self.temperature, self.fpn = subpath_alpha, subpath_temp, fpn
         self.norm_weight_decay, self.bias_weight_decay = norm_weight_decay, bias_weight_decay
 
@@ -336,8 +336,8 @@ def freeze_other(model: Embedded, low: bool) -> None:
                 layer.requires_grad_(False)
 
 
-def thaw(model: Embedded, low: bool) -> None:
-    """Freeze everything but what one network has alone, so that the other does not change.
+def train_own_layers_only(model: Embedded, low: bool) -> None:
+    """Freeze everything but the layers that only one network has, so that the other does not change.
 
     Norms that stand in for each other, or are stood in for, take new statistics but keep weight and bias. Shared bases
     stay frozen: the low-cost network uses each of them.

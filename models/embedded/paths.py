@@ -31,7 +31,7 @@ class SubPath:
 
     Args:
         kept: indices of the blocks that run.
-        switched: those of them whose stand-ins (see `layers.Block`) take over.
+        switched: those of them whose stand-ins (see `models.layers.Block`) take over.
     """
 
     kept: tuple[int, ...]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import BasicBlock, Block, conv, full_precision
-from models.shared_basis import folding
+from models.shared_basis.folding import FoldedBlock, choose_forms, drop_unused_bases, fold_basis
 from models.trunks import Group
 
 # The block
@@ -74,8 +74,8 @@ class BasisBlock(Block):
         for index in (1, 2):
             norm, coefficients, last = (self.layer(f"{name}{index}", skip) for name in ("basis_bn", "coeff_conv", "bn"))
             filters = torch.cat([conv.weight for conv in self.filters(index)])
-            maps.append(folding.fold_basis(filters, norm, coefficients, last))
-        return folding.FoldedBlock(maps)
+            maps.append(fold_basis(filters, norm, coefficients, last))
+        return FoldedBlock(maps)
 
 
 def combine_filters(
@@ -248,8 +248,8 @@ class SharesBases:
 
     def fold(self, batches=()):
         model = super().fold(batches)
-        folding.drop_unused_bases(model)
-        model.folded_as = folding.choose_forms(model, batches)
+        drop_unused_bases(model)
+        model.folded_as = choose_forms(model, batches)
         return model
 
 
