@@ -153,7 +153,7 @@ def test_dense_nets_fourth_basis_is_never_used_but_regularised():
     assert [group.shared[0] for group in groups][3] is model.shared_basis_4
 
 
-def test_joint_convolution_equals_two_convolutions_and_a_concatenation():
+def test_joint_convolution_equals_two_concatenated_ones():
     torch.manual_seed(0)
     convs = [nn.Conv2d(16, 3, 3, padding=1, bias=False), nn.Conv2d(16, 20, 3, padding=1, bias=False)]
     x = torch.randn(4, 16, 9, 9)
@@ -193,7 +193,7 @@ def test_zero_filters_change_no_output_gradient_or_statistic(name, dataset, modu
     assert list(filled_state) == list(state)
 
 
-def test_filling_up_is_to_the_next_multiple_and_only_where_it_helps():
+def test_zero_filters_are_added_only_where_they_help():
     images = torch.randn(2, 16, 8, 8)
     assert [basis.zero_filters(images, rank) for rank in (basis.CPU_VECTOR - 1, basis.CPU_VECTOR)] == [1, 0]
     assert basis.zero_filters(images.to("meta"), 17) == 0
@@ -263,7 +263,7 @@ def rows(*convs):
 
 
 @pytest.mark.parametrize("name", ["ResNet32_DoubleShared", "ResNet32_SingleShared"])
-def test_similarity_of_shared_and_unique_filters_equals_the_slow_sum(name):
+def test_similarity_with_unique_filters_equals_the_slow_sum(name):
     model = create_model(name, shared_rank=2, unique_rank=2).double()
     groups = []
     for number, layer in enumerate(model.layers(), start=1):
@@ -416,7 +416,7 @@ def test_a_block_is_folded_dense_only_where_that_costs_less(shared_rank, dense):
 
 
 @pytest.mark.parametrize("quick", ["dense", "factored"])
-def test_folding_for_a_device_takes_the_form_that_is_quicker_there(quick, monkeypatch):
+def test_folding_for_a_device_takes_the_faster_form(quick, monkeypatch):
     timed = []
 
     def time_calls(call, batch, device, seconds):
@@ -476,7 +476,7 @@ ROWS = tables.published_rows("shared-basis")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}-{row.row}")
-def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
+def test_a_published_row_is_our_count_or_listed_as_different(row):
     params, _, flops = row.count()
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
     wrong = [name for name, (count, text) in printed.items() if text and not tables.agrees(count, text)]

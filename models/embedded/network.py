@@ -60,7 +60,7 @@ class Embedded(AdaptiveModel):
     def compute(self, images, point):
         x, means = self.enter(images, point.skip[0]), []
         for blocks, path, skip in zip(self.stages(), self.paths, point.skip, strict=True):
-            x = run(blocks, path, x, skip)
+            x = run_stage(blocks, path, x, skip)
             if point.features and len(means) + 1 < len(self.paths):
                 means.append(x.mean(dim=(2, 3)))
         logits = self.leave(x, point.skip[-1])
@@ -76,7 +76,7 @@ class Embedded(AdaptiveModel):
             if not inputs:
                 inputs.append(self.enter(images, point.skip[0]))
             for index in range(len(inputs) - 1, len(stages)):
-                inputs.append(run(stages[index], self.paths[index], inputs[index], point.skip[index]))
+                inputs.append(run_stage(stages[index], self.paths[index], inputs[index], point.skip[index]))
             logits[point] = self.leave(inputs[-1], point.skip[-1])
             before = point.skip
         for point in points:
@@ -215,7 +215,7 @@ def load_extracted(content: dict) -> Embedded:
     return model.eval()
 
 
-def run(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Tensor:
+def run_stage(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Tensor:
     """One stage: all blocks, or those of the sub-path."""
     if not skip:
         for block in blocks:

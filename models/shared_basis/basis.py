@@ -68,11 +68,11 @@ class BasisBlock(Block):
         out = F.relu_(self.convolve(x, 1, skip))
         return F.relu_(self.convolve(out, 2, skip) + x)
 
-    def folded(self, skip: bool = False) -> nn.Module:
+    def folded(self) -> FoldedBlock:
         """The same map for inference, see `models.deploy.folding`."""
         maps = []
         for index in (1, 2):
-            norm, coefficients, last = (self.layer(f"{name}{index}", skip) for name in ("basis_bn", "coeff_conv", "bn"))
+            norm, coefficients, last = (getattr(self, f"{name}{index}") for name in ("basis_bn", "coeff_conv", "bn"))
             filters = torch.cat([conv.weight for conv in self.filters(index)])
             maps.append(fold_basis(filters, norm, coefficients, last))
         return FoldedBlock(maps)
