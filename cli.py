@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from models import checkpoints, export, profile, registry
+from models import checkpoints, profile, registry
 from models.adaptive import UsageError
+from models.deploy import export
 from utils import Stopped, choose_devices, multiplies_bf16, say
 
 

@@ -14,8 +14,9 @@ import cli
 import engine
 import utils
 from dataloader import Data
-from models import checkpoints, export, profile
+from models import checkpoints, profile
 from models.adaptive import AdaptiveModel, Point
+from models.deploy import export
 from models.query_table import Budget, QueryTable
 from report import latency_head, latency_note, latency_text, write
 

@@ -47,7 +47,7 @@ def plain_cifar(model, point):
         first = BasicBlock(in_channels, channels, stride, shortcut="A")
         groups.append(trunks.Group([first, *(BasicBlock(channels, channels) for _ in range(count - 1))]))
         in_channels = channels
-    return trunks.ResNet("3x3", 16, groups, 64, 10)
+    return trunks.ResNetTrunk("3x3", 16, groups, 64, 10)
 
 
 def plain_shared(model, point):

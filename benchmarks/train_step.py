@@ -29,7 +29,7 @@ import engine
 import utils
 from benchmarks.timing import Result, check_same, race, run_alone, stepper
 from models import create_model, create_objective
-from models.layers import BasisBlock, bases_by_group, joint_conv
+from models.shared_basis.basis import BasisBlock, bases_by_group, joint_conv
 
 NAME, QUICK = "ResNet56_DoubleShared", "ResNet32_DoubleShared"
 PLAIN = "ResNet32"

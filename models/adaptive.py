@@ -164,7 +164,7 @@ class AdaptiveModel(nn.Module):
     def fold(self, batches: Sequence[Tensor] = ()) -> AdaptiveModel:
         """A copy for inference with the same logits and points, where what is linear is merged into one convolution.
 
-        Families implement it with `models.folding.folded_copy`. Raises ValueError where there is nothing to merge.
+        Families implement it with `models.deploy.folding.folded_copy`. Raises ValueError where nothing can be merged.
 
         Args:
             batches: images (N, 3, H, W) like those that the copy will run on, on their device, where it may choose

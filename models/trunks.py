@@ -13,37 +13,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import folding
 from models.adaptive import AdaptiveModel
-from models.layers import BasicBlock, BasisBlock, InvertedResidual, check_ranks, conv, orthogonal_bases
-
-#: how the authors of shared bases trained networks of these trunks, baselines included (arXiv 2006.05066, scripts)
-CIFAR_TRAINING = {
-    "epochs": 300,
-    "lr": 0.1,
-    "lr_schedule": "multistep",
-    "lr_steps": "150:0.1,225:0.01",
-    "batch_size": 256,
-    "weight_decay": 5e-4,
-    "momentum": 0.9,
-}
-CIFAR10_TRAINING = {**CIFAR_TRAINING, "mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
-CIFAR100_TRAINING = {**CIFAR_TRAINING, "mean": "0.507,0.487,0.441", "std": "0.267,0.256,0.276"}
-ILSVRC_TRAINING = {
-    "epochs": 150,
-    "lr": 0.1,
-    "lr_schedule": "multistep",
-    "lr_steps": "60:0.1,100:0.01,140:0.001",
-    "batch_size": 256,
-    "weight_decay": 1e-4,
-    "momentum": 0.9,
-}
-ILSVRC_MOBILENET_TRAINING = {
-    **ILSVRC_TRAINING,
-    "epochs": 300,
-    "lr_steps": "150:0.1,225:0.01,285:0.005",
-    "weight_decay": 1e-5,
-}
+from models.deploy import folding
+from models.layers import InvertedResidual, conv
 
 
 @dataclass(frozen=True)
@@ -54,7 +26,7 @@ class Group:
     bases: Mapping[str, nn.Conv2d] = field(default_factory=dict)
 
 
-class ResNet(AdaptiveModel):
+class ResNetTrunk(AdaptiveModel):
     """A first convolution, groups of residual blocks `layer1`, `layer2`.., and a linear classifier.
 
     Args:
@@ -100,48 +72,10 @@ class ResNet(AdaptiveModel):
         return self.classify(x)
 
     def fold(self, batches=()):
-        return folding.folded_copy(self, batches)
+        return folding.folded_copy(self)
 
 
-def basis_groups(
-    widths: Sequence[int],
-    blocks: Sequence[int],
-    num_bases: int,
-    shared_rank: int | None = None,
-    unique_rank: int | None = None,
-    shortcut: Literal["A", "B"] = "B",
-    stand_ins: Callable[[int, int], Sequence[str]] = lambda index, count: (),
-) -> list[Group]:
-    """Groups of basic blocks: the first of a group is plain, the others are combined from the group's bases.
-
-    Args:
-        widths, blocks: channels and number of blocks of each group.
-        num_bases: shared bases of a group: 2 is one for each convolution of a block, 1 one for both, 0 none.
-        shared_rank, unique_rank: filters in the narrowest group; they grow with the width.
-        stand_ins: the layers that have a second version, see `layers.Block`, in block `index` of `count`.
-    """
-    check_ranks(widths[0], num_bases, shared_rank, unique_rank)
-    groups, in_channels = [], widths[0]
-    for channels, count in zip(widths, blocks, strict=True):
-        scale = channels // widths[0]
-        bases = named_bases(orthogonal_bases(num_bases, scale * shared_rank, channels)) if num_bases else {}
-        first = BasicBlock(in_channels, channels, 1 if channels == widths[0] else 2, shortcut, stand_ins(0, count))
-        inside = {f"shared_basis{end}": basis for end, basis in bases.items()}
-        others = [
-            BasisBlock(channels, scale * (unique_rank or 0), inside, stand_ins(index, count))
-            for index in range(1, count)
-        ]
-        groups.append(Group([first, *others], bases))
-        in_channels = channels
-    return groups
-
-
-def named_bases(bases: Sequence[nn.Conv2d]) -> dict[str, nn.Conv2d]:
-    """Bases by the end of their names: a single one has none."""
-    return {f"_{number}" if len(bases) > 1 else "": basis for number, basis in enumerate(bases, start=1)}
-
-
-class ResNeXt(ResNet):
+class ResNeXtTrunk(ResNetTrunk):
     """ResNeXt-50 32x4d for 32x32 images, around four groups of blocks; PyTorch's own initialisation."""
 
     classifier = "linear"
@@ -151,7 +85,7 @@ class ResNeXt(ResNet):
         self.conv1.reset_parameters()
 
 
-class DenseNet121(AdaptiveModel):
+class DenseNet121Trunk(AdaptiveModel):
     """DenseNet-121 for 32x32 images: four dense blocks of growth 32, transitions that halve channels and resolution.
 
     Args:
@@ -179,7 +113,7 @@ class DenseNet121(AdaptiveModel):
                 channels += growth
             self.features.add_module(name, layers)
             if block < 3:
-                self.features.add_module(f"transition_layer_{block}", Transition(channels))
+                self.features.add_module(f"transition_layer_{block}", DenseNetTransition(channels))
                 channels //= 2
         self.features.add_module("bn", nn.BatchNorm2d(channels))
         self.features.add_module("relu", nn.ReLU(inplace=True))
@@ -192,10 +126,10 @@ class DenseNet121(AdaptiveModel):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
     def fold(self, batches=()):
-        return folding.folded_copy(self, batches)
+        return folding.folded_copy(self)
 
 
-class Transition(nn.Module):
+class DenseNetTransition(nn.Module):
     """Batch norm, 1x1 convolution to half the channels, 2x2 average; no ReLU, as the authors had it."""
 
     def __init__(self, channels: int):
@@ -208,7 +142,7 @@ class Transition(nn.Module):
         return self.down_sample(x)
 
 
-class MobileNetV2(AdaptiveModel):
+class MobileNetV2Trunk(AdaptiveModel):
     """MobileNetV2 as the authors of shared bases wrote it, around seven stages of blocks.
 
     Not torchvision's: biases in the first and the last convolution, and on CIFAR a 1x1 first convolution with padding,
@@ -245,7 +179,7 @@ class MobileNetV2(AdaptiveModel):
         return self.conv2(x).flatten(1) if self.small else self.classifier(x.flatten(1))
 
     def fold(self, batches=()):
-        return folding.folded_copy(self, batches)
+        return folding.folded_copy(self)
 
 
 #: expansion, channels, blocks and stride of MobileNetV2's stages for 224x224 images; stage 6 has stride 1 on CIFAR
@@ -265,7 +199,7 @@ def mobilenetv2_stages(
     bases: Callable[[int], Mapping[str, nn.Conv2d]] | None = None,
     repeated: Callable[[int, Mapping[str, nn.Conv2d]], nn.Module] | None = None,
 ) -> list[Group]:
-    """The blocks of `MobileNetV2`.
+    """The blocks of `MobileNetV2Trunk`.
 
     Args:
         bases: makes the bases of a stage of so many channels; with it the blocks of stages 3 to 6 share them.

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import cli
-import models.embedded.objectives as objectives
 import tables
 import train_cifar10
 import train_ilsvrc
 from models import create_model, create_objective, load_checkpoint, profile
 from models.checkpoints import load_state
+from models.embedded import objective as objectives
 from models.embedded.network import load_extracted
 from models.registry import UsageError, list_models
 from tests.parity import check, fill
@@ -186,7 +186,7 @@ def test_parity_of_two_distilled_steps(tmp_path):
     step.check_state(fixture["state_l2_after_both_steps"])
 
 
-def test_parity_of_labels_for_one_and_a_torchvision_teacher_for_the_other(tmp_path):
+def test_parity_of_a_step_with_a_torchvision_teacher(tmp_path):
     import torchvision
 
     teacher = teacher_file(tmp_path, torchvision.models.mobilenet_v2())
@@ -353,7 +353,7 @@ def test_skipped_weights_do_not_matter(name, dataset):
 
 
 @pytest.mark.parametrize(("name", "dataset"), [("ResNet32_DoubleShared_ADN", "cifar10"), ("MobileNetV2_ADN", "ilsvrc")])
-def test_second_norms_belong_to_the_patterns_that_skip_their_stage(name, dataset):
+def test_second_norms_run_only_where_their_stage_is_skipped(name, dataset):
     model = seeded(name, dataset)
     images, _ = batch(1, 64 if dataset == "ilsvrc" else 32)
     points = [model.points[0], model.points[3], model.points[-1]]
@@ -405,7 +405,7 @@ def test_full_network_equals_the_plain_one_bit_for_bit(depth, pattern):
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("ResNet50_ADN", "resnet50"), ("MobileNetV2_ADN", "mobilenet_v2")])
-def test_adaptive_depth_with_torchvision_weights_equals_torchvision(name, theirs):
+def test_torchvision_weights_give_torchvision_logits(name, theirs):
     import torchvision
 
     torch.manual_seed(0)
@@ -420,7 +420,7 @@ def test_adaptive_depth_with_torchvision_weights_equals_torchvision(name, theirs
 
 
 @pytest.mark.parametrize(("name", "dataset"), SMALL)
-def test_a_copy_of_one_point_gives_its_logits_and_holds_nothing_else(name, dataset):
+def test_an_extracted_point_keeps_its_logits_and_nothing_else(name, dataset):
     model = seeded(name, dataset)
     images, _ = batch(1, 64 if dataset == "ilsvrc" else 32)
     for point in (model.points[0], model.points[len(model.points) // 2], model.points[-1]):
@@ -491,15 +491,15 @@ def test_distillation_over_all_classes_is_the_plain_one():
     student, teacher = torch.randn(2, 5, 10, generator=generator)
     soft, log = (teacher / 4).softmax(1), (student / 4).log_softmax(1)
     plain = 16 * (soft * (soft.log() - log)).sum(1).mean()
-    assert objectives.distillation(student, teacher, 4.0, 500).item() == pytest.approx(plain.item(), rel=1e-5)
-    assert objectives.distillation(student, teacher, 4.0, 10).item() == pytest.approx(plain.item(), rel=1e-5)
+    assert objectives.topk_distillation(student, teacher, 4.0, 500).item() == pytest.approx(plain.item(), rel=1e-5)
+    assert objectives.topk_distillation(student, teacher, 4.0, 10).item() == pytest.approx(plain.item(), rel=1e-5)
 
 
-def test_distillation_over_few_classes_renormalises_those_of_the_teacher():
+def test_distillation_over_few_classes_renormalises_the_teacher():
     student, teacher = torch.tensor([[1.0, 5.0, 2.0, -1.0]]), torch.tensor([[3.0, 0.0, 2.0, 1.0]])
     soft, log = teacher[:, [0, 2]].softmax(1), student[:, [0, 2]].log_softmax(1)
     expected = (soft * (soft.log() - log)).sum()
-    assert objectives.distillation(student, teacher, 1.0, 2).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert objectives.topk_distillation(student, teacher, 1.0, 2).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_full_passes_can_teach_the_low_cost_network():
@@ -510,7 +510,7 @@ def test_full_passes_can_teach_the_low_cost_network():
     with torch.no_grad():
         logits, teacher = model(images, "skip"), model(images)
     assert full.item() == pytest.approx(F.cross_entropy(teacher, labels).item(), rel=1e-5)
-    expected = 0.9 * objectives.distillation(logits, teacher, 4.0, 10) + 0.1 * F.cross_entropy(logits, labels)
+    expected = 0.9 * objectives.topk_distillation(logits, teacher, 4.0, 10) + 0.1 * F.cross_entropy(logits, labels)
     assert low.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -564,7 +564,7 @@ def test_alternation_draws_by_seed_and_epoch_alone():
     assert 15 < sum(low for (low,) in first) < 45  # of 90, one third
 
 
-def test_low_first_trains_one_network_and_then_the_rest_of_the_other():
+def test_low_first_trains_one_network_then_the_rest():
     model = seeded("ResNet32_DoubleShared_skip", "cifar10").train()
     objective = create_objective("ResNet32_DoubleShared_skip", embed="low_first", low_epochs=2)
     phases = []
@@ -716,7 +716,7 @@ RECIPES = sorted(
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}-{row.row}")
-def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
+def test_a_published_row_is_our_count_or_listed_as_different(row):
     params, _, flops = row.count()
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
     wrong = [name for name, (count, text) in printed.items() if text and not tables.agrees(count, text)]

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import eval_cifar10
-from models import create_model, export, list_models, profile
+from models import create_model, list_models, profile
 from models.adaptive import UsageError
+from models.deploy import export
 from tests.test_scripts import call
 
 ROOT = Path(__file__).parents[1]

@@ -15,10 +15,10 @@ import utils
 from models import create_model, create_objective
 from models.dmnn.multipath import resnet as dmnn
 from models.dmnn.objective import PathLoss
-from models.embedded.objectives import SubPathLoss
-from models.embedded.resnet import adaptive_depth_cifar
+from models.embedded.builders import adaptive_depth_cifar
+from models.embedded.objective import SubPathLoss
+from models.shared_basis.builders import double_shared
 from models.shared_basis.objective import BasisLoss
-from models.shared_basis.resnet import double_shared
 from tests.test_engine import digits, fit
 
 WRN = {"depth": 10, "widen_factor": 1, "resolution_list": (32, 24)}

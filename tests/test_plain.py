@@ -42,7 +42,7 @@ def test_counts_of_cifar_resnets_equal_closed_forms(name, dataset):
         ("MobileNetV2", "ilsvrc", 3_507_272, 0.3136),
     ],
 )
-def test_counts_of_larger_networks_equal_those_of_the_published_code(name, dataset, params, giga_macs):
+def test_counts_of_larger_networks_equal_the_published_code(name, dataset, params, giga_macs):
     with torch.device("meta"):
         model = create_model(name, dataset)
     assert profile.count_params(model) == params
@@ -50,7 +50,7 @@ def test_counts_of_larger_networks_equal_those_of_the_published_code(name, datas
     assert profile.count_macs(model, (3, side, side)) / 1e9 == pytest.approx(giga_macs, rel=1e-3)
 
 
-def test_option_a_shortcut_takes_every_second_pixel_and_pads_both_sides():
+def test_option_a_shortcut_subsamples_and_pads_both_sides():
     shortcut = create_model("ResNet20").layer2[0].shortcut
     x = torch.randn(2, 16, 8, 8)
     out = shortcut(x)
@@ -67,7 +67,7 @@ def test_resnets_start_kaiming_normal_with_fan_out():
         assert conv.weight.std().item() == pytest.approx(expected, rel=0.03)
 
 
-def test_mobilenet_keeps_the_resolution_of_small_images_and_pads_them():
+def test_mobilenet_pads_small_images_and_keeps_resolution():
     model = create_model("MobileNetV2", "cifar100")
     assert model.pre(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 34, 34)
     assert model.stage6[0].conv2.stride == (1, 1)

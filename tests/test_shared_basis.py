@@ -12,8 +12,8 @@ from torch import nn
 
 import cli
 import tables
-from models import create_model, create_objective, layers, profile, registry
-from models.shared_basis import densenet
+from models import create_model, create_objective, profile, registry
+from models.shared_basis import basis, layers
 from models.shared_basis.objective import BasisLoss
 from tests.parity import check, fill
 
@@ -71,7 +71,7 @@ def test_parity_of_losses_gradients_and_second_step(fixture):
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for key, expected in record.get("regulariser_grad_l2", {}).items():
         (gradient,) = torch.autograd.grad(
-            10 * layers.orthogonality(model.similarity_terms()).sum(), parameters[key], retain_graph=False
+            10 * basis.orthogonality(model.similarity_terms()).sum(), parameters[key], retain_graph=False
         )
         assert gradient.norm().item() == pytest.approx(expected, rel=1e-4), key
 
@@ -153,13 +153,13 @@ def test_dense_nets_fourth_basis_is_never_used_but_regularised():
     assert [group.shared[0] for group in groups][3] is model.shared_basis_4
 
 
-def test_joint_convolution_equals_two_convolutions_and_a_concatenation():
+def test_joint_convolution_equals_two_concatenated_ones():
     torch.manual_seed(0)
     convs = [nn.Conv2d(16, 3, 3, padding=1, bias=False), nn.Conv2d(16, 20, 3, padding=1, bias=False)]
     x = torch.randn(4, 16, 9, 9)
     apart = torch.cat([conv(x) for conv in convs], dim=1)
-    assert torch.allclose(layers.joint_conv(x, convs), apart, rtol=1e-5, atol=1e-6)
-    layers.joint_conv(x, convs).square().sum().backward()
+    assert torch.allclose(basis.joint_conv(x, convs), apart, rtol=1e-5, atol=1e-6)
+    basis.joint_conv(x, convs).square().sum().backward()
     joint = [conv.weight.grad.clone() for conv in convs]
     for conv in convs:
         conv.weight.grad = None
@@ -170,7 +170,7 @@ def test_joint_convolution_equals_two_convolutions_and_a_concatenation():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("name", "dataset", "module"),
-    [("ResNet32_SingleShared", "cifar10", layers), ("DenseNet121_SingleShared", "cifar100", densenet)],
+    [("ResNet32_SingleShared", "cifar10", basis), ("DenseNet121_SingleShared", "cifar100", layers)],
 )
 def test_zero_filters_change_no_output_gradient_or_statistic(name, dataset, module, training, monkeypatch):
     torch.manual_seed(0)
@@ -178,7 +178,7 @@ def test_zero_filters_change_no_output_gradient_or_statistic(name, dataset, modu
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     runs = []
     for zeros in (0, 7):
-        monkeypatch.setattr(module, "combine_filters", functools.partial(layers.combine_filters, zeros=zeros))
+        monkeypatch.setattr(module, "combine_filters", functools.partial(basis.combine_filters, zeros=zeros))
         network = copy.deepcopy(model)
         logits = network(images)
         logits.square().mean().backward()
@@ -195,16 +195,16 @@ def test_zero_filters_change_no_output_gradient_or_statistic(name, dataset, modu
 
 @pytest.mark.parametrize(("wide", "zeros"), [(True, [7, 15, 14, 0]), (False, [7, 7, 6, 0])])
 def test_ranks_are_filled_up_only_where_that_saves_time(wide, zeros, monkeypatch):
-    monkeypatch.setattr(layers, "WIDE_VECTORS", wide)
+    monkeypatch.setattr(basis, "WIDE_VECTORS", wide)
     images = torch.randn(2, 16, 8, 8)
-    assert [layers.zero_filters(images, rank) for rank in (9, 17, 34, 48)] == zeros
-    assert layers.zero_filters(images.to("meta"), 17) == 0
+    assert [basis.zero_filters(images, rank) for rank in (9, 17, 34, 48)] == zeros
+    assert basis.zero_filters(images.to("meta"), 17) == 0
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert layers.zero_filters(images, 9) == (7 if wide else 0)
+    assert basis.zero_filters(images, 9) == (7 if wide else 0)
 
 
 def test_training_alone_fills_ranks_up(monkeypatch):
-    monkeypatch.setattr(layers, "WIDE_VECTORS", False)
+    monkeypatch.setattr(basis, "WIDE_VECTORS", False)
     images = torch.randn(2, 16, 8, 8)
     block = create_model("ResNet32_DoubleShared", unique_rank=2).layer1[1]
     with torch.profiler.profile(record_shapes=True) as trace:
@@ -235,7 +235,7 @@ def test_a_double_block_runs_four_convolutions_not_six():
 @pytest.mark.parametrize("name", ["ResNet32_DoubleShared", "ResNet32_SharedOnly"])
 def test_the_two_bases_of_a_group_start_mutually_orthogonal(name):
     model = create_model(name)
-    for bases in layers.bases_by_group(model):
+    for bases in basis.bases_by_group(model):
         rows = torch.cat([basis.weight for basis in bases]).flatten(1)
         assert torch.allclose(rows @ rows.T, torch.eye(len(rows)), atol=1e-5)
 
@@ -272,14 +272,14 @@ def rows(*convs):
 
 
 @pytest.mark.parametrize("name", ["ResNet32_DoubleShared", "ResNet32_SingleShared"])
-def test_similarity_of_shared_and_unique_filters_equals_the_slow_sum(name):
+def test_similarity_with_unique_filters_equals_the_slow_sum(name):
     model = create_model(name, shared_rank=2, unique_rank=2).double()
     groups = []
     for number, layer in enumerate(model.layers(), start=1):
         bases = [m for key, m in model.named_children() if key.startswith(f"shared_basis_{number}")]
         unique = [rows(conv) for block in layer[1:] for conv in (block.basis_conv1, block.basis_conv2)]
         groups.append((rows(*bases), unique))
-    value = layers.orthogonality(model.similarity_terms())
+    value = basis.orthogonality(model.similarity_terms())
     assert value.tolist() == pytest.approx([slow_similarity(groups)[0]], rel=1e-9)
 
 
@@ -300,19 +300,19 @@ def test_similarity_counts_as_many_pairs_as_the_published_code():
 def test_similarity_of_shared_filters_equals_the_slow_sum(name, dataset, flags):
     model = create_model(name, dataset, **flags).double()
     with torch.no_grad():
-        for bases in layers.bases_by_group(model):
-            for basis in bases:
-                basis.weight.normal_()
-    groups = [(rows(*bases), []) for bases in layers.bases_by_group(model)]
-    value = layers.orthogonality(model.similarity_terms())
+        for bases in basis.bases_by_group(model):
+            for base in bases:
+                base.weight.normal_()
+    groups = [(rows(*bases), []) for bases in basis.bases_by_group(model)]
+    value = basis.orthogonality(model.similarity_terms())
     assert value.tolist() == pytest.approx([slow_similarity(groups)[0]], rel=1e-9)
 
 
 def test_similarity_of_two_kinds_of_bases_is_two_averages():
     model = create_model("MobileNetV2_SharedDouble", "cifar100").double()
-    value = layers.orthogonality(model.similarity_terms())
+    value = basis.orthogonality(model.similarity_terms())
     for index in (0, 1):
-        grams = [(w := bases[index].weight.flatten(1)) @ w.T for bases in layers.bases_by_group(model)]
+        grams = [(w := bases[index].weight.flatten(1)) @ w.T for bases in basis.bases_by_group(model)]
         deviations = [(gram - torch.eye(len(gram))).square() for gram in grams]
         expected = sum(d.sum() for d in deviations) / sum(d.numel() for d in deviations)
         assert value[index].item() == pytest.approx(expected.item(), rel=1e-9)
@@ -333,22 +333,22 @@ def test_similarity_of_two_kinds_of_bases_is_two_averages():
 )
 def test_similarity_starts_where_the_published_code_starts(name, dataset, flags, published):
     torch.manual_seed(0)
-    value = layers.orthogonality(create_model(name, dataset, **flags).similarity_terms())
+    value = basis.orthogonality(create_model(name, dataset, **flags).similarity_terms())
     assert value.tolist() == pytest.approx(published, rel=0.1, abs=1e-9)
 
 
 def test_similarity_is_float32_under_autocast():
     model = create_model("ResNet32_DoubleShared")
-    exact = layers.orthogonality(model.similarity_terms())
+    exact = basis.orthogonality(model.similarity_terms())
     with torch.autocast("cpu", torch.bfloat16):
-        assert layers.orthogonality(model.similarity_terms()).equal(exact)
+        assert basis.orthogonality(model.similarity_terms()).equal(exact)
 
 
 def test_loss_is_cross_entropy_plus_lambda_times_similarity():
     torch.manual_seed(0)
     model = create_model("ResNet32_SingleShared", shared_rank=4)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
-    similarity = layers.orthogonality(model.similarity_terms()).sum()
+    similarity = basis.orthogonality(model.similarity_terms()).sum()
     objective = BasisLoss(lambdaR=2.5)
     (loss,) = objective(nn.DataParallel(model), images, labels)
     with torch.no_grad():
@@ -425,7 +425,7 @@ def test_a_block_is_folded_dense_only_where_that_costs_less(shared_rank, dense):
 
 
 @pytest.mark.parametrize("quick", ["dense", "factored"])
-def test_folding_for_a_device_takes_the_form_that_is_quicker_there(quick, monkeypatch):
+def test_folding_for_a_device_takes_the_faster_form(quick, monkeypatch):
     timed = []
 
     def time_calls(call, batch, device, seconds):
@@ -485,7 +485,7 @@ ROWS = tables.published_rows("shared-basis")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}-{row.row}")
-def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
+def test_a_published_row_is_our_count_or_listed_as_different(row):
     params, _, flops = row.count()
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
     wrong = [name for name, (count, text) in printed.items() if text and not tables.agrees(count, text)]

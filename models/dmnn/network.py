@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import folding
 from models.adaptive import AdaptiveModel, Point
+from models.deploy import folding
 from models.dmnn import pictures
 from models.dmnn.coarse import Grouping
 from models.dmnn.gates import Decision, open_gates

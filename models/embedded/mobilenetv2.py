@@ -5,21 +5,13 @@ from __future__ import annotations
 import re
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from models.embedded.network import Embedded, SubPath, patterns, two_networks
-from models.embedded.objectives import EmbeddedLoss, SubPathLoss
-from models.embedded.resnet import first_block_path, sub_path
-from models.layers import Block, InvertedResidual
-from models.registry import register
-from models.trunks import (
-    CIFAR10_TRAINING,
-    CIFAR100_TRAINING,
-    ILSVRC_MOBILENET_TRAINING,
-    MOBILENETV2_STAGES,
-)
-
-# Two networks in one
+from models.embedded.layers import ConvNorm, SwitchedInvertedResidual
+from models.embedded.network import Embedded
+from models.embedded.paths import SubPath, first_block_path, patterns, sub_path, two_networks
+from models.layers import InvertedResidual
+from models.trunks import MOBILENETV2_STAGES
 
 
 class SkipMobileNetV2(Embedded):
@@ -81,101 +73,6 @@ class SkipMobileNetV2(Embedded):
         x = F.relu(x) if self.small else F.relu6(x)
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
         return self.linear(x) if self.small else self.classifier(x)
-
-
-#: 300 epochs, batch 128, weight decay 4e-5 (Net_RL2_dynamic, train_cifar100_distilliation.py)
-CIFAR100_MOBILENET = {**CIFAR100_TRAINING, "batch_size": 128, "weight_decay": 4e-5}
-CIFAR10_MOBILENET = {
-    **CIFAR10_TRAINING,
-    "epochs": 350,
-    "lr_steps": "150:0.1,250:0.01",
-    "batch_size": 128,
-    "weight_decay": 4e-5,
-}
-ILSVRC_MOBILENET = {**ILSVRC_MOBILENET_TRAINING, "lr_steps": "150:0.1,225:0.01"}
-
-
-@register("MobileNetV2_skip", ("cifar10",), EmbeddedLoss, CIFAR10_MOBILENET)
-@register("MobileNetV2_skip", ("cifar100",), EmbeddedLoss, CIFAR100_MOBILENET)
-def mobilenetv2_skip(num_classes: int, from_plain: bool = False) -> SkipMobileNetV2:
-    """MobileNetV2 for 32x32 images with a low-cost network of 9 of its 17 blocks inside.
-
-    Args:
-        from_plain: accept the file of a plain network; what the low-cost network has alone starts as a copy.
-    """
-    model = SkipMobileNetV2(True, num_classes)
-    model.from_plain = from_plain
-    return model
-
-
-@register("MobileNetV2_skip", ("ilsvrc",), EmbeddedLoss, ILSVRC_MOBILENET)
-def mobilenetv2_skip_ilsvrc(num_classes: int, from_plain: bool = False) -> SkipMobileNetV2:
-    """MobileNetV2 for 224x224 images with a low-cost network of 12 of its 17 blocks inside.
-
-    Args:
-        from_plain: accept the file of a plain network; what the low-cost network has alone starts as a copy.
-    """
-    model = SkipMobileNetV2(False, num_classes)
-    model.from_plain = from_plain
-    return model
-
-
-# Skippable sub-paths
-
-
-class ConvNorm(Block):
-    """Convolution, norm, and ReLU6 where it is not the last of its block."""
-
-    norms_of = (("conv_layer", "norm"),)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        size: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        activation: bool = True,
-        switched: bool = False,
-    ):
-        super().__init__()
-        padding = size // 2
-        self.conv_layer = nn.Conv2d(in_channels, out_channels, size, stride, padding, groups=groups, bias=False)
-        nn.init.kaiming_normal_(self.conv_layer.weight, mode="fan_out")
-        self.norm = nn.BatchNorm2d(out_channels)
-        self.activation = activation
-        self.add_stand_ins(("norm",) if switched else ())
-
-    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        x = self.layer("norm", skip)(self.conv_layer(x))
-        return F.relu6(x, inplace=True) if self.activation else x
-
-
-class SwitchedInvertedResidual(nn.Module):
-    """torchvision's block, each norm in two versions where the block is mandatory: no expansion at 1, ReLU6.
-
-    Args:
-        switched: whether there are second norms.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, switched: bool):
-        super().__init__()
-        channels = expansion * in_channels
-        expand = [ConvNorm(in_channels, channels, switched=switched)] if expansion != 1 else []
-        self.conv = nn.ModuleList(
-            [
-                *expand,
-                ConvNorm(channels, channels, 3, stride, groups=channels, switched=switched),
-                ConvNorm(channels, out_channels, activation=False, switched=switched),
-            ]
-        )
-        self.residual = stride == 1 and in_channels == out_channels
-
-    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        out = x
-        for layer in self.conv:
-            out = layer(out, skip)
-        return out + x if self.residual else out
 
 
 class AdaptiveDepthMobileNetV2(Embedded):
@@ -248,17 +145,3 @@ def _from_torchvision(key: str) -> str:
         stage, first = max((s, f) for s, f in zip(range(2, 7), (2, 4, 7, 11, 14), strict=True) if f <= number)
         place = f"{stage}.{number - first}"
     return f"features.{place}.conv.{layer}.{('conv_layer', 'norm')[int(part)]}.{tensor}"
-
-
-@register(
-    "MobileNetV2_ADN", ("ilsvrc",), SubPathLoss, {**ILSVRC_MOBILENET_TRAINING, "lr_steps": "150:0.1,225:0.01,285:0.001"}
-)
-def adaptive_depth_mobilenetv2(num_classes: int, from_plain: bool = False) -> AdaptiveDepthMobileNetV2:
-    """MobileNetV2 for 224x224 images whose five stages can each skip their second sub-path: FFFFF to TTTTT.
-
-    Args:
-        from_plain: accept the file of torchvision's MobileNetV2; second norms start as copies of the first.
-    """
-    model = AdaptiveDepthMobileNetV2(num_classes)
-    model.from_plain = from_plain
-    return model

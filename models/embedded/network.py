@@ -5,70 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import folding, profile, registry
-from models.adaptive import AdaptiveModel, Point, UsageError
-from models.layers import bases_by_group
+from models import profile, registry
+from models.adaptive import AdaptiveModel, UsageError
+from models.deploy import folding
+from models.embedded.layers import TwoVersions, keep_one_version
+from models.embedded.paths import SkipPoint, SubPath
+from models.shared_basis.basis import bases_by_group
 
 #: what the authors' counter gives one operation for each element besides batch norms: `nn.ReLU` and pooling modules
 COUNTED_BY_PTFLOPS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
-
-
-@dataclass(frozen=True)
-class SkipPoint(Point):
-    """Which stages leave blocks out.
-
-    Args:
-        skip: one value a stage.
-        features: also return the outputs of all stages but the last, averaged over space: (N, channels) each.
-    """
-
-    skip: tuple[bool, ...] = ()
-    features: bool = False
-
-
-@dataclass(frozen=True)
-class SubPath:
-    """What a skipped stage still runs.
-
-    Args:
-        kept: indices of the blocks that run.
-        switched: those of them whose stand-ins (see `layers.Block`) take over.
-    """
-
-    kept: tuple[int, ...]
-    switched: tuple[int, ...]
-
-
-def two_networks(stages: int) -> tuple[SkipPoint, SkipPoint]:
-    """The points of a `*_skip` network: the low-cost network, and the full one."""
-    return SkipPoint("skip", skip=(True,) * stages), SkipPoint("full", skip=(False,) * stages)
-
-
-def patterns(stages: Sequence[Sequence[nn.Module]], paths: Sequence[SubPath], strides: Sequence[int]):
-    """The points of an `*_ADN` network: every pattern such as TTFF, cheapest first, equal ones by name.
-
-    Args:
-        strides: by how much each stage divides the resolution, needed to know what leaving a block out saves.
-    """
-    savings, area = [], 4 ** len(strides)  # blocks that can be left out have stride 1: one area for all of a stage
-    for blocks, path, stride in zip(stages, paths, strides, strict=True):
-        area //= stride**2
-        savings.append(area * sum(_weights(block) for i, block in enumerate(blocks) if i not in path.kept))
-    points = []
-    for skip in itertools.product((False, True), repeat=len(paths)):
-        saved = sum(itertools.compress(savings, skip))
-        points.append((-saved, "".join("FT"[skipped] for skipped in skip), skip))
-    return tuple(SkipPoint(name, skip=skip) for _, name, skip in sorted(points))
-
-
-def _weights(block: nn.Module) -> int:
-    return sum(module.weight.numel() for module in block.modules() if isinstance(module, nn.Conv2d))
 
 
 class Embedded(AdaptiveModel):
@@ -110,7 +60,7 @@ class Embedded(AdaptiveModel):
     def compute(self, images, point):
         x, means = self.enter(images, point.skip[0]), []
         for blocks, path, skip in zip(self.stages(), self.paths, point.skip, strict=True):
-            x = run(blocks, path, x, skip)
+            x = run_stage(blocks, path, x, skip)
             if point.features and len(means) + 1 < len(self.paths):
                 means.append(x.mean(dim=(2, 3)))
         logits = self.leave(x, point.skip[-1])
@@ -126,7 +76,7 @@ class Embedded(AdaptiveModel):
             if not inputs:
                 inputs.append(self.enter(images, point.skip[0]))
             for index in range(len(inputs) - 1, len(stages)):
-                inputs.append(run(stages[index], self.paths[index], inputs[index], point.skip[index]))
+                inputs.append(run_stage(stages[index], self.paths[index], inputs[index], point.skip[index]))
             logits[point] = self.leave(inputs[-1], point.skip[-1])
             before = point.skip
         for point in points:
@@ -145,7 +95,7 @@ class Embedded(AdaptiveModel):
         if set(name) <= {"T", "F"}:
             problem = f"the pattern {name} has {len(name)} letters for {len(last)} stages"
         else:
-            problem = f"{name!r} is no pattern"
+            problem = f"{name!r} is not a pattern"
         raise UsageError(f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}")
 
     def published_flops(self, convention, shape, point=None):
@@ -206,9 +156,9 @@ class Embedded(AdaptiveModel):
         }
         for modules, skipped in zip(model.followers(), skip, strict=True):
             for module in modules:
-                settle(module, skipped)
+                keep_one_version(module, skipped)
         _replace(model, left_out)
-        settle(model, skip[-1] and model.own_classifier is not None)
+        keep_one_version(model, skip[-1] and model.own_classifier is not None)
         model.own_classifier = None
         model.points = (SkipPoint(point.name, skip=(False,) * len(skip)),)
         return model
@@ -225,9 +175,11 @@ class Embedded(AdaptiveModel):
         for modules in model.followers():
             for module in modules:
                 if any(name.endswith("_skip") for name, _ in module.named_modules()):
-                    pairs[module] = Pair(settle(copy.deepcopy(module), False), settle(copy.deepcopy(module), True))
+                    pairs[module] = TwoVersions(
+                        keep_one_version(copy.deepcopy(module), False), keep_one_version(copy.deepcopy(module), True)
+                    )
         _replace(model, pairs)
-        return folding.folded_copy(model, batches)
+        return folding.folded_copy(model)
 
     # Files of other networks
 
@@ -263,7 +215,7 @@ def load_extracted(content: dict) -> Embedded:
     return model.eval()
 
 
-def run(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Tensor:
+def run_stage(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Tensor:
     """One stage: all blocks, or those of the sub-path."""
     if not skip:
         for block in blocks:
@@ -275,31 +227,8 @@ def run(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Te
     return x
 
 
-def settle(module: nn.Module, skip: bool) -> nn.Module:
-    """Leave one layer of each pair in a module, and return it: `X_skip`, under the name `X`, with `skip`; else `X`."""
-    for part in list(module.modules()):
-        for name, layer in list(part.named_children()):
-            if name.endswith("_skip"):
-                delattr(part, name)
-                if skip:
-                    setattr(part, name.removesuffix("_skip"), layer)
-    return module
-
-
 def _replace(model: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child in by:
                 setattr(parent, name, by[child])
-
-
-class Pair(nn.Module):
-    """Two versions of a block, one for each value of `skip`."""
-
-    def __init__(self, full: nn.Module, low: nn.Module):
-        super().__init__()
-        self.full = full
-        self.low = low
-
-    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        return self.low(x) if skip else self.full(x)

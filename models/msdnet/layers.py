@@ -133,7 +133,7 @@ class Layer(DenseLayer):
         return ([] if finer is None else [growth.conv_down.grow(finer)]) + [growth.conv_normal.grow(own)]
 
     def folded(self) -> nn.Module:
-        """The same map for inference, see `models.folding`."""
+        """The same map for inference, see `models.deploy.folding`."""
         units = [unit for unit in self.modules() if isinstance(unit, ConvBN)]
         if units[0].first:
             return FoldedLayer(self)

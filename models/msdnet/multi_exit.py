@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models import profile
 from models.adaptive import AdaptiveModel, Point, UsageError
-from models.folding import folded_copy
+from models.deploy.folding import folded_copy
 from models.layers import constant
 from models.msdnet import budget, counting, report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from models.adaptive import Objective, bare
-from models.layers import orthogonality
+from models.shared_basis.basis import orthogonality
 
 
 class BasisLoss(Objective):
@@ -20,8 +20,7 @@ class BasisLoss(Objective):
 
     def __init__(self, lambdaR: float = 10.0, label_smoothing: float = 0.0):
         super().__init__()
-        if lambdaR < 0:
-            raise ValueError(f"lambdaR {lambdaR} would reward bases that are not orthogonal; use 0 or more")
+        check_lambda(lambdaR)
         self.lambdaR = lambdaR
         self.label_smoothing = label_smoothing
 
@@ -32,3 +31,9 @@ class BasisLoss(Objective):
         loss = cross_entropy + self.lambdaR * similarity
         self.track(logits, labels, loss=loss, cross_entropy=cross_entropy, similarity=similarity)
         yield loss
+
+
+def check_lambda(lambdaR: float) -> None:
+    """Raise ValueError for a weight that would reward bases that are not orthogonal."""
+    if lambdaR < 0:
+        raise ValueError(f"lambdaR {lambdaR} would reward bases that are not orthogonal; use 0 or more")

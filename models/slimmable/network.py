@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models import folding, profile, registry
+from models import profile, registry
 from models.adaptive import AdaptiveModel, Point, UsageError, resize
+from models.deploy import folding
 from models.slimmable.forms import Form, Switchable, Universal
 from models.slimmable.layers import CalibratedNorm, Cut, Plan, SlimLayer, Statistics
 
@@ -371,7 +372,7 @@ class Extracted(AdaptiveModel):
         return self.network.logits(images, None)
 
     def fold(self, batches=()) -> Extracted:
-        return folding.folded_copy(self, batches)
+        return folding.folded_copy(self)
 
     def content(self) -> dict:
         """A file's content, from which `load_extracted` builds it again; of networks made by `create_model` only."""

@@ -2,7 +2,7 @@
 
 Whatever the family: a sub-network is cut out where the network can do that, merged where it can be folded, and loses
 every weight that the point never reads, such as later exits, skipped blocks and closed gates. What remains is a fixed
-graph from images to logits. A point at which each image decides what runs is no fixed graph, and is refused.
+graph from images to logits. A point at which each image decides what runs is not a fixed graph, and is refused.
 """
 
 from __future__ import annotations

@@ -1,73 +1,27 @@
-"""Exact rewrites of a trained network for inference: batch norms disappear into the convolutions before them.
+"""A basis for inference: filters, batch norm and coefficients are one linear map, dense or factored.
 
-`AdaptiveModel.fold()` is the door; families implement it with `folded_copy`. In eval mode a batch norm is an affine map
-of each channel, so convolution and batch norm are one convolution with a bias; a basis, its batch norm and its
-coefficients are one linear map as well (arXiv 2006.05066: nothing non-linear is between them).
+Nothing non-linear is between them (arXiv 2006.05066), so one 3x3 convolution computes the same as filters followed by
+coefficients. Which of the two is faster depends on the ranks and on the device.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-import itertools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 from models import profile
 
 
-def folded_copy(model, batches: Sequence[Tensor] = ()):
-    """A copy in eval mode, computing the same logits: every batch norm that follows a convolution is folded into it.
-
-    Modules say which pairs those are: `norms_of`, pairs of attribute names; neighbours in an nn.Sequential are found
-    without. A module that is replaced as a whole has a method `folded()`.
-
-    Args:
-        batches: images like those that the network will run on, to find out which form of a basis is quicker there;
-            without any, the form of fewer multiply-accumulates is taken.
-    """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    model.__dict__.pop("_counts", None)  # what `profile` remembers of the network as it was
-    _fold_inside(model)
-    _drop_unused_bases(model)
-    model.folded_as = _choose_forms(model, batches)
-    return model
-
-
-def _fold_inside(module: nn.Module) -> None:
-    for name, child in list(module.named_children()):
-        if hasattr(child, "folded"):
-            setattr(module, name, child.folded())
-        else:
-            _fold_inside(child)
-    pairs = getattr(module, "norms_of", ())
-    if isinstance(module, nn.Sequential):
-        names = list(module._modules)
-        pairs = itertools.pairwise(names)
-    for conv_name, norm_name in pairs:
-        conv, norm = getattr(module, conv_name), getattr(module, norm_name)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            # the fused convolution is a new one: a shared basis stays as it is for the blocks that still use it
-            setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
-            setattr(module, norm_name, nn.Identity())
-
-
-def _drop_unused_bases(model: nn.Module) -> None:
-    """Remove shared bases that no block uses any more, so that parameters are counted as they are needed."""
-    used = {id(child) for module in model.modules() if module is not model for child in module.children()}
-    for name, child in list(model.named_children()):
-        if name.startswith("shared_basis") and id(child) not in used:
-            delattr(model, name)
-
-
-def fold_basis(filters: Tensor, norm: nn.BatchNorm2d, coefficients: nn.Conv2d, last: nn.BatchNorm2d | None = None):
+def fold_basis(
+    filters: Tensor, norm: nn.BatchNorm2d, coefficients: nn.Conv2d, last: nn.BatchNorm2d | None = None
+) -> TwoForms:
     """Basis filters, batch norm, 1x1 coefficients and perhaps a batch norm, as one 3x3 convolution with a bias.
 
-    Dense, or factored with the batch norms folded into the coefficients: `folded_copy` decides.
+    It has two forms until `choose_forms` picks one: dense, or factored with batch norms folded into the coefficients.
 
     Args:
         filters: all filters of the basis, (rank, in channels, 3, 3).
@@ -87,7 +41,7 @@ def fold_basis(filters: Tensor, norm: nn.BatchNorm2d, coefficients: nn.Conv2d, l
 
 
 class TwoForms(nn.Module):
-    """A linear map as one dense 3x3 convolution and as filters and coefficients, until one of them is chosen."""
+    """A linear map in two forms, one dense 3x3 convolution and filters with coefficients, until one is chosen."""
 
     def __init__(self, dense: nn.Conv2d, factored: nn.Sequential):
         super().__init__()
@@ -107,7 +61,7 @@ class TwoForms(nn.Module):
         """Whether the dense form multiplies no more than the factored one."""
         return self.dense.weight.numel() <= sum(conv.weight.numel() for conv in self.factored)
 
-    def is_quicker(self) -> bool:
+    def is_faster(self) -> bool:
         """Whether the dense form takes less time: measured on each input that was seen, the ratios multiplied."""
         ratio = 1.0
         for x in self.inputs.values():
@@ -119,9 +73,17 @@ class TwoForms(nn.Module):
         return ratio <= 1
 
 
-def _choose_forms(model: nn.Module, batches: Sequence[Tensor]) -> str:
-    """Put one form in the place of each `TwoForms`; returns what was chosen, in words, or nothing."""
-    maps = {module: name for name, module in model.named_modules() if isinstance(module, TwoForms)}
+def choose_forms(model: nn.Module, batches: Sequence[Tensor]) -> str:
+    """Replace each `TwoForms` by one of its forms.
+
+    Args:
+        batches: images like those that the network will run on, on their device: the form that is faster there is
+            taken. Without any, the form of fewer multiply-accumulates is.
+
+    Returns:
+        What was chosen and why, in words; empty where there was nothing to choose.
+    """
+    maps = [module for module in model.modules() if isinstance(module, TwoForms)]
     if not maps:
         return ""
     measured: dict[tuple, bool] = {}
@@ -132,7 +94,7 @@ def _choose_forms(model: nn.Module, batches: Sequence[Tensor]) -> str:
                 model(images, point)
         for module in maps:
             if module.inputs and module.kind not in measured:
-                measured[module.kind] = module.is_quicker()
+                measured[module.kind] = module.is_faster()
     chosen = {module: measured.get(module.kind, module.needs_fewer_macs()) for module in maps}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -141,6 +103,28 @@ def _choose_forms(model: nn.Module, batches: Sequence[Tensor]) -> str:
     dense = sum(chosen.values())
     why = "by time measured here" if measured else "by multiply-accumulates"
     return f"{dense} of {len(chosen)} bases as dense convolutions, {len(chosen) - dense} factored: {why}"
+
+
+def drop_unused_bases(model: nn.Module) -> None:
+    """Remove shared bases that no block uses any more, so that parameters are counted as they are needed."""
+    used = {id(child) for module in model.modules() if module is not model for child in module.children()}
+    for name, child in list(model.named_children()):
+        if name.startswith("shared_basis") and id(child) not in used:
+            delattr(model, name)
+
+
+class FoldedBlock(nn.Module):
+    """A residual block of folded maps: ReLU after each but the last, then the input is added, then ReLU."""
+
+    def __init__(self, maps: Sequence[nn.Module]):
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for layer in self.maps[:-1]:
+            out = F.relu_(layer(out))
+        return F.relu_(self.maps[-1](out) + x)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -156,19 +140,3 @@ def _conv(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
     return conv
-
-
-class FoldedBlock(nn.Module):
-    """A residual block of folded maps: ReLU after each but the last, then the shortcut is added, then ReLU."""
-
-    def __init__(self, maps: Sequence[nn.Module], shortcut: nn.Module):
-        super().__init__()
-        self.maps = nn.ModuleList(maps)
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        *inner, last = self.maps  # slicing a ModuleList would make a new module
-        out = x
-        for layer in inner:
-            out = F.relu_(layer(out))
-        return F.relu_(last(out) + self.shortcut(x))

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from models.adaptive import Objective, Phase, bare
 from models.embedded.network import Embedded
 from models.embedded.teacher import load_teacher
-from models.layers import BasisBlock, orthogonality
+from models.shared_basis.basis import BasisBlock, orthogonality
+from models.shared_basis.objective import check_lambda
 
 NORM = nn.modules.batchnorm._BatchNorm
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float, top: int) -> Tensor:
+def topk_distillation(student: Tensor, teacher: Tensor, temperature: float, top: int) -> Tensor:
     """T^2 KL(teacher || student) at temperature T over the `top` classes that the teacher ranks first; batch mean.
 
     Args:
@@ -78,13 +79,13 @@ class EmbeddedLoss(Objective):
             kd_alpha_full = 0.0 if teacher == "full" else kd_alpha
         for name, value in (("kd_alpha", kd_alpha), ("kd_alpha_full", kd_alpha_full)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} {value} is no share of a loss; use 0 (labels alone) to 1 (teacher alone)")
+                raise ValueError(f"{name} {value} must be between 0 (labels alone) and 1 (teacher alone)")
         if kd_temp <= 0:
-            raise ValueError(f"kd_temp {kd_temp} is no temperature; use more than 0, such as 4")
+            raise ValueError(f"kd_temp {kd_temp} must be a temperature above 0, such as 4")
         if kd_topk < 1:
             raise ValueError(f"kd_topk {kd_topk} leaves no class to compare; use 1 or more")
         if low_epochs < 0:
-            raise ValueError(f"low_epochs {low_epochs} is no number of epochs; use 0 or more")
+            raise ValueError(f"low_epochs {low_epochs} must not be negative; use 0 or more")
         if teacher_model and not teacher:
             raise ValueError(f"teacher_model {teacher_model} needs a file; add --teacher=FILE")
         if teacher == "full" and (finetune or embed != "joint"):
@@ -123,7 +124,7 @@ class EmbeddedLoss(Objective):
         if self.finetune:
             if epoch == 0 and not model.bn1.running_mean.any():  # waits for the device, once in a run
                 raise ValueError("finetune needs a network that was trained; add --pretrained=FILE")
-            thaw(model, low=self.finetune == "low")
+            train_own_layers_only(model, low=self.finetune == "low")
         elif self.embed == "alternate":
             freeze_other(model, low=self.passes[0])
             fresh = True
@@ -131,7 +132,7 @@ class EmbeddedLoss(Objective):
             if self.passes[0]:
                 freeze_other(model, low=True)
             else:
-                thaw(model, low=False)
+                train_own_layers_only(model, low=False)
             fresh = epoch == self.low_epochs
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}], fresh)
 
@@ -162,7 +163,7 @@ class EmbeddedLoss(Objective):
             values = {f"cross_entropy_{'skip' if low else 'full'}": loss}
             if target is not None and self.alpha[low]:
                 loss = (1 - self.alpha[low]) * loss
-                loss = loss + self.alpha[low] * distillation(logits, target, self.temperature, self.topk)
+                loss = loss + self.alpha[low] * topk_distillation(logits, target, self.temperature, self.topk)
             loss = loss + self.regulariser(network)
             if low and len(self.passes) == 2:
                 self.means.add(len(labels), **values)
@@ -178,21 +179,8 @@ class SharedEmbeddedLoss(EmbeddedLoss):
 
     Args:
         lambdaR: weight of the orthogonality loss of the shared bases.
-        embed: joint trains both networks in every step; alternate draws one network an epoch, the low-cost one with
-            probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
-            network alone, then what only the full network has; low and full train that network alone.
-        low_epochs: with low_first, epochs of the low-cost network; the others are the full network's.
-        finetune: freeze everything but what the low-cost or the full network has alone; give --pretrained too. The
-            other network's outputs do not change by a bit.
-        teacher: file or published name of a trained network that teaches; "full" lets each full pass teach the low-cost
-            pass of the same batch.
-        teacher_model: name of the teacher's network, "torchvision:NAME" for one of torchvision's; by default what its
-            file says, or else the network that is trained.
-        kd_alpha: weight of distillation.
-        kd_alpha_full: the same in full passes, where it differs; 0 trains them by labels alone.
-        kd_temp: temperature of distillation.
-        kd_topk: classes that are compared, those that the teacher ranks first; all where there are fewer.
-        two_steps: step the optimizer after each of the two passes.
+
+    The other arguments are those of `EmbeddedLoss`.
     """
 
     def __init__(
@@ -256,7 +244,7 @@ class SubPathLoss(Objective):
         if not 0 < subpath_alpha < 1:
             raise ValueError(f"subpath_alpha {subpath_alpha} trains one network only; use more than 0 and less than 1")
         if subpath_temp <= 0:
-            raise ValueError(f"subpath_temp {subpath_temp} is no temperature; use more than 0, such as 1")
+            raise ValueError(f"subpath_temp {subpath_temp} must be a temperature above 0, such as 1")
         self.alpha, self.temperature, self.fpn = subpath_alpha, subpath_temp, fpn
         self.norm_weight_decay, self.bias_weight_decay = norm_weight_decay, bias_weight_decay
 
@@ -288,10 +276,10 @@ class SubPathLoss(Objective):
         yield loss
         del loss
         logits, features = self.split(model(images, smallest))
-        loss = distillation(logits, teacher, self.temperature, 500)
+        loss = topk_distillation(logits, teacher, self.temperature, 500)
         self.means.add(len(labels), distillation=loss)
         for feature, wanted in zip(features, teacher_features, strict=True):
-            loss = loss + distillation(feature, wanted, self.temperature, feature.shape[1])
+            loss = loss + topk_distillation(feature, wanted, self.temperature, feature.shape[1])
         yield (1 - self.alpha) * loss
 
     def split(self, outputs) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -305,10 +293,8 @@ class SharedSubPathLoss(SubPathLoss):
     Args:
         lambdaR: weight of the orthogonality loss of the shared bases.
         subpath_alpha: weight of the largest network's cross entropy; distillation of the smallest has the rest.
-        subpath_temp: temperature of distillation.
-        fpn: also distil the channels of all stages but the last, averaged over space, for use under a detector.
-        norm_weight_decay: weight decay of norms, in place of --weight_decay.
-        bias_weight_decay: weight decay of biases, in place of --weight_decay.
+
+    The other arguments are those of `SubPathLoss`.
     """
 
     def __init__(
@@ -326,12 +312,6 @@ class SharedSubPathLoss(SubPathLoss):
 
     def regulariser(self, network):
         return self.lambdaR * orthogonality(network.similarity_terms()).sum()
-
-
-def check_lambda(value: float) -> None:
-    """Raise ValueError for a weight that would reward bases that are not orthogonal."""
-    if value < 0:
-        raise ValueError(f"lambdaR {value} would reward bases that are not orthogonal; use 0 or more")
 
 
 def freeze_other(model: Embedded, low: bool) -> None:
@@ -356,8 +336,8 @@ def freeze_other(model: Embedded, low: bool) -> None:
                 layer.requires_grad_(False)
 
 
-def thaw(model: Embedded, low: bool) -> None:
-    """Freeze everything but what one network has alone, so that the other does not change.
+def train_own_layers_only(model: Embedded, low: bool) -> None:
+    """Freeze everything but the layers that only one network has, so that the other does not change.
 
     Norms that stand in for each other, or are stood in for, take new statistics but keep weight and bias. Shared bases
     stay frozen: the low-cost network uses each of them.

@@ -1,0 +1,1 @@
+"""A trained network made ready for use: batch norms folded into convolutions, and files that other programs run."""

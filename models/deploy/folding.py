@@ -1,0 +1,43 @@
+"""Exact rewrites of a trained network for inference: batch norms disappear into the convolutions before them.
+
+`AdaptiveModel.fold()` calls `folded_copy`. In eval mode a batch norm is an affine map of each channel, so convolution
+and batch norm are one convolution with a bias.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+
+def folded_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, computing the same logits: every batch norm that follows a convolution is folded into it.
+
+    Modules say which pairs those are: `norms_of`, pairs of attribute names; neighbours in an nn.Sequential are found
+    without. A module that is replaced as a whole has a method `folded()`, which returns its replacement.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model.__dict__.pop("_counts", None)  # what `profile` remembers of the network as it was
+    _fold_inside(model)
+    return model
+
+
+def _fold_inside(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        if hasattr(child, "folded"):
+            setattr(module, name, child.folded())
+        else:
+            _fold_inside(child)
+    pairs = getattr(module, "norms_of", ())
+    if isinstance(module, nn.Sequential):
+        names = list(module._modules)
+        pairs = itertools.pairwise(names)
+    for conv_name, norm_name in pairs:
+        conv, norm = getattr(module, conv_name), getattr(module, norm_name)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            # the fused convolution is a new one: a shared basis stays as it is for the blocks that still use it
+            setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, norm_name, nn.Identity())
