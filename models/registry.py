@@ -9,7 +9,8 @@
         \"""
 
 Here `blocks` is set by the name and `shared_rank` is the flag `--shared_rank`. The key is (name, dataset), because
-authors gave one name to different networks on CIFAR and on ImageNet.
+authors gave one name to different networks on CIFAR and on ImageNet. An argument that several builders of a module have
+is explained once, in the module's table `ARGUMENTS = {"shared_rank": "filters of ..."}`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -213,8 +215,19 @@ def _flag(name: str, hint: object, default: object, text: str) -> Flag:
 
 
 def _argument_docs(function: Callable) -> dict[str, str]:
+    """Help by argument: from the docstring of a builder or objective, else from its base classes', else its module's.
+
+    A module's table `ARGUMENTS` explains what several of its builders have, so that each text is written once.
+    """
+    texts = dict(getattr(sys.modules[function.__module__], "ARGUMENTS", {}))
+    for described in reversed(function.__mro__) if inspect.isclass(function) else [function]:
+        texts |= _docstring_arguments(described)
+    return texts
+
+
+def _docstring_arguments(described: Callable) -> dict[str, str]:
     """Texts of the "Args:" section of a docstring, by argument."""
-    doc = inspect.getdoc(function) or ""
+    doc = inspect.getdoc(described) or ""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.MULTILINE)
     if not section:
         return {}

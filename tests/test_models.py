@@ -57,6 +57,31 @@ def test_flags_are_documented(entry):
     assert entry.summary
 
 
+def test_help_comes_from_docstring_then_base_class_then_table(monkeypatch):
+    class Base:
+        """A base.
+
+        Args:
+            second: of the base.
+            third: of the base.
+        """
+
+    class Objective(Base):
+        """An objective.
+
+        Args:
+            third: its own.
+        """
+
+        def __init__(self, first: int = 1, second: int = 2, third: int = 3):
+            pass
+
+    monkeypatch.setattr(registry, "ARGUMENTS", {"first": "of the table", "second": "of the table"}, raising=False)
+    Objective.__module__ = "models.registry"
+    helps = {flag.name: flag.help for flag in registry.Entry("name", "cifar10", Base, {}, Objective).objective_flags()}
+    assert helps == {"first": "of the table", "second": "of the base.", "third": "its own."}
+
+
 def test_a_name_means_the_network_of_its_dataset():
     cifar, ilsvrc = (create_model("ResNet34_SingleShared", dataset) for dataset in ("cifar100", "ilsvrc"))
     assert cifar.conv1.kernel_size != ilsvrc.conv1.kernel_size
