@@ -13,8 +13,8 @@ import cli
 import engine
 import utils
 from models import create_model, create_objective
-from models.dmnn.multipath import resnet as dmnn
 from models.dmnn.objective import PathLoss
+from models.dmnn.resnet import multi_path_resnet as dmnn
 from models.embedded.objectives import SubPathLoss
 from models.embedded.resnet import adaptive_depth_cifar
 from models.shared_basis.objective import BasisLoss
