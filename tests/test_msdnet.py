@@ -502,7 +502,7 @@ def test_the_loss_of_stage_two_is_the_formula():
 
 
 def slow_thresholds(confidences, p):
-    """The rule of the spec, image by image."""
+    """The rule by which thresholds are found, image by image."""
     exits, images = confidences.shape
     shares = budget.exit_shares([p], exits)[0]
     left, thresholds = set(), []

@@ -157,12 +157,7 @@ class TargetRates(Objective):
 
 
 class ImageNetTargetRates(TargetRates):
-    """Cross entropy + lossfact * target loss, as the authors' ImageNet script weighs it.
-
-    Args:
-        lossfact: weight of the target loss.
-        lrfact: factor on the learning rate of the gates' layers.
-    """
+    """Cross entropy + lossfact * target loss, as the authors' ImageNet script weighs it."""
 
     def __init__(self, lossfact: float = 1.0, lrfact: float = 1.0):
         super().__init__(lossfact, lrfact)

@@ -1,7 +1,7 @@
 """Experimental: a MutualNet ResNet as the backbone of torchvision's detectors, at any width and image size.
 
-MutualNet's authors claim detection but published neither code nor weights, so nothing here reproduces their numbers
-(section 12). Maps are padded with zeros to the widest network's channels, so the pyramid and the heads stay whole.
+MutualNet's authors claim detection but published neither code nor weights, so nothing here reproduces their numbers.
+Maps are padded with zeros to the widest network's channels, so the pyramid and the heads stay whole.
 
     model.prepare([model.point("w0.9-r640"), model.point("w1-r640")], batches)
     detector = FasterRCNN(SlimBackbone(model, "w1-r640"), num_classes=91, min_size=640)
