@@ -93,7 +93,7 @@ def test_the_authors_counter_gives_the_references_costs(name):
     assert model.published_flops("authors", model.image_shape, "exit2") == fixture["per_exit_macs"][1]
 
 
-# measured on the reference code for the specification: millions by the authors' counter, parameters
+# measured on the reference code: millions by the authors' counter, parameters
 PUBLISHED_COSTS = [
     ("cifar10-even-b7-base4-step2", "15.13 25.48 37.06 46.28 57.28 66.89 75.86", 2_986_690),
     (

@@ -456,7 +456,7 @@ def test_training_frees_the_plans_of_inference(calibrated):
 
 
 @torch.no_grad()
-def test_calibrated_statistics_of_a_us_net_file_last_until_training():
+def test_statistics_of_a_us_net_file_last_until_training():
     torch.manual_seed(0)
     make = functools.partial(create_model, "us_mobilenet_v1", "ilsvrc", width_mult_list=(0.25, 1.0))
     source, model = make().eval(), make().eval()
@@ -809,7 +809,7 @@ def test_a_point_that_cannot_be_run_is_one_sentence(point, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"width_mult_range": (1.0, 0.9)}, "--width_mult_range 1,0.9 is no range"),
+        ({"width_mult_range": (1.0, 0.9)}, "--width_mult_range 1,0.9 is not a range"),
         ({"width_mult_range": (0.9,)}, "--width_mult_range has 1 numbers; give two"),
         ({"width_mult_list": (0.5, 1.0)}, "width 0.5 of --width_mult_list is outside"),
         ({"resolution_list": (28, 32)}, "--resolution_list 28,32 must name the largest resolution first"),
@@ -832,7 +832,7 @@ def test_a_switchable_network_names_its_widths():
 
 @pytest.mark.parametrize("text", ["", "fast", "0M", "-3M", "12s"])
 def test_a_budget_that_is_none_is_one_sentence(text):
-    with pytest.raises(ValueError, match="is no budget; give"):
+    with pytest.raises(ValueError, match="is not a budget; give"):
         Budget.parse(text)
 
 
@@ -843,7 +843,7 @@ def test_a_query_table_refuses_other_networks_and_other_files(tmp_path):
     with pytest.raises(ValueError, match="no latency was measured"):
         table.look_up(Budget.parse("12ms"))
     (tmp_path / "other.json").write_text('{"rows": 3}')
-    with pytest.raises(ValueError, match="is no query table"):
+    with pytest.raises(ValueError, match="is not a query table"):
         QueryTable.load(tmp_path / "other.json")
     with pytest.raises(ValueError, match="cannot read the query table"):
         QueryTable.load(tmp_path / "missing.json")

@@ -93,7 +93,7 @@ class GatedBlock(nn.Module):
         out = self.carry(x)
         if out is x and not any(counts):
             return x
-        # full batches first: they need no gathering, and give the sum a tensor of its own
+        # full batches first: they need no indexing, and give the sum a tensor of its own
         for j in sorted(range(self.num_paths), key=lambda j: -counts[j]):
             if counts[j] == x.shape[0]:
                 out = self.path(j, x).add_(out)

@@ -104,7 +104,7 @@ class GatedNetwork(AdaptiveModel):
     ):
         super().__init__()
         if tau <= 0:
-            raise ValueError(f"tau {tau} is no temperature; use a number above 0")
+            raise ValueError(f"tau {tau} must be above 0")
         self.grouping, self.tau = grouping, tau
         self.points = (GatedPoint("gated", execution=execution, sampled=sampled), ALL_PATHS)
         groups = torch.tensor(grouping.group_of_class) if grouping else None

@@ -66,7 +66,7 @@ class Layout:
                     " of two convolutions; use an even growth rate"
                 )
         if not 0 <= self.reduction <= 1:
-            raise ValueError(f"--reduction {self.reduction} is no share of the width; use 0 (no transitions) to 1")
+            raise ValueError(f"--reduction {self.reduction} must be between 0 (no transitions) and 1")
         if self.prune == "min" and self.layers < self.scales - 1:
             raise ValueError(
                 f"--prune min drops a scale per layer at the end, and {self.layers} layer(s) are too few for "

@@ -37,9 +37,9 @@ class OneForAll(Objective):
     def __init__(self, T: float = 3.0, gamma: float = 0.9, kl_mean: Literal["elements", "images"] = "elements"):
         super().__init__()
         if not T > 0:
-            raise ValueError(f"--T {T} is no temperature; use a number above 0")
+            raise ValueError(f"--T {T} must be above 0")
         if not 0 <= gamma <= 1:
-            raise ValueError(f"--gamma {gamma} is no share; use 0 to 1")
+            raise ValueError(f"--gamma {gamma} must be between 0 and 1")
         self.T, self.gamma, self.kl_mean = T, gamma, kl_mean
 
     def begin_epoch(self, model, epoch):

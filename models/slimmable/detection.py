@@ -33,7 +33,7 @@ class SlimBackbone(nn.Module):
         point: the first to use; its resolution says which statistics are meant, the detector chooses the images' size.
 
     Raises:
-        ValueError: the model is no MutualNet ResNet, or the point is not calibrated.
+        ValueError: the model is not a MutualNet ResNet, or the point is not calibrated.
     """
 
     out_channels = 256
@@ -41,7 +41,7 @@ class SlimBackbone(nn.Module):
     def __init__(self, model: ResNet, point: SlimPoint | str):
         super().__init__()
         if not (isinstance(model, ResNet) and isinstance(model.form, Universal)):
-            raise ValueError(f"{type(model).__name__} is no MutualNet ResNet; give one such as mutualnet_resnet50")
+            raise ValueError(f"{type(model).__name__} is not a MutualNet ResNet; give one such as mutualnet_resnet50")
         self.model = model
         starts = [place for place, layer in enumerate(model.features) if getattr(layer, "shortcut", None) is not None]
         self.ends = [start - 1 for start in (*starts[1:], len(model.features))]
