@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.timing import Result, cross_entropy, race, run_alone, stepper
 from models import create_model, create_objective
-from models.slimmable.network import extract
 
 AIM = 1.05
 NETWORKS = {
@@ -39,7 +38,7 @@ def latencies(name, batch, rounds, device, quick):
     side = model.resolutions[0]
     model.prepare([model.point(point) for point in points], [(torch.randn(4, 3, side, side, device=device), None)])
     for point in points:
-        plain = extract(model, point).to(memory_format=torch.channels_last)
+        plain = model.extract(point).to(memory_format=torch.channels_last)
         side = model.point(point).resolution
         images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
         jobs = functools.partial(model, images, point), functools.partial(plain, images)
@@ -60,7 +59,7 @@ def sandwich(batch, rounds, device, quick):
     labels = torch.randint(10, (batch,), device=device)
     points = [model.full, *(model.at(*draw) for draw in draws)]
     model.prepare(points, [(images, labels)])
-    networks = [extract(model, point).train() for point in points]
+    networks = [model.extract(point).train() for point in points]
 
     def optimizer(network):
         return torch.optim.SGD(network.parameters(), 0.01, 0.9, nesterov=True)

@@ -31,6 +31,16 @@ def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, device=device, dtype=dtype)
 
 
+def select_images(x: Tensor, rows: Tensor) -> Tensor:
+    """Some images of a batch, in the batch's memory format.
+
+    Indexing the memory in its own order is ten times faster on a CPU than indexing a channels-last tensor.
+    """
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return x.index_select(0, rows)
+
+
 def conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:
     """Convolution without bias that keeps the resolution at stride 1; Kaiming-normal weights (fan out)."""
     layer = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)

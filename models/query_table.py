@@ -35,13 +35,13 @@ class Budget:
         """
         match = re.fullmatch(r"(\d*\.?\d+)\s*(K|M|G|B|ms|x|)", text.strip(), re.IGNORECASE)
         if not match or float(match[1]) == 0:
-            raise UsageError(f"--budget {text} is no budget; give MACs as 150M, a share as 0.5x, or latency as 12ms")
+            raise UsageError(f"--budget {text} is not a budget; give MACs as 150M, a share as 0.5x, or latency as 12ms")
         amount, unit = float(match[1]), match[2].lower()
         if unit == "ms":
             return cls(amount, "ms")
         if unit == "x":
             if full is None:
-                raise UsageError(f"--budget {text} is a share of nothing here; give MACs as 150M")
+                raise UsageError(f"--budget {text} is a share of a cost that is not known here; give MACs as 150M")
             return cls(amount * full, "macs")
         return cls(amount * SCALES.get(unit.upper(), 1), "macs")
 
@@ -145,7 +145,7 @@ class QueryTable:
 
     @classmethod
     def load(cls, path: str | Path) -> QueryTable:
-        """Read what `content` gave. Raises ValueError where the file is no query table."""
+        """Read what `content` gave. Raises ValueError where the file is not a query table."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             network = content["model"], content["dataset"], content["flags"]
@@ -154,7 +154,7 @@ class QueryTable:
         except OSError as error:
             raise ValueError(f"cannot read the query table {path}: {error.strerror}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no query table; --query_table writes such files") from error
+            raise ValueError(f"{path} is not a query table; --query_table writes such files") from error
 
 
 def _plain(flags: dict) -> dict:

@@ -12,7 +12,7 @@ import dataloader
 import engine
 import utils
 from models.adaptive import Objective
-from models.slimmable.objectives import MutualLearning
+from models.slimmable.objective import MutualLearning
 from tests.test_engine import Both, Tiny, digits, fit
 from tests.test_fast import SYSTEMS
 

@@ -1,4 +1,4 @@
-"""DMNN and ConvNet-AIG: parity with the spec's fixtures, skipping equal to masking, targets reached, what cannot be."""
+"""DMNN and ConvNet-AIG: recorded numbers, real execution equal to masked, targets reached, wrong input."""
 
 import csv
 import dataclasses
@@ -17,10 +17,12 @@ import tables
 import train_cifar10
 import train_ilsvrc
 from models import create_model, create_objective, load_checkpoint, profile
-from models.dmnn import coarse, gates, multipath, objective, pictures
+from models.dmnn import coarse, gates, objective, pictures
 from models.dmnn import paths as paths_module
 from models.dmnn.paths import add_paths, merging_pays
+from models.dmnn.resnet import multi_path_resnet
 from tests.parity import check, fill
+from tools.coarse_categories import ROOT, Hierarchy
 
 EVALS = (
     "dmnn50_n2_imagenet_eval",
@@ -283,7 +285,7 @@ def test_coarse_categories_are_the_recorded_ones():
 
 
 PUBLISHED_COUNTS = [
-    # network, dataset, flags, parameters of the spec, published millions, static, all paths
+    # network, dataset, flags, parameters, published millions, static, all paths
     ("dmnn50", "ilsvrc", {"num_paths": 2}, 24_668_730, 24.67, 479_723_520, 3_414_644_086),
     ("dmnn50", "ilsvrc", {"num_paths": 3}, 25_828_024, 25.81, 479_723_520, 3_625_987_113),
     ("dmnn50", "ilsvrc", {"num_paths": 4}, 25_824_008, 25.81, 479_723_520, 3_680_108_544),
@@ -300,7 +302,7 @@ PUBLISHED_COUNTS = [
 
 
 @pytest.mark.parametrize(("name", "dataset", "flags", "params", "published", "static", "paths"), PUBLISHED_COUNTS)
-def test_parameters_and_macs_are_those_of_the_spec(name, dataset, flags, params, published, static, paths):
+def test_parameters_and_macs_are_the_recorded_ones(name, dataset, flags, params, published, static, paths):
     with torch.device("meta"):
         model = create_model(name, dataset, **flags)
     assert profile.count_params(model) == params
@@ -383,7 +385,7 @@ def test_noise_is_finite_at_the_ends_of_the_unit_interval(monkeypatch):
 def test_the_resource_loss_alone_drives_the_mean_rate_to_its_target(target):
     torch.manual_seed(0)
     gated = dict(num_paths=2, prev_state=True, category=False, small=True, grouping=None)
-    model = multipath.resnet(10, (2, 1), **gated).train()
+    model = multi_path_resnet(10, (2, 1), **gated).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
     macs = torch.tensor(model.costs((3, 8, 8)).paths)
     last = []
@@ -564,14 +566,19 @@ def test_gate_layers_have_a_learning_rate_of_their_own():
 
 def test_groups_follow_the_largest_branch():
     """root -> a (a1, a2, a3), b (b1, b2), c; a3 lies under b as well, but a is larger."""
-    names = dict(root=coarse.ROOT, a="n1", b="n2", a1="n3", a2="n4", a3="n5", b1="n6", b2="n7", c="n8")
+    names = dict(root=ROOT, a="n1", b="n2", a1="n3", a2="n4", a3="n5", b1="n6", b2="n7", c="n8")
     edges = ["root a", "root b", "root c", "a a1", "a a2", "a a3", "b a3", "b b1", "b b2"]
     is_a = [tuple(names[word] for word in edge.split()) for edge in edges]
-    hierarchy = coarse.Hierarchy(is_a, [names[word] for word in ("a1", "a2", "a3", "b1", "b2", "c")])
-    assert hierarchy.path("n5") == [coarse.ROOT, "n1", "n5"]
-    assert hierarchy.split(1) == [(coarse.ROOT, {"n3", "n4", "n5", "n6", "n7", "n8"})]
-    assert hierarchy.split(2) == [("n1", {"n3", "n4", "n5"}), (coarse.ROOT, {"n6", "n7", "n8"})]
-    assert hierarchy.split(4) == [("n3", {"n3"}), ("n1", {"n4", "n5"}), ("n2", {"n6", "n7"}), (coarse.ROOT, {"n8"})]
+    hierarchy = Hierarchy(is_a, [names[word] for word in ("a1", "a2", "a3", "b1", "b2", "c")])
+    assert hierarchy.path("n5") == [ROOT, "n1", "n5"]
+    assert hierarchy.split(1) == [(ROOT, {"n3", "n4", "n5", "n6", "n7", "n8"})]
+    assert hierarchy.split(2) == [("n1", {"n3", "n4", "n5"}), (ROOT, {"n6", "n7", "n8"})]
+    assert hierarchy.split(4) == [
+        ("n3", {"n3"}),
+        ("n1", {"n4", "n5"}),
+        ("n2", {"n6", "n7"}),
+        (ROOT, {"n8"}),
+    ]
     with pytest.raises(ValueError, match="6 classes cannot make 7 groups"):
         hierarchy.split(7)
 
@@ -650,12 +657,12 @@ def test_convnet_aig_reads_files_of_old_pytorch(tmp_path):
         ("dmnn50", "cifar100", {"num_paths": 10_000}, "leaves no channel"),
         ("dmnn_mobilenetv2", "ilsvrc", {"num_paths": 5}, "num_paths 5 does not divide the 32 channels inside block 1"),
         ("dmnn_mobilenetv2", "ilsvrc", {"width_mult": 0.0}, "width_mult 0.0 leaves no channels"),
-        ("dmnn50", "cifar100", {"tau": 0.0}, "tau 0.0 is no temperature"),
+        ("dmnn50", "cifar100", {"tau": 0.0}, "tau 0.0 must be above 0"),
         ("dmnn50", "cifar10", {"category": True}, "needs a grouping"),
         ("dmnn50", "ilsvrc", {"num_classes": 10}, "the grouping is of 1000 classes, this network has 10"),
         ("dmnn50", "cifar100", {"coarse_file": "nowhere.txt"}, "cannot read --coarse_file nowhere.txt"),
-        ("convnet_aig110", "cifar10", {"target_rate": 0.0}, "target_rate 0.0 is no share"),
-        ("convnet_aig110", "cifar10", {"target_rate": 1.5}, "target_rate 1.5 is no share"),
+        ("convnet_aig110", "cifar10", {"target_rate": 0.0}, "target_rate 0.0 must be above 0 and at most 1"),
+        ("convnet_aig110", "cifar10", {"target_rate": 1.5}, "target_rate 1.5 must be above 0 and at most 1"),
         ("convnet_aig110", "cifar10", {"target_rates": "0.5,0.6"}, "gives 2 rates, this network has 54 blocks"),
         ("convnet_aig50", "ilsvrc", {"target_rates": "schedule51"}, "'schedule51' must be numbers"),
         ("convnet_aig101", "ilsvrc", {"target_rates": "schedule50"}, "gives 16 rates, this network has 33 blocks"),
@@ -685,10 +692,10 @@ def test_a_wrong_coarse_file_says_why(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("name", "dataset", "flags", "message"),
     [
-        ("dmnn50", "cifar100", {"target_rate": 0.0}, "target_rate 0.0 is no share"),
-        ("dmnn50", "cifar100", {"target_rate": 1.01}, "target_rate 1.01 is no share"),
-        ("dmnn50", "cifar100", {"flops_target": -0.5}, "flops_target -0.5 is no share"),
-        ("dmnn50", "cifar100", {"lambda_res": -1.0}, "lambda_res -1.0 would reward"),
+        ("dmnn50", "cifar100", {"target_rate": 0.0}, "target_rate 0.0 must be above 0 and at most 1"),
+        ("dmnn50", "cifar100", {"target_rate": 1.01}, "target_rate 1.01 must be above 0 and at most 1"),
+        ("dmnn50", "cifar100", {"flops_target": -0.5}, "flops_target -0.5 must be above 0 and at most 1"),
+        ("dmnn50", "cifar100", {"lambda_res": -1.0}, "lambda_res -1.0 must be 0 or more"),
         ("convnet_aig110", "cifar10", {"lossfact": -1.0}, "lossfact -1.0"),
     ],
 )

@@ -13,8 +13,8 @@ import cli
 import engine
 import utils
 from models import create_model, create_objective
-from models.dmnn.multipath import resnet as dmnn
 from models.dmnn.objective import PathLoss
+from models.dmnn.resnet import multi_path_resnet as dmnn
 from models.embedded.builders import adaptive_depth_cifar
 from models.embedded.objective import SubPathLoss
 from models.shared_basis.builders import double_shared

@@ -21,8 +21,8 @@ from models.checkpoints import load_state, state_dict_of
 from models.msdnet import budget
 from models.msdnet.counting import authors_costs
 from models.msdnet.layers import rescale_gradient
-from models.msdnet.multi_exit import Budget, Exit
-from models.msdnet.objectives import distillation
+from models.msdnet.multi_exit import BudgetPoint, Exit
+from models.msdnet.objective import kl_divergence
 from tests.parity import check
 
 NETWORKS = [name for name in check.names("msdnet") if check.load("msdnet", name)["keys"]]
@@ -93,7 +93,7 @@ def test_the_authors_counter_gives_the_references_costs(name):
     assert model.published_flops("authors", model.image_shape, "exit2") == fixture["per_exit_macs"][1]
 
 
-# measured on the reference code for the specification: millions by the authors' counter, parameters
+# measured on the reference code: millions by the authors' counter, parameters
 PUBLISHED_COSTS = [
     ("cifar10-even-b7-base4-step2", "15.13 25.48 37.06 46.28 57.28 66.89 75.86", 2_986_690),
     (
@@ -202,7 +202,7 @@ def test_stage_two_losses_gradients_and_drifting_statistics_are_the_references(n
     each = [F.cross_entropy(exit, labels).item() for exit in logits]
     assert check.relative(each, recorded["ce_per_exit"]) < 1e-5
     for mean, key in (("elements", "kl_per_exit_mean_over_all_elements"), ("images", "kl_per_exit_batchmean")):
-        distilled = [distillation(exit, teacher, fixture["args"]["T"], mean).item() for exit in logits[:-1]]
+        distilled = [kl_divergence(exit, teacher, fixture["args"]["T"], mean).item() for exit in logits[:-1]]
         assert check.relative(distilled, recorded[key]) < 1e-4
     assert loss == pytest.approx(recorded["loss"], rel=1e-5)
     assert gradient_error(model, recorded["grad_l2"]) < 1e-3
@@ -494,15 +494,15 @@ def test_the_loss_of_stage_two_is_the_formula():
     z, t = torch.randn(5, 7), torch.randn(5, 7)
     p, q = (t / 2).softmax(1), (z / 2).softmax(1)
     by_hand = (p * (p / q).log()).sum(1)
-    torch.testing.assert_close(distillation(z, t, 2.0, "images"), by_hand.mean())
-    torch.testing.assert_close(distillation(z, t, 2.0, "elements"), by_hand.mean() / 7)
+    torch.testing.assert_close(kl_divergence(z, t, 2.0, "images"), by_hand.mean())
+    torch.testing.assert_close(kl_divergence(z, t, 2.0, "elements"), by_hand.mean() / 7)
 
 
 # Budgeted prediction
 
 
 def slow_thresholds(confidences, p):
-    """The rule of the spec, image by image."""
+    """The rule by which thresholds are found, image by image."""
     exits, images = confidences.shape
     shares = budget.exit_shares([p], exits)[0]
     left, thresholds = set(), []
@@ -555,7 +555,7 @@ def test_images_that_left_are_not_computed_any_further():
     images, seen = torch.randn(20, 3, 32, 32), []
     with torch.no_grad():
         surest = budget.confidence(model(images, "exit1")).sort().values
-        point = Budget("some", thresholds=((surest[6] + surest[7]).item() / 2, 0.0, budget.ALWAYS))
+        point = BudgetPoint("some", thresholds=((surest[6] + surest[7]).item() / 2, 0.0, budget.ALWAYS))
         model(images, point)  # costs are counted the first time
         for head in model.classifier:
             head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
@@ -565,7 +565,7 @@ def test_images_that_left_are_not_computed_any_further():
 
 def test_a_head_where_nobody_leaves_is_not_run_and_not_counted():
     model = small()
-    point = Budget("late", thresholds=(budget.NEVER, budget.NEVER, budget.ALWAYS))
+    point = BudgetPoint("late", thresholds=(budget.NEVER, budget.NEVER, budget.ALWAYS))
     cost, calls = profile.count_macs(model, (3, 32, 32), "exit3"), []
     with torch.no_grad():
         _, macs = model.infer(torch.randn(2, 3, 32, 32), point)
@@ -651,7 +651,7 @@ def test_impossible_budgets_thresholds_and_objectives_are_one_sentence():
     with pytest.raises(ValueError, match="no thresholds yet"):
         model(torch.randn(1, 3, 32, 32), model.find_point("budget-p3"))
     with pytest.raises(ValueError, match="of another network"):
-        model(torch.randn(1, 3, 32, 32), Budget("foreign", thresholds=(0.5, budget.ALWAYS)))
+        model(torch.randn(1, 3, 32, 32), BudgetPoint("foreign", thresholds=(0.5, budget.ALWAYS)))
     with pytest.raises(ValueError, match="--T 0"):
         create_objective("IMTA_MSDNet", "cifar10", T=0.0)
     with pytest.raises(ValueError, match="--gamma 2"):
@@ -666,7 +666,7 @@ def test_a_report_shows_every_budget_expected_and_spent(tmp_path, capsys):
     assert sorted(path.name for path in files) == ["budgets.csv", "budgets.json", "budgets.png"]
     assert all(path.stat().st_size for path in files)
     row = json.loads((tmp_path / "budgets.json").read_text())[19]
-    point = Budget("budget-p20", p=20, thresholds=tuple(row["thresholds"]))
+    point = BudgetPoint("budget-p20", p=20, thresholds=tuple(row["thresholds"]))
     with torch.no_grad():
         logits, macs = model.infer(torch.cat([images for images, _ in judged]), point)
     assert row["spent_macs"] == pytest.approx(macs.double().mean().item())

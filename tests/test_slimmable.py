@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import json
+import pickle
 import re
 from types import SimpleNamespace
 
@@ -18,10 +19,10 @@ from models import checkpoints, create_model, create_objective, load_checkpoint
 from models.adaptive import resize
 from models.profile import count_macs, count_params
 from models.query_table import Budget, Measured, QueryTable
+from models.slimmable.extracted import load_extracted
 from models.slimmable.forms import Universal
 from models.slimmable.layers import Cut, Scaled, UniversalBatchNorm, make_divisible
-from models.slimmable.network import extract, load_extracted
-from models.slimmable.objectives import divergence, smoothed_cross_entropy, soft_cross_entropy
+from models.slimmable.objective import divergence, smoothed_cross_entropy, soft_cross_entropy
 from tests.parity import check, fill
 
 FAMILY = "mutualnet"
@@ -367,7 +368,104 @@ def test_a_replica_of_data_parallel_shares_no_plans():
     model, images = tiny().eval(), next(batches())[0]
     replica = model._replicate_for_data_parallel()
     assert torch.equal(replica(images, "w0.9-r32"), as_views(model, images, "w0.9-r32"))
-    assert not model._plans
+    assert not model.prepared.plans
+
+
+@pytest.fixture
+def calibrated():
+    """A network that is calibrated at a width that its state dict does not list, and what it gives there."""
+    model = tiny().eval()
+    model.prepare([model.at(0.93, 32)], batches())
+    with torch.no_grad():
+        return model, model(next(batches())[0], "w0.93-r32")
+
+
+def check_forgotten(model):
+    with pytest.raises(ValueError, match="not calibrated for the present weights"):
+        model(next(batches())[0], "w0.93-r32")
+
+
+@torch.no_grad()
+def check_kept(model, logits):
+    assert torch.equal(model(next(batches())[0], "w0.93-r32"), logits)
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("running statistics written", "trained")])
+@torch.no_grad()
+def test_statistics_of_other_weights_are_not_used(calibrated, change):
+    model, _ = calibrated
+    CHANGES[change](model)
+    check_forgotten(model)
+
+
+SAME_WEIGHTS = {
+    "train and eval": lambda model: model.train().eval(),
+    "a pass in train mode": lambda model: (model.train()(torch.ones(2, 3, 32, 32), "w0.9"), model.eval())[1],
+    "loaded": lambda model: (model.load_state_dict(copy.deepcopy(model.state_dict())), model)[1],
+    "assigned": lambda model: (model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True), model)[1],
+    "another memory format": lambda model: model.to(memory_format=torch.channels_last).to(
+        memory_format=torch.contiguous_format
+    ),
+    "another type and back": lambda model: model.double().float(),
+    "a copy": copy.deepcopy,
+    "a copy of a copy": lambda model: copy.deepcopy(copy.deepcopy(model)),
+    "a pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "a replica": lambda model: model._replicate_for_data_parallel(),
+}
+
+
+@pytest.mark.parametrize("change", SAME_WEIGHTS)
+def test_statistics_stay_with_equal_weights(calibrated, change):
+    model, logits = calibrated
+    check_kept(SAME_WEIGHTS[change](model), logits)
+
+
+@torch.no_grad()
+def test_a_copy_knows_its_own_weights(calibrated):
+    model, logits = calibrated
+    other = copy.deepcopy(model)
+    other.conv1.weight.mul_(2)
+    check_forgotten(other)
+    check_kept(model, logits)
+    third = pickle.loads(pickle.dumps(model))
+    model.conv1.weight.mul_(2)
+    check_forgotten(model)
+    check_kept(third, logits)
+
+
+@torch.no_grad()
+def test_a_replica_follows_the_weights_of_the_original(calibrated):
+    model, _ = calibrated
+    model.conv1.weight.mul_(2)
+    check_forgotten(model._replicate_for_data_parallel())
+
+
+def test_no_pass_takes_the_fingerprint_of_unchanged_weights(calibrated, monkeypatch):
+    model, logits = calibrated
+    monkeypatch.setattr(model, "fingerprint", lambda: pytest.fail("a pass waited for the device"))
+    check_kept(model, logits)
+    model.train()(next(batches())[0], "w0.93-r32")
+    check_kept(model.eval(), logits)
+
+
+def test_training_frees_the_plans_of_inference(calibrated):
+    model, _ = calibrated
+    assert model.prepared.plans
+    model.train()(next(batches())[0], model.full)
+    assert not model.prepared.plans
+
+
+@torch.no_grad()
+def test_statistics_of_a_us_net_file_last_until_training():
+    torch.manual_seed(0)
+    make = functools.partial(create_model, "us_mobilenet_v1", "ilsvrc", width_mult_list=(0.25, 1.0))
+    source, model = make().eval(), make().eval()
+    model.load_state_dict(model.adapt_state_dict(source.state_dict()))
+    points = [model.at(0.25)]
+    model.prepare(points, ())  # no images are needed
+    model.train()(torch.randn(2, 3, 32, 32), points[0])
+    with pytest.raises(ValueError, match=r"no training images to calibrate w0.25-r224"):
+        model.eval().prepare(points, ())
 
 
 def test_widths_of_a_larger_range_are_multiples_of_the_basic_channels():
@@ -569,7 +667,7 @@ def test_an_extracted_network_is_plain_and_gives_equal_logits(name, dataset, fla
     model = create_model(name, dataset, **flags).eval()
     images = torch.randn(4, 3, 64, 64)
     model.prepare([model.point(point)], [(images, None)])
-    small = extract(model, point)
+    small = model.extract(point)
     ordinary = {nn.Conv2d, nn.BatchNorm2d, nn.Linear}
     assert {type(module) for module in small.modules() if next(module.parameters(False), None) is not None} <= ordinary
     assert not [key for key in small.state_dict() if ".bn." in key]
@@ -590,7 +688,7 @@ def test_an_extracted_network_has_the_parameters_of_one_built_at_that_width():
     channels = [16] + [32, 64, 64, 128, 128] + [256] * 6 + [512] * 2
     expected = 27 * 16 + sum(9 * a + a * b for a, b in itertools.pairwise(channels)) + 513 * 1000
     expected += 2 * (16 + sum(a + b for a, b in itertools.pairwise(channels)))
-    assert count_params(extract(model, "w0.5-r32")) == expected
+    assert count_params(model.extract("w0.5-r32")) == expected
 
 
 # Published tables
@@ -648,7 +746,7 @@ def test_a_file_of_another_widest_width_or_network_is_one_sentence(tmp_path, cap
 def test_an_extracted_file_is_judged_as_the_network_it_holds(tmp_path):
     model, images = tiny().eval(), next(batches())[0]
     model.prepare([model.at(0.93, 20)], batches())
-    torch.save(extract(model, "w0.93-r20").content(), tmp_path / "out.pth")
+    torch.save(model.extract("w0.93-r20").content(), tmp_path / "out.pth")
     described = checkpoints.describe(tmp_path / "out.pth")
     name, dataset = described.pop("model"), described.pop("dataset")
     small = checkpoints.sub_network(create_model(name, dataset, **described), tmp_path / "out.pth")
@@ -711,7 +809,7 @@ def test_a_point_that_cannot_be_run_is_one_sentence(point, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"width_mult_range": (1.0, 0.9)}, "--width_mult_range 1,0.9 is no range"),
+        ({"width_mult_range": (1.0, 0.9)}, "--width_mult_range 1,0.9 is not a range"),
         ({"width_mult_range": (0.9,)}, "--width_mult_range has 1 numbers; give two"),
         ({"width_mult_list": (0.5, 1.0)}, "width 0.5 of --width_mult_list is outside"),
         ({"resolution_list": (28, 32)}, "--resolution_list 28,32 must name the largest resolution first"),
@@ -734,7 +832,7 @@ def test_a_switchable_network_names_its_widths():
 
 @pytest.mark.parametrize("text", ["", "fast", "0M", "-3M", "12s"])
 def test_a_budget_that_is_none_is_one_sentence(text):
-    with pytest.raises(ValueError, match="is no budget; give"):
+    with pytest.raises(ValueError, match="is not a budget; give"):
         Budget.parse(text)
 
 
@@ -745,7 +843,7 @@ def test_a_query_table_refuses_other_networks_and_other_files(tmp_path):
     with pytest.raises(ValueError, match="no latency was measured"):
         table.look_up(Budget.parse("12ms"))
     (tmp_path / "other.json").write_text('{"rows": 3}')
-    with pytest.raises(ValueError, match="is no query table"):
+    with pytest.raises(ValueError, match="is not a query table"):
         QueryTable.load(tmp_path / "other.json")
     with pytest.raises(ValueError, match="cannot read the query table"):
         QueryTable.load(tmp_path / "missing.json")
@@ -753,4 +851,4 @@ def test_a_query_table_refuses_other_networks_and_other_files(tmp_path):
 
 def test_extracting_needs_a_calibrated_point():
     with pytest.raises(ValueError, match=r"w0.95-r32 is not calibrated"):
-        extract(tiny(), "w0.95-r32")
+        tiny().extract("w0.95-r32")

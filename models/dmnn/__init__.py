@@ -4,6 +4,6 @@ Small gates look at each block's input and decide for each image what of the blo
 the gates say (the point `gated`) and with everything open (`all`).
 """
 
-from models.dmnn import convnet_aig, multipath
+from models.dmnn import builders
 
-__all__ = ["convnet_aig", "multipath"]
+__all__ = ["builders"]

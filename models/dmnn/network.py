@@ -7,22 +7,21 @@ real execution, and the count of what each image costs.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.adaptive import AdaptiveModel, Point
 from models.deploy import folding
 from models.dmnn import pictures
 from models.dmnn.coarse import Grouping
-from models.dmnn.gates import Decision, open_gates
-from models.layers import constant, conv
-
-Execution = Literal["real", "masked"]
+from models.dmnn.gates import open_gates
+from models.dmnn.layers import Execution, GatedBlock
+from models.layers import constant
 
 
 @dataclass(frozen=True)
@@ -83,97 +82,6 @@ class Costs:
         return sum(map(sum, self.paths))
 
 
-def gather(x: Tensor, which: Tensor) -> Tensor:
-    """The images `which` of x, in x's memory layout.
-
-    Indexing the memory in its own order is ten times faster on a CPU than indexing a channels-last tensor.
-    """
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, which).permute(0, 3, 1, 2)
-    return x.index_select(0, which)
-
-
-def add_to(out: Tensor, which: Tensor, y: Tensor) -> None:
-    """Add y to the images `which` of out, in place; in memory order for the same reason."""
-    if out.is_contiguous(memory_format=torch.channels_last):
-        out, y = out.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
-    out.index_add_(0, which, y)
-
-
-class GatedBlock(nn.Module):
-    """A block of gated paths around a shortcut: y = finish(shortcut(x) + sum over open paths of path(x)).
-
-    Subclasses implement `decide`, `path` and, where it is not the identity, `carry`.
-
-    Args:
-        num_paths: how many paths it has.
-        always: whether all paths always run; nothing is decided then.
-    """
-
-    def __init__(self, num_paths: int, always: bool = False):
-        super().__init__()
-        self.num_paths, self.always = num_paths, always
-
-    def decide(self, x: Tensor, previous: Tensor | None) -> Decision:
-        """Ask the gates; `previous` is the hidden state of the block before."""
-        raise TypeError(f"{type(self).__name__} does not implement decide")
-
-    def path(self, index: int, x: Tensor) -> Tensor:
-        """The output of one path, a new tensor."""
-        raise TypeError(f"{type(self).__name__} does not implement path")
-
-    def carry(self, x: Tensor) -> Tensor:
-        """The shortcut; x itself where it is the identity."""
-        return x
-
-    def finish(self, x: Tensor) -> Tensor:
-        """What follows the sum; overwrites x. An input of the block passes unchanged."""
-        return F.relu(x, inplace=True)
-
-    def layers_of_path(self, index: int) -> Iterable[nn.Module]:
-        """The layers whose cost is that of one path."""
-        raise TypeError(f"{type(self).__name__} does not implement layers_of_path")
-
-    def layers_of_gates(self) -> Iterable[nn.Module]:
-        """The layers that decide; each sees one vector of an image, so that it costs as many MACs as it has weights."""
-        raise TypeError(f"{type(self).__name__} does not implement layers_of_gates")
-
-    def forward(self, x: Tensor, gates: Tensor, execution: Execution, sure: bool = False) -> Tensor:
-        """Run on x (images, channels, height, width).
-
-        Args:
-            gates: (images, paths).
-            sure: whether it is known beforehand that all are open.
-        """
-        if self.training or execution == "masked":
-            return self.finish(self.add_paths(x, gates))
-        # the block's one wait for the device
-        counts = [x.shape[0]] * self.num_paths if sure else gates.sum(dim=0).int().tolist()
-        return self.add_open_paths(x, gates, counts)
-
-    def add_paths(self, x: Tensor, gates: Tensor) -> Tensor:
-        """The shortcut plus gate times path over all paths, each computed for all images."""
-        out = self.carry(x)
-        for j in range(self.num_paths):
-            out = torch.addcmul(out, self.path(j, x), gates[:, j, None, None, None].to(x.dtype))
-        return out
-
-    def add_open_paths(self, x: Tensor, gates: Tensor, counts: Sequence[int]) -> Tensor:
-        """The block's output, computing each path only for the images, `counts` of them, that opened it."""
-        out = self.carry(x)
-        if out is x and not any(counts):
-            return x
-        # full batches first: they need no gathering, and give the sum a tensor of its own
-        for j in sorted(range(self.num_paths), key=lambda j: -counts[j]):
-            if counts[j] == x.shape[0]:
-                out = self.path(j, x).add_(out)
-            elif counts[j]:
-                which = gates[:, j].nonzero_static(size=counts[j]).flatten()
-                out = out.clone() if out is x else out
-                add_to(out, which, self.path(j, gather(x, which)))
-        return self.finish(out)
-
-
 class GatedNetwork(AdaptiveModel):
     """Stem, gated blocks, head.
 
@@ -196,7 +104,7 @@ class GatedNetwork(AdaptiveModel):
     ):
         super().__init__()
         if tau <= 0:
-            raise ValueError(f"tau {tau} is no temperature; use a number above 0")
+            raise ValueError(f"tau {tau} must be above 0")
         self.grouping, self.tau = grouping, tau
         self.points = (GatedPoint("gated", execution=execution, sampled=sampled), ALL_PATHS)
         groups = torch.tensor(grouping.group_of_class) if grouping else None
@@ -303,47 +211,42 @@ class GatedNetwork(AdaptiveModel):
         return model
 
 
-class GatedResNet(GatedNetwork):
-    """First convolution, four or three stages `layer1`.. of gated blocks, and a linear classifier.
+class MultiPath:
+    """What the checkpoints of both DMNN networks have in common."""
 
-    Args:
-        stem_size: side of the first convolution's filters: 7 (stride 2) or 3 (stride 1).
-        pool: whether a 3x3 max-pool of stride 2 follows it.
-        stages: the blocks.
-        classifier: name of the last layer.
-        features: output channels of the last stage.
-        **gated: as for `GatedNetwork`.
-    """
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Drop category heads that this network lacks, keep its own where the file has none: evaluation needs none.
 
-    norms_of = (("conv1", "bn1"),)
+        Raises:
+            ValueError: the file is of another number of paths.
+        """
+        own = self.state_dict()
+        found = len({match[1] for match in (re.search(r"\.paths\.(\d+)\.", key) for key in state) if match})
+        paths = max(block.num_paths for block in self.gated_blocks())
+        if found and found != paths:
+            raise ValueError(
+                f"the checkpoint has {found} paths in a block, this network {paths}; use num_paths {found}"
+            )
+        heads = {key: value for key, value in own.items() if ".controller.category." in key}
+        if not heads:
+            return {key: value for key, value in state.items() if ".controller.category." not in key}
+        return state if any(key in state for key in heads) else state | heads
 
-    def __init__(
-        self,
-        stem_size: Literal[3, 7],
-        stem_channels: int,
-        pool: bool,
-        stages: Sequence[Sequence[GatedBlock]],
-        classifier: str,
-        features: int,
-        num_classes: int,
-        **gated,
-    ):
-        super().__init__(**gated)
-        self.conv1 = conv(3, stem_channels, stem_size, stride=2 if stem_size == 7 else 1)
-        self.bn1 = nn.BatchNorm2d(stem_channels)
-        self.pool, self.num_stages, self.classifier = pool, len(stages), classifier
-        for number, blocks in enumerate(stages, start=1):
-            self.add_module(f"layer{number}", nn.Sequential(*blocks))
-        self.add_module(classifier, nn.Linear(features, num_classes))
-        self.stage_of_block = [stage for stage, blocks in enumerate(stages) for _ in blocks]
 
-    def stem(self, images):
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        return F.max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
+def check_paths(num_paths: int) -> None:
+    if num_paths < 1:
+        raise ValueError(f"num_paths {num_paths} leaves nothing to run; use 1 or more")
 
-    def gated_blocks(self):
-        for number in range(1, self.num_stages + 1):
-            yield from getattr(self, f"layer{number}")
 
-    def head(self, x):
-        return getattr(self, self.classifier)(F.adaptive_avg_pool2d(x, 1).flatten(1))
+def category_groups(category: bool, grouping: Grouping | None, num_classes: int) -> int:
+    """Number of coarse categories to predict; 0 without category loss. Raises ValueError where there is no grouping."""
+    if not category:
+        return 0
+    if grouping is None:
+        raise ValueError("the category loss needs a grouping of these classes; give --coarse_file, or no --category")
+    if len(grouping.group_of_class) != num_classes:
+        raise ValueError(
+            f"the grouping is of {len(grouping.group_of_class)} classes, this network has {num_classes}; "
+            f"use --no_category, or --coarse_file with one group number per class"
+        )
+    return len(grouping.names)

@@ -68,7 +68,7 @@ def target_loss(rates: Tensor, targets: Tensor) -> Tensor:
 def check_rate(name: str, rate: float) -> None:
     """Raise ValueError unless a target rate is in (0, 1]."""
     if not 0 < rate <= 1:
-        raise ValueError(f"{name} {rate} is no share of the paths that can run; use a number above 0, at most 1")
+        raise ValueError(f"{name} {rate} must be above 0 and at most 1")
 
 
 class PathLoss(Objective):
@@ -98,7 +98,7 @@ class PathLoss(Objective):
         check_rate("flops_target", flops_target)
         for name, value in dict(lambda_res=lambda_res, alpha=alpha, beta=beta, lambda_cat=lambda_cat).items():
             if value < 0:
-                raise ValueError(f"{name} {value} would reward what it should punish; use 0 or more")
+                raise ValueError(f"{name} {value} must be 0 or more")
         self.target_rate, self.flops_target = target_rate, flops_target
         self.lambda_res, self.alpha, self.beta, self.lambda_cat = lambda_res, alpha, beta, lambda_cat
 
@@ -157,12 +157,7 @@ class TargetRates(Objective):
 
 
 class ImageNetTargetRates(TargetRates):
-    """Cross entropy + lossfact * target loss, as the authors' ImageNet script weighs it.
-
-    Args:
-        lossfact: weight of the target loss.
-        lrfact: factor on the learning rate of the gates' layers.
-    """
+    """Cross entropy + lossfact * target loss, as the authors' ImageNet script weighs it."""
 
     def __init__(self, lossfact: float = 1.0, lrfact: float = 1.0):
         super().__init__(lossfact, lrfact)

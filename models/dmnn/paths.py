@@ -1,7 +1,7 @@
 """The parallel paths of a block, and all of them computed at once for training.
 
 In training every path runs for every image: the gradient of a closed gate needs the path's output, and batch norm sees
-all images (spec, section 2). The paths are then one wide block with grouped convolutions, not N narrow ones.
+all images. The paths are then one wide block with grouped convolutions, not N narrow ones.
 """
 
 from __future__ import annotations

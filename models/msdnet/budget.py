@@ -1,7 +1,8 @@
 """Budgeted prediction: thresholds on the confidence of each exit, so that the mean cost meets a budget.
 
-Confidence is the largest softmax probability. Thresholds are found on held-out images and judged on others. Everything
-here works on what all exits say about all images ("simulated"); `MultiExit.compute_counted` really lets images leave.
+Confidence is the largest softmax probability. Thresholds are found on held-out images and evaluated on others.
+Everything here works on what all exits say about all images ("simulated"); `MultiExit.compute_counted` really lets
+images leave.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers of multi-scale dense networks (Huang et al., arXiv 1703.09844, section 4; figures 2 and 4).
+"""Layers of multi-scale dense networks (Huang et al., arXiv 1703.09844, figures 2 and 4).
 
 Maps are kept one per scale, finest first; a scale that no longer lives, or is not needed, is None.
 """
@@ -265,5 +265,5 @@ class _Rescale(torch.autograd.Function):
 
 
 def rescale_gradient(x: Tensor, factor: float) -> Tensor:
-    """`x` itself, whose gradient will be multiplied by `factor` (Li et al., arXiv 1908.06294, section 3.1)."""
+    """`x` itself, whose gradient will be multiplied by `factor` (gradient equilibrium, arXiv 1908.06294)."""
     return _Rescale.apply(x, factor) if torch.is_grad_enabled() else x

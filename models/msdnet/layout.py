@@ -1,7 +1,7 @@
 """Numbers of a multi-scale dense network: which scales live where, how wide they are, what each exit needs.
 
-Scales are counted from 0, the finest; layers from 1 over the whole network; exits from 1. Sections refer to MSDNet
-(Huang et al., arXiv 1703.09844).
+Scales are counted from 0, the finest; layers from 1 over the whole network; exits from 1 (Huang et al.,
+arXiv 1703.09844).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Layout:
                     " of two convolutions; use an even growth rate"
                 )
         if not 0 <= self.reduction <= 1:
-            raise ValueError(f"--reduction {self.reduction} is no share of the width; use 0 (no transitions) to 1")
+            raise ValueError(f"--reduction {self.reduction} must be between 0 (no transitions) and 1")
         if self.prune == "min" and self.layers < self.scales - 1:
             raise ValueError(
                 f"--prune min drops a scale per layer at the end, and {self.layers} layer(s) are too few for "
@@ -81,7 +81,7 @@ class Layout:
 
     @property
     def block_layers(self) -> list[int]:
-        """Layers of each block (section 5)."""
+        """Layers of each block."""
         grown = self.stepmode == "lin_grow"
         return [self.base] + [self.step * block + 1 if grown else self.step for block in range(1, self.nBlocks)]
 
@@ -137,7 +137,7 @@ class Layout:
         return self.blocks[exit - 1][-1].new_width * self.grFactor[-1]
 
     def needed(self, exit: int) -> list[int]:
-        """The finest scale of every part's output that an exit depends on (section 4.3, lazy evaluation).
+        """The finest scale of every part's output that an exit depends on (lazy evaluation).
 
         An exit reads the coarsest map alone; a layer's map at one scale depends on the maps of that scale and of the
         next finer one before it. A part behind the exit has `scales`: nothing of it is needed.

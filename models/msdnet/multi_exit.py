@@ -12,7 +12,7 @@ from torch import Tensor
 from models import profile
 from models.adaptive import AdaptiveModel, Point, UsageError
 from models.deploy.folding import folded_copy
-from models.layers import constant
+from models.layers import constant, select_images
 from models.msdnet import budget, counting, report
 
 
@@ -31,7 +31,7 @@ class Exit(Point):
 
 
 @dataclass(frozen=True)
-class Budget(Point):
+class BudgetPoint(Point):
     """Every image leaves at the first exit whose threshold its confidence reaches.
 
     Args:
@@ -70,14 +70,7 @@ class Walk:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these images only."""
-        self.maps = [None if x is None else select(x, rows) for x in self.maps]
-
-
-def select(x: Tensor, rows: Tensor) -> Tensor:
-    """Some images of a batch, in the memory format of the batch (index_select alone would give NCHW)."""
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return x.index_select(0, rows)
+        self.maps = [None if x is None else select_images(x, rows) for x in self.maps]
 
 
 class MultiExit(AdaptiveModel):
@@ -124,12 +117,12 @@ class MultiExit(AdaptiveModel):
         return logits
 
     def compute(self, images, point):
-        if isinstance(point, Budget):
+        if isinstance(point, BudgetPoint):
             return self.compute_counted(images, point)[0]
         return self.all_logits(images, {*point.heads, point.exit})[point.exit]
 
     def compute_counted(self, images, point):
-        if not isinstance(point, Budget):
+        if not isinstance(point, BudgetPoint):
             return super().compute_counted(images, point)
         thresholds, costs = self._thresholds(point), self.leaving_costs(point, images.shape[1:])
         walk, carry, staying = self.start_walk(images), None, None
@@ -151,11 +144,11 @@ class MultiExit(AdaptiveModel):
                 break
             if len(rows) < len(new):
                 walk.keep(rows)
-                carry = None if carry is None else select(carry, rows)
+                carry = None if carry is None else select_images(carry, rows)
                 staying = rows if staying is None else staying[rows]
         return logits, macs
 
-    def _thresholds(self, point: Budget) -> tuple[float, ...]:
+    def _thresholds(self, point: BudgetPoint) -> tuple[float, ...]:
         if point.thresholds is None:
             raise ValueError(f"the point {point} has no thresholds yet; `prepare` finds them on held-out images")
         if len(point.thresholds) != self.exits:
@@ -165,7 +158,7 @@ class MultiExit(AdaptiveModel):
             )
         return point.thresholds
 
-    def leaving_costs(self, point: Budget, shape: Iterable[int]) -> list[int]:
+    def leaving_costs(self, point: BudgetPoint, shape: Iterable[int]) -> list[int]:
         """MACs of an image that leaves at each exit: everything up to there, without heads where nobody leaves."""
         heads, costs = (), []
         for exit, threshold in enumerate(self._thresholds(point), start=1):
@@ -179,13 +172,13 @@ class MultiExit(AdaptiveModel):
         if len(points) == 1 or any(point.resolution is not None for point in points):
             yield from super().sweep(images, points)
             return
-        budgets = any(isinstance(point, Budget) for point in points)
+        budgets = any(isinstance(point, BudgetPoint) for point in points)
         logits = self.all_logits(images, None if budgets else [point.exit for point in points])
         if budgets:
             stacked = torch.stack([logits[exit] for exit in sorted(logits)])  # [exit, image, class]
             confidences = budget.confidence(stacked)
         for point in points:
-            if isinstance(point, Budget):
+            if isinstance(point, BudgetPoint):
                 thresholds = constant(self._thresholds(point), images.device, torch.float32)
                 left = budget.leaving_exits(confidences, thresholds)
                 costs = constant(tuple(self.leaving_costs(point, images.shape[1:])), images.device, torch.int64)
@@ -206,11 +199,11 @@ class MultiExit(AdaptiveModel):
         return super().published_flops(convention, shape, point)
 
     @property
-    def budget_points(self) -> tuple[Budget, ...]:
+    def budget_points(self) -> tuple[BudgetPoint, ...]:
         """The published sweep of budgets; `prepare` finds their thresholds."""
-        return tuple(Budget(f"budget-p{p}", p=p) for p in budget.SWEEP)
+        return tuple(BudgetPoint(f"budget-p{p}", p=p) for p in budget.SWEEP)
 
-    def point_for_budget(self, macs: float) -> Budget:
+    def point_for_budget(self, macs: float) -> BudgetPoint:
         """A point whose mean cost on held-out images will be the closest below `macs` per image.
 
         Raises:
@@ -219,13 +212,13 @@ class MultiExit(AdaptiveModel):
         least = profile.count_macs(self, self.image_shape, self.points[0])
         if not macs >= least:
             raise UsageError(f"a budget of {macs:g} MACs is below the {least} that the first exit needs; give more")
-        return Budget(f"budget-{macs / 1e6:g}M", macs=macs)
+        return BudgetPoint(f"budget-{macs / 1e6:g}M", macs=macs)
 
     def find_point(self, name):
         """Also `budget-p1` to `budget-p40`, and mean MACs per image as `budget-30M`, `budget-1.2G` or `budget-3e7`."""
         swept = re.fullmatch(r"budget-p(\d+)", name)
         if swept and int(swept[1]) in budget.SWEEP:
-            return Budget(name, p=int(swept[1]))
+            return BudgetPoint(name, p=int(swept[1]))
         if swept:
             raise UsageError(f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}")
         cost = re.fullmatch(r"budget-(\d+(?:\.\d+)?(?:e\+?\d+)?)([MG]?)", name)
@@ -243,7 +236,7 @@ class MultiExit(AdaptiveModel):
             ValueError: there are such points and no held-out images.
         """
         points = tuple(points)
-        if all(not isinstance(point, Budget) or point.thresholds is not None for point in points):
+        if all(not isinstance(point, BudgetPoint) or point.thresholds is not None for point in points):
             return points
         confidences = self.confidences(images for images, _ in held_out)
         found = budget.find_thresholds(confidences)
@@ -251,14 +244,14 @@ class MultiExit(AdaptiveModel):
         rows = torch.cat([everyone_first, found]).tolist()
         candidates = []
         for row in rows:
-            point = Budget("", thresholds=tuple(row))
+            point = BudgetPoint("", thresholds=tuple(row))
             costs = self.leaving_costs(point, self.image_shape)
             expected = budget.expected_costs(confidences, torch.tensor(row, device=confidences.device), costs)
             candidates.append(replace(point, expected_macs=expected.item()))
         return tuple(self._choose(point, candidates) for point in points)
 
-    def _choose(self, point: Point, candidates: list[Budget]) -> Point:
-        if not isinstance(point, Budget) or point.thresholds is not None:
+    def _choose(self, point: Point, candidates: list[BudgetPoint]) -> Point:
+        if not isinstance(point, BudgetPoint) or point.thresholds is not None:
             return point
         if point.p is not None:
             chosen = candidates[point.p]

@@ -127,50 +127,6 @@ def zero_filters(x: Tensor, rank: int) -> int:
     return 0 if torch.compiler.is_compiling() else -rank % 8
 
 
-def combine_filters(
-    x: Tensor, convs: Sequence[nn.Conv2d], norm: nn.BatchNorm2d, coefficients: nn.Conv2d, zeros: int | None = None
-) -> Tensor:
-    """Basis filters, batch norm, and 1x1 coefficients, where `convs` hold the filters: (N, in, H, W) to (N, out, H, W).
-
-    In training, zero filters may fill the basis up, and nothing changes but the time: their outputs are zero before
-    and after the batch norm, no coefficient reads them, and no parameter or statistic of them is kept.
-
-    Args:
-        zeros: how many zero filters; by default what `zero_filters` says, in training.
-    """
-    if zeros is None:
-        zeros = zero_filters(x, norm.num_features) if norm.training else 0
-    if not zeros or not _is_ordinary(norm) or any(_is_hooked(layer) for layer in (*convs, norm, coefficients)):
-        return coefficients(norm(joint_conv(x, convs)))
-    first = convs[0].weight
-    filters = torch.cat([*(conv.weight for conv in convs), first.new_zeros(zeros, *first.shape[1:])])
-    x = F.conv2d(x, filters, padding=1)
-    mean, var, weight, bias = (
-        F.pad(values, (0, zeros)) for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
-    x = F.batch_norm(x, mean, var, weight, bias, norm.training, norm.momentum, norm.eps)
-    if norm.training:
-        norm.num_batches_tracked.add_(1)
-        norm.running_mean.copy_(mean[: norm.num_features])
-        norm.running_var.copy_(var[: norm.num_features])
-    return F.conv2d(x, F.pad(coefficients.weight, (0, 0, 0, 0, 0, zeros)))
-
-
-#: channels that the processor computes together: its vectors hold 16 float32 numbers with AVX-512, 8 without
-CPU_VECTOR = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
-
-
-def zero_filters(x: Tensor, rank: int) -> int:
-    """By how many zero filters a training step of a basis of `rank` filters gets faster on the device of `x`.
-
-    Convolutions of a channel count that the hardware does not like take up to twice as long as those of the next
-    larger one that it does. On a GPU, only tensor cores care, which half precision uses.
-    """
-    if x.is_cuda:
-        return -rank % 8 if torch.is_autocast_enabled("cuda") or x.dtype != torch.float32 else 0
-    return -rank % CPU_VECTOR if x.device.type == "cpu" else 0
-
-
 def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
     """The concatenated outputs of 3x3 convolutions of one input, computed as one convolution: same numbers.
 

@@ -121,10 +121,11 @@ class FoldedBlock(nn.Module):
         self.maps = nn.ModuleList(maps)
 
     def forward(self, x: Tensor) -> Tensor:
+        *inner, last = self.maps  # slicing a ModuleList would make a new module
         out = x
-        for layer in self.maps[:-1]:
+        for layer in inner:
             out = F.relu_(layer(out))
-        return F.relu_(self.maps[-1](out) + x)
+        return F.relu_(last(out) + x)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Channels that AutoSlim's search found, for each layer and each budget (section 4.6)."""
+"""Channels that AutoSlim's search found, for each layer and each budget (arXiv 1903.11728)."""
 
 from __future__ import annotations
 

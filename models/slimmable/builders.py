@@ -1,4 +1,4 @@
-"""The networks by their published names, and what they are trained with (sections 2, 5.2 and 6)."""
+"""The networks by their published names, and what they are trained with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from models.slimmable import autoslim
 from models.slimmable.forms import Switchable, Universal
 from models.slimmable.mobilenet import Inverted, MobileNetV1, MobileNetV2, mobilenet_v1, mobilenet_v2
 from models.slimmable.network import evenly
-from models.slimmable.objectives import (
+from models.slimmable.objective import (
     AutoSlimTraining,
     MutualLearning,
     MutualLearningWideResNet,
@@ -38,6 +38,14 @@ WIDE = COMMON | {
     "std": "0.247059,0.243529,0.261569",
     "padding_mode": "reflect",
 }
+#: help of arguments that the docstrings leave out
+ARGUMENTS = {
+    "width_mult_range": "narrowest and widest sub-network; weights are stored for the widest.",
+    "width_mult_list": "widths with stored running statistics, judged after every epoch (default: the range's ends).",
+    "resolution_list": "image sides in pixels that training draws from, the largest first.",
+    "width_mult_list_test": "widths of the points (default: every 0.05 of the range).",
+    "calibration_batches": "training batches over which a point's statistics are averaged.",
+}
 
 
 def universal(width_mult_range, width_mult_list, **options) -> Universal:
@@ -67,15 +75,7 @@ def mutualnet_mobilenet_v1(
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
 ) -> MobileNetV1:
-    """MutualNet's MobileNetV1: any width from 0.25 to 1 at any of four resolutions.
-
-    Args:
-        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
-        width_mult_list: widths with stored running statistics, judged after every epoch (default: the range's ends).
-        resolution_list: image sides in pixels that training draws from, the largest first.
-        width_mult_list_test: widths of the points (default: every 0.05 of the range).
-        calibration_batches: training batches over which a point's statistics are averaged.
-    """
+    """MutualNet's MobileNetV1: any width from 0.25 to 1 at any of four resolutions."""
     form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return mobilenet_v1(num_classes, form, **points)
 
@@ -92,11 +92,7 @@ def mutualnet_mobilenet_v2(
     """MutualNet's MobileNetV2: any width from 0.7 to 1 at any of four resolutions.
 
     Args:
-        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
         width_mult_list: widths with stored running statistics, judged after every epoch.
-        resolution_list: image sides in pixels that training draws from, the largest first.
-        width_mult_list_test: widths of the points (default: every 0.05 of the range).
-        calibration_batches: training batches over which a point's statistics are averaged.
     """
     form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return mobilenet_v2(num_classes, form, **points)
@@ -117,15 +113,7 @@ def mutualnet_resnet(
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
 ) -> ResNet:
-    """MutualNet's ResNet: any width from 0.9 to 1 at any of four resolutions.
-
-    Args:
-        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
-        width_mult_list: widths with stored running statistics, judged after every epoch (default: the range's ends).
-        resolution_list: image sides in pixels that training draws from, the largest first.
-        width_mult_list_test: widths of the points (default: every 0.05 of the range).
-        calibration_batches: training batches over which a point's statistics are averaged.
-    """
+    """MutualNet's ResNet: any width from 0.9 to 1 at any of four resolutions."""
     form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return universal_resnet(num_classes, form, depth, **points)
 
@@ -148,11 +136,6 @@ def mutualnet_wrn(
         depth: 6n + 4, with n blocks in each of three groups.
         widen_factor: factor on the channels 16, 32, 64 of the groups.
         dropoutrate: share of activations dropped within a block.
-        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
-        width_mult_list: widths with stored running statistics, judged after every epoch (default: the range's ends).
-        resolution_list: image sides in pixels that training draws from, the largest first.
-        width_mult_list_test: widths of the points (default: every 0.05 of the range).
-        calibration_batches: training batches over which a point's statistics are averaged.
     """
     form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return WideResNet(num_classes, form, depth, widen_factor, dropoutrate, **points)
@@ -168,10 +151,8 @@ def us_mobilenet_v1(
     """US-Net's MobileNetV1: any width from 0.25 to 1.
 
     Args:
-        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
         width_mult_list: widths with stored running statistics, which are also those of the points (default: every
             0.025 of the range).
-        calibration_batches: training batches over which a point's statistics are averaged.
     """
     form = universal(width_mult_range, width_mult_list, usnet=True)
     return mobilenet_v1(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
@@ -187,10 +168,8 @@ def us_mobilenet_v2(
     """US-Net's MobileNetV2: any width from 0.35 to 1.
 
     Args:
-        width_mult_range: narrowest and widest sub-network; weights are stored for the widest.
         width_mult_list: widths with stored running statistics, which are also those of the points (default: every
             0.025 of the range).
-        calibration_batches: training batches over which a point's statistics are averaged.
     """
     form = universal(width_mult_range, width_mult_list, usnet=True)
     return mobilenet_v2(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)

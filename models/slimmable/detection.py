@@ -1,7 +1,7 @@
 """Experimental: a MutualNet ResNet as the backbone of torchvision's detectors, at any width and image size.
 
-MutualNet's authors claim detection but published neither code nor weights, so nothing here reproduces their numbers
-(section 12). Maps are padded with zeros to the widest network's channels, so the pyramid and the heads stay whole.
+MutualNet's authors claim detection but published neither code nor weights, so nothing here reproduces their numbers.
+Maps are padded with zeros to the widest network's channels, so the pyramid and the heads stay whole.
 
     model.prepare([model.point("w0.9-r640"), model.point("w1-r640")], batches)
     detector = FasterRCNN(SlimBackbone(model, "w1-r640"), num_classes=91, min_size=640)
@@ -33,7 +33,7 @@ class SlimBackbone(nn.Module):
         point: the first to use; its resolution says which statistics are meant, the detector chooses the images' size.
 
     Raises:
-        ValueError: the model is no MutualNet ResNet, or the point is not calibrated.
+        ValueError: the model is not a MutualNet ResNet, or the point is not calibrated.
     """
 
     out_channels = 256
@@ -41,7 +41,7 @@ class SlimBackbone(nn.Module):
     def __init__(self, model: ResNet, point: SlimPoint | str):
         super().__init__()
         if not (isinstance(model, ResNet) and isinstance(model.form, Universal)):
-            raise ValueError(f"{type(model).__name__} is no MutualNet ResNet; give one such as mutualnet_resnet50")
+            raise ValueError(f"{type(model).__name__} is not a MutualNet ResNet; give one such as mutualnet_resnet50")
         self.model = model
         starts = [place for place, layer in enumerate(model.features) if getattr(layer, "shortcut", None) is not None]
         self.ends = [start - 1 for start in (*starts[1:], len(model.features))]

@@ -38,8 +38,8 @@ class Universal:
     def __post_init__(self):
         if not 0 < self.low <= self.high:
             raise ValueError(
-                f"--width_mult_range {self.low:g},{self.high:g} is no range of widths; give two numbers above 0, "
-                "the smaller first"
+                f"--width_mult_range {self.low:g},{self.high:g} is not a range of widths; give two numbers above "
+                "0, the smaller first"
             )
         for width in self.listed:
             if not self.low <= width <= self.high:
@@ -74,7 +74,7 @@ class Switchable:
 
     def __post_init__(self):
         if not self.listed or min(self.listed) <= 0 or len(set(self.listed)) < len(self.listed):
-            raise ValueError(f"--width_mult_list {self._text()} is no list of widths; give different ones above 0")
+            raise ValueError(f"--width_mult_list {self._text()} must list different widths above 0")
 
     def _text(self) -> str:
         return ",".join(f"{width:g}" for width in self.listed)

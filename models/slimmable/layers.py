@@ -1,4 +1,4 @@
-"""Layers of which a forward pass takes only the first channels (Slimmable, US-Net, MutualNet; spec sections 3.1-3.3).
+"""Layers of which a forward pass takes only the first channels (slimmable networks, US-Net, MutualNet).
 
 How many channels a layer has at a width is a function of the width, `Scaled` or `Listed`. A forward pass carries a
 `Cut`, which says the width; the layers have no current width, and what they take of a weight (`part`) is a view of it.
@@ -7,9 +7,8 @@ Every layer can hand out an ordinary `torch.nn` layer of one width (`plain`), of
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ Statistics = tuple[Tensor, Tensor]
 
 
 def make_divisible(value: float, divisor: int = 8, least: int = 1) -> int:
-    """Round to a multiple of `divisor`, never below 90 % of the value (section 3.1).
+    """Round to a multiple of `divisor`, never below 90 % of the value.
 
     Values from 1.1 to 4 give 9, not 8: the authors' rule, on which their narrowest networks depend.
     """
@@ -115,50 +114,6 @@ class SlimLayer(Sliced, nn.Module):
         return self.part(cut) if cut.parts is None else cut.parts[self.slot]
 
 
-class Plan:
-    """A cut whose parts are taken once and used until the tensors behind them change.
-
-    Kernels want dense weights and would copy a view with gaps in every pass; here it is copied once. Parts without gaps
-    are views, and follow what is written. What is looked at before each pass is kept short, for narrow networks run in
-    a millisecond or two: it misses tensors without gaps that get another `.data`, and elements written through `.data`.
-    """
-
-    def __init__(self, layers: Iterable[SlimLayer], cut: Cut):
-        self._sources = []  # tensors, and the dictionaries in which their modules keep them
-        self._copied = []
-        parts = []
-        for layer in layers:
-            views = layer.part(cut)
-            parts.append(tuple(map(dense, views)))
-            if any(map(operator.is_not, views, parts[-1])):
-                self._copied.append(layer.weight)
-            for owner in layer.owners(cut):
-                for tensors in (owner._parameters, owner._buffers):
-                    self._sources += [(tensors, *item) for item in tensors.items()]
-        self._stamps = list(map(stamp, self._copied))
-        self._kept = [tensor.detach() for tensor in self._copied]  # so that no other tensor gets their address
-        self.cut = replace(cut, parts=tuple(parts))
-
-    def serves(self, cut: Cut) -> bool:
-        """Whether it still gives what the layers would, for a cut of the same width."""
-        return (
-            self.cut.statistics is cut.statistics
-            and all([tensors.get(name) is tensor for tensors, name, tensor in self._sources])
-            and list(map(stamp, self._copied)) == self._stamps
-        )
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if it has gaps."""
-    whole = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor if whole else tensor.clone()
-
-
-def stamp(tensor: Tensor) -> tuple[int, int]:
-    """Changes when a tensor is written to or gets other storage."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
 def pass_through(layer: nn.Module, x: Tensor, cut: Cut | None) -> Tensor:
     """Apply a layer, handing the cut to those that take one."""
     return layer(x, cut) if isinstance(layer, Sliced) else layer(x)
@@ -176,7 +131,7 @@ class Chain(Sliced, nn.Sequential):
 class SlimConv2d(SlimLayer):
     """Convolution without bias; its channels are those of the width.
 
-    Weights start normal with variance 2 / (kernel area x largest output channels), depthwise ones too (section 4.7).
+    Weights start normal with variance 2 / (kernel area x largest output channels), depthwise ones too.
     """
 
     def __init__(
@@ -242,7 +197,7 @@ class SlimLinear(SlimLayer):
 
 
 class CalibratedNorm(SlimLayer):
-    """A batch norm whose statistics of any width and resolution can be measured after training (section 7)."""
+    """A batch norm whose statistics of any width and resolution can be measured after training (US-Net)."""
 
     channels: Channels
     #: place among the network's calibrated batch norms
@@ -285,7 +240,7 @@ class CalibratedNorm(SlimLayer):
 
 
 class UniversalBatchNorm(CalibratedNorm):
-    """Batch norm of a universally slimmable network: one scale and shift for all widths (section 3.2).
+    """Batch norm of a universally slimmable network: one scale and shift for all widths.
 
     Running statistics are kept for the widths of a list; of all others a training step uses the batch's, and an
     evaluation those found by calibration.
@@ -319,7 +274,7 @@ class WholeBatchNorm(CalibratedNorm, nn.BatchNorm2d):
 
 
 class SwitchableBatchNorm(SlimLayer):
-    """A whole batch norm for each width of a short list (section 3.3)."""
+    """A whole batch norm for each width of a short list (arXiv 1812.08928)."""
 
     def __init__(self, channels: Channels, widths: tuple[float, ...]):
         super().__init__()

@@ -1,6 +1,6 @@
 """MobileNetV1 and the inverted-residual networks (MobileNetV2, MNasNet) with channels that follow the width.
 
-Sections 4.1, 4.2 and 4.6. The classes know no rule for channels: builders hand them one for every layer.
+The classes know no rule for channels: builders hand them one for every layer.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class MobileNetV1(Slimmable):
         blocks = [Separable(form, inputs, outputs, stride) for (inputs, outputs), stride in shapes]
         self.features = Chain(Chain(*conv_norm(form, Fixed(3), channels[0], 3, 2)), *blocks)
         self.classifier = Chain(SlimLinear(channels[-1], num_classes))
-        self.number_layers()
+        self.finish()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         return self.classifier(pool(self.features(images, cut)), cut)
@@ -109,7 +109,7 @@ class MobileNetV2(Slimmable):
             Chain(SlimConv2d(inputs[-1], tail, 1), last_norm, nn.ReLU6(inplace=True)),
         )
         self.classifier = Chain(SlimLinear(tail, num_classes))
-        self.number_layers()
+        self.finish()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         return self.classifier(pool(self.features(images, cut)), cut)

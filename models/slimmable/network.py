@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,14 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models import profile, registry
+from models import profile
 from models.adaptive import AdaptiveModel, Point, UsageError, resize
-from models.deploy import folding
+from models.slimmable.extracted import Extracted
 from models.slimmable.forms import Form, Switchable, Universal
-from models.slimmable.layers import CalibratedNorm, Cut, Plan, SlimLayer, Statistics
-
-#: how many points a network keeps plans of, each with dense copies of the weights
-PLANS = 4
+from models.slimmable.layers import CalibratedNorm, Cut, SlimLayer
+from models.slimmable.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -33,11 +29,12 @@ class SlimPoint(Point):
 class Slimmable(AdaptiveModel):
     """A network that can be run at several widths and resolutions.
 
-    A universal one normalises every (width, resolution) pair with statistics of its own, which `prepare` measures on
-    training images (section 7) and which are kept here until the weights change. Widths that the state dict lists can
-    also be run with the moving statistics of training. Any other pair is refused until it was prepared.
+    A universal one normalises every (width, resolution) pair with statistics of its own (the post-statistics of
+    US-Nets, arXiv 1903.05134): `prepare` measures them on training images, and `prepared` keeps them until the weights
+    change. Widths that the state dict lists can also be run with the moving statistics of training. Any other pair is
+    refused until it was prepared.
 
-    Subclasses build their layers, call `number_layers`, and implement `logits`.
+    Subclasses build their layers, call `finish`, and implement `logits`.
 
     Args:
         form: which widths there are.
@@ -67,17 +64,12 @@ class Slimmable(AdaptiveModel):
             raise ValueError(f"--calibration_batches {calibration_batches} must be at least 1")
         for width, resolution in itertools.product(self.test_widths, resolutions):
             self.at(width, resolution)
-        self._statistics: dict[tuple[float, int], dict[torch.device, tuple[Statistics, ...]]] = {}
-        self._measured_on = ""  # fingerprint of the weights that the statistics belong to
-        self._current = True  # whether the weights cannot have changed since
-        self._held = "moving"  # what the layers' own statistics are: moving, calibrated, or worthless
         self._points: tuple[SlimPoint, ...] | None = None
         self._named: dict[str, SlimPoint] = {}
-        self._plans: dict[SlimPoint, Plan] | None = {}  # of the points used last; none are kept in replicas
 
     point_flags = frozenset({"resolution_list", "width_mult_list_test"})
 
-    def number_layers(self) -> None:
+    def finish(self) -> None:
         """Number the slim layers for plans, and the calibrated batch norms among them for a point's statistics."""
         for slot, layer in enumerate(self.slim_layers()):
             layer.slot = slot
@@ -85,6 +77,7 @@ class Slimmable(AdaptiveModel):
         for place, norm in enumerate(norms):
             norm.place = place
         self.norm_channels = [norm.channels for norm in norms]
+        self.prepared = Prepared(self)
 
     def slim_layers(self) -> Iterator[SlimLayer]:
         return (module for module in self.modules() if isinstance(module, SlimLayer))
@@ -125,7 +118,7 @@ class Slimmable(AdaptiveModel):
 
     @property
     def watched(self) -> tuple[SlimPoint, ...]:
-        """Points that are judged after every epoch: the listed widths at the largest resolution."""
+        """Points that are evaluated after every epoch: the listed widths at the largest resolution."""
         return tuple(self.at(width) for width in sorted({*self.form.listed, self.form.high}))
 
     def point(self, which: Point | str | None = None) -> Point:
@@ -149,46 +142,38 @@ class Slimmable(AdaptiveModel):
     def cut(self, point: SlimPoint, device: torch.device) -> Cut:
         """What a forward pass at `point` takes. Raises ValueError where the point's statistics are unknown."""
         self.form.check(point.width)
+        compiling = torch.compiler.is_compiling()
         if self.training or device.type == "meta":
+            if self.training and not compiling:
+                self.prepared.plans.clear()  # they hold copies of weights that are about to change
             return Cut(point.width, self.training)
-        if isinstance(self.form, Switchable):
-            return self._planned(point, Cut(point.width, False))
-        statistics = self._statistics_of(point, device) if self._current else None
-        if statistics is None and (self._held == "worthless" or point.width not in self.form.listed):
+        if not compiling:  # a graph cannot look at the weights: it takes what was measured last
+            self._look_at_weights()
+        statistics = self.prepared.statistics_of(point.width, point.resolution, device)
+        if statistics is None and not self._has_running_statistics(point.width):
             raise ValueError(
                 f"{point} is not calibrated for the present weights: its batch-norm statistics are unknown until "
                 "`model.prepare([point], batches of training images)` has measured them"
             )
-        return self._planned(point, Cut(point.width, False, statistics=statistics))
-
-    def _planned(self, point: SlimPoint, cut: Cut) -> Cut:
-        """The cut with all parts taken beforehand, where no gradients are wanted."""
-        if self._plans is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        cut = Cut(point.width, False, statistics=statistics)
+        # a plan holds no gradients, and the weights of a replica of DataParallel live for one pass
+        if compiling or torch.is_grad_enabled() or getattr(self, "_is_replica", False):
             return cut
-        plan = self._plans.get(point)
-        if plan is None or not plan.serves(cut):
-            self._plans.pop(point, None)
-            while len(self._plans) >= PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
-            plan = self._plans[point] = Plan(self.slim_layers(), cut)
-        return plan.cut
+        return self.prepared.planned(point, cut, self.slim_layers)
 
-    def _replicate_for_data_parallel(self):
-        replica = super()._replicate_for_data_parallel()
-        replica._plans = None  # it lives for one pass
-        return replica
+    def _look_at_weights(self) -> None:
+        """Drop statistics and plans where they do not belong to the present weights."""
+        if not self.prepared.unchanged():
+            self.prepared.renew(self.fingerprint() if self.prepared.statistics else "")
 
-    def _statistics_of(self, point: SlimPoint, device: torch.device) -> tuple[Statistics, ...] | None:
-        copies = self._statistics.get((point.width, point.resolution))
-        if copies is None:
-            return None
-        if device not in copies:  # DataParallel asks from each of its devices
-            first = next(iter(copies.values()))
-            copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
-        return copies[device]
+    def _has_running_statistics(self, width: float) -> bool:
+        """Whether the layers themselves have statistics of a width that mean something."""
+        if isinstance(self.form, Switchable):
+            return True
+        return width in self.form.listed and self.prepared.running_statistics != "unknown"
 
     def published_flops(self, convention: str, shape: Sequence[int], point: Point | str | None = None) -> int:
-        """As for every network; the convention `authors` adds the elements that pooling modules average (9.3)."""
+        """As for every network; the convention `authors` adds the elements that pooling modules average."""
         if convention == "authors":
             return profile.count_macs(self, shape, point) + self.pooled_elements(self.point(point))
         return super().published_flops(convention, shape, point)
@@ -199,26 +184,9 @@ class Slimmable(AdaptiveModel):
 
     # Calibration
 
-    def train(self, mode: bool = True):
-        if mode:  # the weights are about to change; `prepare` looks whether they did
-            self._current, self._plans = False, {}
-            self._held = "moving" if self._held == "calibrated" else self._held
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs):  # under .to() and its like, which give tensors other data
-        self._plans = {}
-        return super()._apply(*args, **kwargs)
-
-    def load_state_dict(self, *args, **kwargs):
-        self._current = False
-        return super().load_state_dict(*args, **kwargs)
-
     def fingerprint(self) -> str:
-        """Identifies weights and the kind of calibration. Waits for the device."""
-        digest = hashlib.sha1(f"{self.calibration_batches} augmented".encode())
-        for parameter in self.parameters():
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """Identifies the weights and the kind of calibration. Waits for the device."""
+        return self.prepared.fingerprint_of(f"{self.calibration_batches} augmented")
 
     def prepare(self, points: Iterable[SlimPoint], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[SlimPoint, ...]:
         """Measure the statistics of those points that have none for the present weights.
@@ -229,27 +197,28 @@ class Slimmable(AdaptiveModel):
         points = tuple(points)
         if isinstance(self.form, Switchable):
             return points
-        self._recognise(self.fingerprint())
-        ready = set()
-        if self._held == "calibrated":
-            ready = {point for point in points if point.width in self.form.listed and point == self.at(point.width)}
-        missing = [p for p in points if (p.width, p.resolution) not in self._statistics and p not in ready]
+        self.prepared.renew(self.fingerprint())
+        ready = {self.at(width) for width in self.form.listed} if self._running_statistics_are_calibrated() else ()
+        missing = [p for p in points if (p.width, p.resolution) not in self.prepared.statistics and p not in ready]
         if missing:
             self.calibrate(missing, held_out)
         return points
 
-    def _recognise(self, fingerprint: str) -> None:
-        """Keep the statistics only if they belong to these weights."""
-        if self._measured_on != fingerprint:
-            self._statistics, self._measured_on = {}, fingerprint
-        self._current = True
+    def _running_statistics_are_calibrated(self) -> bool:
+        """Whether the layers hold a released file's calibrated statistics, which no training has moved since."""
+        if self.prepared.running_statistics != "calibrated":
+            return False
+        counters = [value for name, value in self.named_buffers() if name.endswith("num_batches_tracked")]
+        return not torch.stack(counters).any()
 
     @torch.no_grad()
     def calibrate(self, points: Iterable[SlimPoint], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Average batch means and unbiased batch variances over a few batches, for all points in one pass (section 7).
+        """Average batch means and unbiased batch variances over a few batches, for all points in one pass.
 
         In a run of several processes each walks its own batches, and the averages of all are averaged.
         """
+        if not self.prepared.fingerprint or not self.prepared.unchanged():
+            self.prepared.renew(self.fingerprint())
         device = next(self.parameters()).device
         measured = {
             point: tuple(
@@ -271,7 +240,7 @@ class Slimmable(AdaptiveModel):
                 for tensor in itertools.chain(*statistics):
                     dist.all_reduce(tensor)
                     tensor /= dist.get_world_size()
-            self._statistics[point.width, point.resolution] = {device: statistics}
+            self.prepared.statistics[point.width, point.resolution] = {device: statistics}
 
     def preparation(self, data):
         return data.train.epoch(0)  # augmented, as the authors' training loader gives them
@@ -279,24 +248,31 @@ class Slimmable(AdaptiveModel):
     def prepared_state(self) -> dict:
         """What `prepare` found, to be kept in a file beside the weights: one tensor (2, channels) for each point."""
         tables = {}
-        for key, copies in self._statistics.items():
+        for key, copies in self.prepared.statistics.items():
             means, variances = zip(*next(iter(copies.values())))
             tables[key] = torch.stack([torch.cat(means), torch.cat(variances)]).cpu()
-        return {"weights": self._measured_on, "statistics": tables}
+        return {"weights": self.prepared.fingerprint, "statistics": tables}
 
     def load_prepared_state(self, state: dict) -> None:
         """Take up what `prepared_state` gave, if it belongs to the present weights."""
         if state.get("weights") != self.fingerprint():
             return
-        self._recognise(state["weights"])
+        self.prepared.renew(state["weights"])
         device = next(self.parameters()).device
         for (width, side), table in state["statistics"].items():
             sizes = [channels(width) for channels in self.norm_channels]
             means, variances = (row.split(sizes) for row in table.to(device))
-            self._statistics[width, side] = {device: tuple(zip(means, variances))}
+            self.prepared.statistics[width, side] = {device: tuple(zip(means, variances))}
 
     def extract(self, point=None) -> Extracted:
-        return extract(self, self.point(point))
+        """The sub-network of a point as an ordinary smaller network with equal logits, on the same device.
+
+        Raises:
+            ValueError: the network has no such point, or it is not calibrated.
+        """
+        point = self.point(point)
+        with profile.evaluating(self):
+            return Extracted(self, point, self.cut(point, next(self.parameters()).device)).eval()
 
     def blank(self, point):
         point = self.point(point)
@@ -305,7 +281,7 @@ class Slimmable(AdaptiveModel):
     # Files of others
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept released files: names by position, statistics of other width lists left out (section 8).
+        """Accept released files: names by position, statistics of other width lists left out.
 
         Says what is not used.
 
@@ -340,73 +316,13 @@ class Slimmable(AdaptiveModel):
         same = same and all(state[key].shape == own[key].shape for key in running)
         trained = any(int(state.get(key, 0)) for key in counters)  # the authors' counters never move, ours do
         if same and (trained or self.form.usnet):
-            self._held = "moving" if trained else "calibrated"
+            self.prepared.running_statistics = "moving" if trained else "calibrated"
             return weights | {key: state[key] for key in running + counters if key in state}
-        self._held = "worthless"
+        self.prepared.running_statistics = "unknown"
         if all(key in own and own[key].shape == value.shape for key, value in weights.items()):  # it will load
             why = "are of another list of widths" if not same else "are those of its last calibration only"
             print(f"the file's batch-norm statistics {why} and are not used: points get calibrated")
         return weights | {key: own[key] for key in running + counters}
-
-
-class Extracted(AdaptiveModel):
-    """A smaller network of ordinary layers, cut out of a slimmable one at a point.
-
-    Args:
-        whole: where it is taken from; copied, not changed.
-        point: its width, and the resolution that images are resized to.
-        cut: the same with the point's statistics.
-    """
-
-    def __init__(self, whole: Slimmable, point: SlimPoint, cut: Cut):
-        super().__init__()
-        self.points = (point,)
-        self.built_as = (*getattr(whole, "built_as", ()), point.name)
-        self.network = copy.deepcopy(whole)
-        self.network._statistics, self.network._plans = {}, {}
-        for name, module in list(self.network.named_modules()):
-            if hasattr(module, "plain"):
-                self.network.set_submodule(name, module.plain(cut))
-
-    def compute(self, images: Tensor, point: Point) -> Tensor:
-        return self.network.logits(images, None)
-
-    def fold(self, batches=()) -> Extracted:
-        return folding.folded_copy(self)
-
-    def content(self) -> dict:
-        """A file's content, from which `load_extracted` builds it again; of networks made by `create_model` only."""
-        if len(self.built_as) != 4:
-            raise ValueError("only networks made by create_model can be written to a file and built again from it")
-        model, dataset, flags, point = self.built_as
-        built = {"model": model, "dataset": dataset, "flags": dict(flags), "point": point}
-        return {"extracted": built, "net_state_dict": self.state_dict()}
-
-
-def extract(model: Slimmable, point: SlimPoint | str) -> Extracted:
-    """The sub-network of a point as an ordinary smaller network with equal logits, on the same device.
-
-    Raises:
-        ValueError: the network has no such point, or it is not calibrated.
-    """
-    if not isinstance(model, Slimmable):
-        raise ValueError(f"{type(model).__name__} has no widths, so nothing can be extracted from it")
-    point = model.point(point)
-    with profile.evaluating(model):
-        return Extracted(model, point, model.cut(point, next(model.parameters()).device)).eval()
-
-
-def load_extracted(content: dict) -> Extracted:
-    """Build an extracted network again from a file's content. Raises ValueError where the file holds none."""
-    if "extracted" not in content:
-        raise ValueError("the file holds no extracted network; --extract writes such files")
-    built = content["extracted"]
-    state = content["net_state_dict"]
-    classes = len(list(state.values())[-1])  # the last tensor is the classifier's bias
-    whole = registry.create_model(built["model"], built["dataset"], num_classes=classes, **built["flags"])
-    small = whole.blank(built["point"])
-    small.load_state_dict(state)
-    return small
 
 
 def evenly(low: float, high: float, step: float) -> tuple[float, ...]:

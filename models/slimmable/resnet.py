@@ -1,4 +1,4 @@
-"""ResNets with bottlenecks whose channels follow the width (sections 4.3 and 4.6)."""
+"""ResNets with bottlenecks whose channels follow the width."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ResNet(Slimmable):
             *(Bottleneck(form, *shape) for shape in zip(inputs, blocks)),
         )
         self.classifier = Chain(SlimLinear(inputs[-1], num_classes))
-        self.number_layers()
+        self.finish()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         return self.classifier(pool(self.features(images, cut)), cut)

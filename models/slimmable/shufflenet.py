@@ -1,4 +1,4 @@
-"""S-ShuffleNet: grouped convolutions as three parallel ones, each cut by itself (section 4.5)."""
+"""S-ShuffleNet: grouped convolutions as three parallel ones, each cut by itself."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ShuffleNet(Slimmable):
                 inputs = outputs
         self.features = Chain(*blocks)
         self.classifier = Chain(SlimLinear(inputs, num_classes))
-        self.number_layers()
+        self.finish()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         x = torch.cat([self.get_submodule(f"head_{i}")(images, cut) for i in range(GROUPS)], dim=1)

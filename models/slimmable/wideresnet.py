@@ -1,4 +1,4 @@
-"""WideResNet for 32-pixel images with channels that follow the width (section 4.4)."""
+"""WideResNet for 32-pixel images with channels that follow the width."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class WideResNet(Slimmable):
         self.bn1 = form.norm(groups[2])
         self.fc = SlimLinear(groups[2], num_classes)
         nn.init.kaiming_uniform_(self.fc.weight, a=5**0.5)  # torch's own for linear layers, as published
-        self.number_layers()
+        self.finish()
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         x = pass_through(self.conv1, images, cut)

@@ -1,4 +1,4 @@
-"""How networks of many widths are trained: sandwiches of sub-networks, one backward each (sections 5 and 6)."""
+"""How networks of many widths are trained: sandwiches of sub-networks, one backward each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
 def decayed_weights(parameters: Iterable[nn.Parameter]) -> list[dict]:
     """Two parameter groups: ordinary convolutions and linear layers, and the rest, which no weight decay touches.
 
-    Depthwise convolutions, batch norms and biases are the rest (section 5.3).
+    Depthwise convolutions, batch norms and biases are the rest, as in the authors' code.
     """
     groups = [{"params": []}, {"params": [], "weight_decay": 0.0}]
     for parameter in parameters:
@@ -63,7 +63,7 @@ class SandwichObjective(Objective):
 
 
 class MutualLearning(SandwichObjective):
-    """MutualNet: the full network learns the labels, then sub-networks learn from it (section 5.1).
+    """MutualNet (arXiv 1909.12978): the full network learns the labels, then sub-networks learn from it.
 
     The sub-networks are the narrowest and random widths of the range, from wide to narrow, each at a resolution drawn
     for it. Widths are equal for all processes of a run as long as their CPU generators are seeded alike.
@@ -99,18 +99,14 @@ class MutualLearning(SandwichObjective):
 
 
 class MutualLearningWideResNet(MutualLearning):
-    """The same with weight decay on every parameter, as published for CIFAR.
-
-    Args:
-        num_random_widths: sub-networks of random width in each step.
-    """
+    """The same with weight decay on every parameter, as published for CIFAR."""
 
     def begin_epoch(self, model, epoch):
         return Objective.begin_epoch(self, model, epoch)
 
 
 class LabelledSandwich(SandwichObjective):
-    """Sub-networks on one batch, the widest first, each on the labels or on the widest's soft answer (section 6).
+    """Sub-networks on one batch, the widest first, each on the labels or on the widest's soft answer.
 
     Args:
         inplace_distill: whether all but the widest learn from the widest instead of from the labels.
@@ -145,12 +141,7 @@ class LabelledSandwich(SandwichObjective):
 
 
 class SwitchableTraining(LabelledSandwich):
-    """S-Net and AutoSlim: every width of the list, wide to narrow.
-
-    Args:
-        inplace_distill: whether all but the widest learn from the widest instead of from the labels.
-        label_smoothing: share of the label that is spread over the other classes.
-    """
+    """Slimmable networks (arXiv 1812.08928) and AutoSlim: every width of the list, wide to narrow."""
 
     def __init__(self, inplace_distill: bool = False, label_smoothing: float = 0.0):
         super().__init__(inplace_distill, label_smoothing)
@@ -160,26 +151,19 @@ class SwitchableTraining(LabelledSandwich):
 
 
 class AutoSlimTraining(SwitchableTraining):
-    """The same with AutoSlim's label smoothing.
-
-    Args:
-        inplace_distill: whether all but the widest learn from the widest instead of from the labels.
-        label_smoothing: share of the label that is spread over the other classes.
-    """
+    """The same with AutoSlim's label smoothing (arXiv 1903.11728)."""
 
     def __init__(self, inplace_distill: bool = False, label_smoothing: float = 0.1):
         super().__init__(inplace_distill, label_smoothing)
 
 
 class UniversalTraining(LabelledSandwich):
-    """US-Net: the widest, the narrowest, then random widths in the order in which they were drawn.
+    """US-Net (arXiv 1903.05134): the widest, the narrowest, then random widths in the order in which they were drawn.
 
-    The authors' files switch a `soft_target` on that their code never reads; here distillation really is on.
+    The authors' files switch a `soft_target` on that their code never reads; here it is on.
 
     Args:
         num_sample_training: sub-networks in each step, the widest and the narrowest included.
-        inplace_distill: whether all but the widest learn from the widest instead of from the labels.
-        label_smoothing: share of the label that is spread over the other classes.
     """
 
     draws = True

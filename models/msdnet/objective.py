@@ -1,4 +1,4 @@
-"""How multi-scale dense networks are trained: a sum over exits, and one-for-all distillation (IMTA, section 3.3)."""
+"""How multi-scale dense networks are trained: a sum over exits, and one-for-all distillation (arXiv 1908.06294)."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class OneForAll(Objective):
     def __init__(self, T: float = 3.0, gamma: float = 0.9, kl_mean: Literal["elements", "images"] = "elements"):
         super().__init__()
         if not T > 0:
-            raise ValueError(f"--T {T} is no temperature; use a number above 0")
+            raise ValueError(f"--T {T} must be above 0")
         if not 0 <= gamma <= 1:
-            raise ValueError(f"--gamma {gamma} is no share; use 0 to 1")
+            raise ValueError(f"--gamma {gamma} must be between 0 and 1")
         self.T, self.gamma, self.kl_mean = T, gamma, kl_mean
 
     def begin_epoch(self, model, epoch):
@@ -50,13 +50,13 @@ class OneForAll(Objective):
         *logits, teacher = model(images)
         loss = F.cross_entropy(logits[-1], labels)
         for each in logits[:-1]:
-            distilled = distillation(each, teacher, self.T, self.kl_mean)
+            distilled = kl_divergence(each, teacher, self.T, self.kl_mean)
             loss = loss + (1 - self.gamma) * F.cross_entropy(each, labels) + self.gamma * self.T**2 * distilled
         self.track(logits[-1], labels, loss=loss, **exit_accuracies(logits, labels))
         yield loss
 
 
-def distillation(logits: Tensor, teacher: Tensor, T: float, mean: str = "elements") -> Tensor:
+def kl_divergence(logits: Tensor, teacher: Tensor, T: float, mean: str = "elements") -> Tensor:
     """KL(softmax(teacher / T), softmax(logits / T)): its mean over images, or over images and classes ("elements")."""
     student, wanted = (logits / T).log_softmax(dim=1), (teacher.detach() / T).log_softmax(dim=1)
     divergence = wanted.exp() * (wanted - student)

@@ -24,7 +24,7 @@ class MSDNet(MultiExit):
 
     Args:
         image_side: 32 for CIFAR, 224 for ImageNet, whose stem and heads differ.
-        equilibrium: rescale gradients at the exits (IMTA, section 3.1); changes no value of the forward pass.
+        equilibrium: rescale gradients at the exits (IMTA, gradient equilibrium); the forward pass stays the same.
         he_init: He-normal weights, as the Lua original; the PyTorch originals in effect have PyTorch's defaults.
     """
 
@@ -99,7 +99,7 @@ class MSDNet(MultiExit):
 
 
 class IMTAMSDNet(MultiExit):
-    """New heads on a frozen MSDNet, each helped by the logits of the one before (ISC; IMTA, sections 3.2 and 3.3).
+    """New heads on a frozen MSDNet, each helped by the logits of the one before (ISC, arXiv 1908.06294).
 
     Args:
         backbone: trained with gradient equilibrium; its parameters are frozen here.

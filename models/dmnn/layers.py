@@ -1,0 +1,226 @@
+"""Blocks of gated networks: a shortcut, and around it the paths that gates open image by image.
+
+A block of DMNN (arXiv 1902.10949) has several paths and a controller, a block of ConvNet-AIG (arXiv 1711.11503) is one
+residual branch with a small gate of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.dmnn.gates import Controller, Decision, favour_open, pooled
+from models.dmnn.paths import Path, add_paths
+from models.layers import full_precision, projection, select_images
+
+Execution = Literal["real", "masked"]
+#: channels inside a gate of ConvNet-AIG
+GATE_WIDTH = 16
+
+
+def add_to(out: Tensor, which: Tensor, y: Tensor) -> None:
+    """Add y to the images `which` of out, in place; in memory order, as `select_images` reads them."""
+    if out.is_contiguous(memory_format=torch.channels_last):
+        out, y = out.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
+    out.index_add_(0, which, y)
+
+
+class GatedBlock(nn.Module):
+    """A block of gated paths around a shortcut: y = finish(shortcut(x) + sum over open paths of path(x)).
+
+    Subclasses implement `decide`, `path` and, where it is not the identity, `carry`.
+
+    Args:
+        num_paths: how many paths it has.
+        always: whether all paths always run; nothing is decided then.
+    """
+
+    def __init__(self, num_paths: int, always: bool = False):
+        super().__init__()
+        self.num_paths, self.always = num_paths, always
+
+    def decide(self, x: Tensor, previous: Tensor | None) -> Decision:
+        """Ask the gates; `previous` is the hidden state of the block before."""
+        raise TypeError(f"{type(self).__name__} does not implement decide")
+
+    def path(self, index: int, x: Tensor) -> Tensor:
+        """The output of one path, a new tensor."""
+        raise TypeError(f"{type(self).__name__} does not implement path")
+
+    def carry(self, x: Tensor) -> Tensor:
+        """The shortcut; x itself where it is the identity."""
+        return x
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the sum; overwrites x. An input of the block passes unchanged."""
+        return F.relu(x, inplace=True)
+
+    def layers_of_path(self, index: int) -> Iterable[nn.Module]:
+        """The layers whose cost is that of one path."""
+        raise TypeError(f"{type(self).__name__} does not implement layers_of_path")
+
+    def layers_of_gates(self) -> Iterable[nn.Module]:
+        """The layers that decide; each sees one vector of an image, so that it costs as many MACs as it has weights."""
+        raise TypeError(f"{type(self).__name__} does not implement layers_of_gates")
+
+    def forward(self, x: Tensor, gates: Tensor, execution: Execution, sure: bool = False) -> Tensor:
+        """Run on x (images, channels, height, width).
+
+        Args:
+            gates: (images, paths).
+            sure: whether it is known beforehand that all are open.
+        """
+        if self.training or execution == "masked":
+            return self.finish(self.add_paths(x, gates))
+        # the block's one wait for the device
+        counts = [x.shape[0]] * self.num_paths if sure else gates.sum(dim=0).int().tolist()
+        return self.add_open_paths(x, gates, counts)
+
+    def add_paths(self, x: Tensor, gates: Tensor) -> Tensor:
+        """The shortcut plus gate times path over all paths, each computed for all images."""
+        out = self.carry(x)
+        for j in range(self.num_paths):
+            out = torch.addcmul(out, self.path(j, x), gates[:, j, None, None, None].to(x.dtype))
+        return out
+
+    def add_open_paths(self, x: Tensor, gates: Tensor, counts: Sequence[int]) -> Tensor:
+        """The block's output, computing each path only for the images, `counts` of them, that opened it."""
+        out = self.carry(x)
+        if out is x and not any(counts):
+            return x
+        # full batches first: they need no indexing, and give the sum a tensor of its own
+        for j in sorted(range(self.num_paths), key=lambda j: -counts[j]):
+            if counts[j] == x.shape[0]:
+                out = self.path(j, x).add_(out)
+            elif counts[j]:
+                which = gates[:, j].nonzero_static(size=counts[j]).flatten()
+                out = out.clone() if out is x else out
+                add_to(out, which, self.path(j, select_images(x, which)))
+        return self.finish(out)
+
+
+class MultiPathBlock(GatedBlock):
+    """A controller and its paths; subclasses add the shortcut."""
+
+    def __init__(self, controller: Controller, paths: list[Path]):
+        super().__init__(len(paths))
+        self.controller = controller
+        self.paths = nn.ModuleList(paths)
+
+    def decide(self, x, previous):
+        return self.controller(x, previous)
+
+    def path(self, index, x):
+        return self.paths[index](x)
+
+    def layers_of_path(self, index):
+        return self.paths[index].modules()
+
+    def layers_of_gates(self):
+        return self.controller.deciding_layers()
+
+    def add_paths(self, x, gates):
+        if self.training:
+            return add_paths(self.paths, self.carry(x), x, gates)
+        return super().add_paths(x, gates)
+
+
+class ResidualBlock(MultiPathBlock):
+    """Block of a ResNet: identity or projection, ReLU after the sum."""
+
+    def __init__(self, controller, paths, downsample: nn.Module | None):
+        super().__init__(controller, paths)
+        self.downsample = downsample
+
+    def carry(self, x):
+        return x if self.downsample is None else self.downsample(x)
+
+
+class InvertedBlock(MultiPathBlock):
+    """Block of a MobileNetV2: linear after the sum; no shortcut where the resolution changes.
+
+    Args:
+        shortcut: the projection, if there is one.
+        stride, out_channels: of the paths.
+    """
+
+    def __init__(self, controller, paths, shortcut: nn.Module | None, stride: int, out_channels: int):
+        super().__init__(controller, paths)
+        self.shortcut, self.stride, self.out_channels = shortcut, stride, out_channels
+
+    def carry(self, x):
+        if self.stride != 1:
+            height, width = (math.ceil(side / self.stride) for side in x.shape[2:])
+            return x.new_zeros(x.shape[0], self.out_channels, height, width)
+        return x if self.shortcut is None else self.shortcut(x)
+
+    def finish(self, x):
+        return x
+
+
+class AIGBlock(GatedBlock):
+    """A residual block with a gate: y = relu(shortcut(x) + gate * branch(x)).
+
+    Args:
+        sizes: filter sizes of its convolutions; the first 3x3 has the stride.
+        widths: their output channels.
+        target: of the execution rate; 1 or more means that the block always runs and its gate is not trained.
+        released_init: convolutions as the authors' ImageNet script initialises them; else PyTorch's defaults.
+    """
+
+    def __init__(self, in_channels: int, sizes, widths, stride: int, target: float, released_init: bool):
+        super().__init__(1, always=target >= 1)
+        self.num_convs = len(sizes)
+        channels = in_channels
+        for index, (size, width) in enumerate(zip(sizes, widths, strict=True), start=1):
+            here = stride if size == 3 else 1
+            stride = 1 if size == 3 else stride
+            self.add_module(f"conv{index}", nn.Conv2d(channels, width, size, here, size // 2, bias=False))
+            self.add_module(f"bn{index}", nn.BatchNorm2d(width))
+            channels = width
+        self.shortcut = nn.Identity()
+        total_stride = self.conv1.stride[0] * self.conv2.stride[0]
+        if total_stride != 1 or in_channels != channels:
+            self.shortcut = projection(in_channels, channels, total_stride)
+        self.fc1 = nn.Conv2d(in_channels, GATE_WIDTH, 1)
+        self.fc1bn = nn.BatchNorm2d(GATE_WIDTH)
+        self.fc2 = nn.Conv2d(GATE_WIDTH, 2, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                if released_init:
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                else:
+                    layer.reset_parameters()
+        favour_open(self.fc2)
+        if self.always:
+            for layer in (self.fc1, self.fc1bn, self.fc2):
+                layer.requires_grad_(False)
+
+    @property
+    def norms_of(self):
+        return [(f"conv{i}", f"bn{i}") for i in range(1, self.num_convs + 1)] + [("fc1", "fc1bn")]
+
+    def decide(self, x, previous):
+        with full_precision(x):
+            hidden = F.relu(self.fc1bn(self.fc1(pooled(x)[:, :, None, None])))
+            return Decision(self.fc2(hidden).flatten(1)[:, None])
+
+    def path(self, index, x):
+        for i in range(1, self.num_convs + 1):
+            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
+            x = F.relu(x, inplace=True) if i < self.num_convs else x
+        return x
+
+    def carry(self, x):
+        return self.shortcut(x)
+
+    def layers_of_path(self, index):
+        return [getattr(self, f"conv{i}") for i in range(1, self.num_convs + 1)]
+
+    def layers_of_gates(self):
+        return [self.fc1, self.fc2]

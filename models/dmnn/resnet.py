@@ -1,0 +1,145 @@
+"""Gated ResNets: DMNN-50 and DMNN-101 (arXiv 1902.10949), and ConvNet-AIG (arXiv 1711.11503)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import nn
+
+from models.dmnn.coarse import Grouping
+from models.dmnn.gates import Controller
+from models.dmnn.layers import GatedBlock, ResidualBlock
+from models.dmnn.network import GatedNetwork, MultiPath, category_groups, check_paths
+from models.dmnn.paths import Path
+from models.layers import conv, projection
+
+#: width of a path over the width of the undivided block, for the published numbers of paths
+WIDTHS = {2: 0.6, 3: 0.467, 4: 0.375}
+
+
+class GatedResNet(GatedNetwork):
+    """First convolution, four or three stages `layer1`.. of gated blocks, and a linear classifier.
+
+    Args:
+        stem_size: side of the first convolution's filters: 7 (stride 2) or 3 (stride 1).
+        pool: whether a 3x3 max-pool of stride 2 follows it.
+        stages: the blocks.
+        classifier: name of the last layer.
+        features: output channels of the last stage.
+        **gated: as for `GatedNetwork`.
+    """
+
+    norms_of = (("conv1", "bn1"),)
+
+    def __init__(
+        self,
+        stem_size: Literal[3, 7],
+        stem_channels: int,
+        pool: bool,
+        stages: Sequence[Sequence[GatedBlock]],
+        classifier: str,
+        features: int,
+        num_classes: int,
+        **gated,
+    ):
+        super().__init__(**gated)
+        self.conv1 = conv(3, stem_channels, stem_size, stride=2 if stem_size == 7 else 1)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        self.pool, self.num_stages, self.classifier = pool, len(stages), classifier
+        for number, blocks in enumerate(stages, start=1):
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        self.add_module(classifier, nn.Linear(features, num_classes))
+        self.stage_of_block = [stage for stage, blocks in enumerate(stages) for _ in blocks]
+
+    def stem(self, images):
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        return F.max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
+
+    def gated_blocks(self):
+        for number in range(1, self.num_stages + 1):
+            yield from getattr(self, f"layer{number}")
+
+    def head(self, x):
+        return getattr(self, self.classifier)(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class MultiPathResNet(MultiPath, GatedResNet):
+    """DMNN-50 and DMNN-101."""
+
+
+def path_width(num_paths: int, channels: int) -> int:
+    """Channels inside a path of a block of `channels`: published ratios, else as many weights as the undivided block.
+
+    Equal weights of equations (1) and (2) for an identity block mean 9 N r^2 + 8 N r = 17, r being the ratio.
+    """
+    ratio = WIDTHS.get(num_paths)
+    if ratio is None:
+        ratio = (math.sqrt(16 * num_paths**2 + 153 * num_paths) - 4 * num_paths) / (9 * num_paths)
+    return math.floor(ratio * channels)
+
+
+def multi_path_resnet(
+    num_classes: int,
+    blocks: tuple[int, ...],
+    num_paths: int,
+    prev_state: bool,
+    category: bool,
+    small: bool,
+    grouping: Grouping | None,
+    **gated,
+) -> MultiPathResNet:
+    """DMNN on a ResNet of bottleneck blocks.
+
+    Args:
+        blocks: per stage.
+        small: for 32x32 images: a 3x3 first convolution of stride 1.
+        grouping: coarse categories, needed for `category`.
+        **gated: as for `GatedNetwork`.
+    """
+    check_paths(num_paths)
+    if path_width(num_paths, 64) < 1:
+        raise ValueError(f"num_paths {num_paths} leaves no channel in a path; use fewer")
+    num_groups = category_groups(category, grouping, num_classes)
+    stages, in_channels = [], 64
+    for stage, count in enumerate(blocks):
+        channels = 64 * 2**stage
+        width, out_channels = path_width(num_paths, channels), 4 * channels
+        stages.append([])
+        for number in range(count):
+            stride = 2 if stage and not number else 1
+            first = in_channels == 64 and not stage
+            controller = Controller(in_channels, num_paths, prev_state and not first, num_groups)
+            paths = [Path(in_channels, width, out_channels, stride) for _ in range(num_paths)]
+            downsample = None if in_channels == out_channels else projection(in_channels, out_channels, stride)
+            stages[-1].append(ResidualBlock(controller, paths, downsample))
+            in_channels = out_channels
+    stem_size = 3 if small else 7
+    return MultiPathResNet(stem_size, 64, True, stages, "fc", in_channels, num_classes, grouping=grouping, **gated)
+
+
+class AIGResNet(GatedResNet):
+    """ConvNet-AIG on a ResNet.
+
+    Args:
+        target_rates: of every block, which the objective pulls to.
+        gate_layers: what the names of the layers whose learning rate `lrfact` scales have in common.
+        *resnet, **gated: as for `GatedResNet`.
+    """
+
+    def __init__(self, *resnet, target_rates: tuple[float, ...], gate_layers: str, **gated):
+        super().__init__(*resnet, **gated)
+        self.target_rates, self.gate_layers = target_rates, gate_layers
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        return [parameter for name, parameter in self.named_parameters() if self.gate_layers in name]
+
+    def adapt_state_dict(self, state):
+        """Also take a plain ResNet of torchvision: `downsample` is `shortcut`, `fc` is `linear`, the gates stay new."""
+        if not any(".fc2." in key for key in state) and any(".downsample." in key for key in state):
+            state = {key.replace("downsample", "shortcut"): value for key, value in state.items()}
+            state = {f"linear.{key[3:]}" if key.startswith("fc.") else key: value for key, value in state.items()}
+            state |= {key: value for key, value in self.state_dict().items() if ".fc1" in key or ".fc2." in key}
+        return state

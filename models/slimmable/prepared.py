@@ -1,0 +1,130 @@
+"""What a slimmable network keeps of its points beside its state dict, and which weights that belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.slimmable.layers import Cut, SlimLayer, Statistics
+
+#: how many points have a plan at a time, each with dense copies of the weights
+PLANS = 4
+
+
+class Prepared:
+    """Batch-norm statistics and plans of points, all of them made from the same weights.
+
+    Whether the network still has these weights is seen by the storage and the version counter of each parameter: that
+    takes microseconds and never waits for the device, so it is looked at before every forward pass. It misses only what
+    was written through a parameter's `.data`. Where something has changed, the weights' fingerprint decides, because
+    weights that were moved to another device or copied with the network are still the same.
+
+    Args:
+        network: fully built; its parameters may be replaced later, its modules may not.
+    """
+
+    def __init__(self, network: nn.Module):
+        #: by width and resolution, then by device, in the order of the network's calibrated batch norms
+        self.statistics: dict[tuple[float, int], dict[torch.device, tuple[Statistics, ...]]] = {}
+        #: of the weights that the statistics were measured with
+        self.fingerprint = ""
+        #: what the layers' own running statistics are: moving averages of training; calibrated by the authors of a
+        #: released file, at the largest resolution; or unknown, because a file's were of no use
+        self.running_statistics: Literal["moving", "calibrated", "unknown"] = "moving"
+        self.plans: dict[object, Plan] = {}
+        # the modules' dictionaries: through them a replica of DataParallel sees the original's weights
+        self._parameters = [
+            (module._parameters, name)
+            for module in network.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        self._seen: list[tuple] = []
+
+    def __getstate__(self) -> dict:
+        """For copies and pickles: plans are made anew, and the copied weights are compared by their fingerprint."""
+        return self.__dict__ | {"plans": {}, "_seen": []}
+
+    def unchanged(self) -> bool:
+        """Whether the weights are those that `renew` saw, by storage and version."""
+        return bool(self._seen) and all(
+            [
+                owner.get(name) is tensor
+                and tensor.data_ptr() == address
+                and (version is None or tensor._version == version)
+                for owner, name, tensor, address, version, _ in self._seen
+            ]
+        )
+
+    def fingerprint_of(self, kind: str) -> str:
+        """Identifies the present weights, and what kind of statistics is measured with them. Waits for the device."""
+        digest = hashlib.sha1(kind.encode())
+        for owner, name in self._parameters:
+            digest.update(owner[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def renew(self, fingerprint: str) -> None:
+        """Drop what does not belong to the present weights, which have this fingerprint."""
+        if fingerprint != self.fingerprint:
+            self.statistics, self.fingerprint = {}, fingerprint
+        self.plans.clear()
+        self._seen = []
+        for owner, name in self._parameters:
+            tensor = owner[name]
+            version = None if tensor.is_inference() else tensor._version
+            # the detached tensor keeps the storage, so that no other gets its address
+            self._seen.append((owner, name, tensor, tensor.data_ptr(), version, tensor.detach()))
+
+    def statistics_of(self, width: float, resolution: int, device: torch.device) -> tuple[Statistics, ...] | None:
+        """Measured statistics on a device; None where there are none."""
+        copies = self.statistics.get((width, resolution))
+        if copies is None:
+            return None
+        if device not in copies:  # DataParallel asks from each of its devices
+            first = next(iter(copies.values()))
+            copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
+        return copies[device]
+
+    def planned(self, point: object, cut: Cut, layers: Callable[[], Iterable[SlimLayer]]) -> Cut:
+        """The cut with all its parts taken beforehand."""
+        plan = self.plans.get(point)
+        if plan is None or not plan.serves(cut):
+            self.plans.pop(point, None)
+            while len(self.plans) >= PLANS:
+                self.plans.pop(next(iter(self.plans)), None)
+            plan = self.plans[point] = Plan(layers(), cut)
+        return plan.cut
+
+
+class Plan:
+    """A cut whose parts are taken once and used for as long as the weights stay the same.
+
+    Kernels want dense weights and would copy a view with gaps in every pass; here it is copied once. Parts without gaps
+    are views: running statistics follow what is written to them.
+    """
+
+    def __init__(self, layers: Iterable[SlimLayer], cut: Cut):
+        self._buffers = []  # and the dictionaries in which their modules keep them
+        parts = []
+        for layer in layers:
+            parts.append(tuple(map(dense, layer.part(cut))))
+            for owner in layer.owners(cut):
+                self._buffers += [(owner._buffers, *item) for item in owner._buffers.items()]
+        self.cut = replace(cut, parts=tuple(parts))
+
+    def serves(self, cut: Cut) -> bool:
+        """Whether it gives what the layers would, for a cut of the same width and unchanged weights."""
+        return self.cut.statistics is cut.statistics and all(
+            [buffers.get(name) is tensor for buffers, name, tensor in self._buffers]
+        )
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it has gaps."""
+    whole = tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor if whole else tensor.clone()

@@ -1,0 +1,1 @@
+"""Tools that made data of this repository; nothing else needs them."""
