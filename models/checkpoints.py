@@ -25,6 +25,8 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -35,10 +37,10 @@ from models import published, registry
 from models.adaptive import AdaptiveModel, Point, bare
 from models.state_dicts import load_state
 
-#: what torch raises for a file that it cannot read, depending on where it ends
+#: what torch and zipfile raise for a file that they cannot read, depending on where it is damaged
 DAMAGE = (
-    *(RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
-    *(struct.error, zipfile.BadZipFile),
+    *(ValueError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
 )
 #: where a file may keep its weights, and what such files are called in messages
 FORMATS = {"net_state_dict": "Net_RL2", "state_dict": "ImageNet example", "model": "torchvision reference"}
@@ -307,16 +309,12 @@ def _read(path: Path, mapped: bool = False) -> dict:
     """
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: the program that wrote it was interrupted; use another copy")
-    mapped = mapped and zipfile.is_zipfile(path)  # files of old PyTorch versions are not, and cannot be mapped
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # holds flags only; torchvision's files have one
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
-        raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
-    except DAMAGE as error:
-        raise ValueError(f"{path} is truncated or no checkpoint: copy or download it again") from error
+    with (
+        _explaining_damage(path),
+        torch.serialization.safe_globals([argparse.Namespace]),
+    ):  # torchvision's files have one
+        # files of old PyTorch versions are no zip archives, and cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
@@ -324,11 +322,26 @@ def _read(path: Path, mapped: bool = False) -> dict:
 
 def _verify_checksums(path: Path) -> None:
     """Raises ValueError where a part of the file is damaged; torch.load does not look."""
-    if zipfile.is_zipfile(path):  # files of old PyTorch versions have no checksums
-        with zipfile.ZipFile(path) as file:
-            part = file.testzip()
-        if part is not None:
-            raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
+    part = None
+    with _explaining_damage(path):
+        if zipfile.is_zipfile(path):  # others have no checksums
+            with zipfile.ZipFile(path) as file:
+                part = file.testzip()
+    if part is not None:
+        raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
+
+
+@contextlib.contextmanager
+def _explaining_damage(path: Path) -> Iterator[None]:
+    """Turn what readers raise for a file into a ValueError of one sentence."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
+        raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
+    except DAMAGE as error:
+        raise ValueError(f"{path} is truncated or no checkpoint: copy or download it again") from error
 
 
 def _first_dataset(model: str) -> str:

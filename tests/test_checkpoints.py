@@ -5,8 +5,10 @@ import zipfile
 
 import pytest
 import torch
+from PIL import Image
 
 import eval_cifar10
+import eval_ilsvrc
 import hubconf
 from models import Checkpoint, create_model, list_checkpoints, load_checkpoint, published
 from models.checkpoints import extracted_content, training_content
@@ -110,6 +112,27 @@ def test_a_truncated_file_is_refused(tmp_path, model):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="truncated"):
         load_checkpoint(model, path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_byte_damaged_anywhere_changes_no_weight_unnoticed(tmp_path):
+    weights = {"weight": torch.arange(24.0).view(4, 6), "bias": torch.ones(4)}
+    path = saved(tmp_path, {"net_state_dict": weights})
+    whole = path.read_bytes()
+    messages = []
+    for position in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            found = Checkpoint.open(path).weights
+        except ValueError as error:
+            messages.append(str(error))
+        else:
+            assert found.keys() == weights.keys()
+            assert all(torch.equal(found[key], weights[key]) for key in weights)
+    assert len(messages) > len(whole) / 25
+    assert all(message.startswith(f"{path} ") and "\n" not in message for message in messages)
 
 
 def test_damaged_weights_are_refused_and_what_is_beside_them_is_read_without_them(tmp_path, model):
@@ -229,9 +252,17 @@ def test_one_evaluation_reads_the_file_once(tmp_path, monkeypatch, capsys, reads
     code, out, err = call(monkeypatch, capsys, eval_cifar10, f"--pretrained={path}", *flags)
     assert (code, err) == (0, "")
     assert "this project (net_state_dict)" in out
-    loaded, verified = reads
-    assert loaded == ["file.pth"]
-    assert verified == [str(path)]
+    assert reads == (["file.pth"], [str(path)])
+
+
+def test_naming_an_image_reads_the_file_once(tmp_path, monkeypatch, capsys, reads):
+    path = trained(tmp_path, create_model("MobileNetV2", "ilsvrc", 3))
+    Image.new("RGB", (80, 60)).save(tmp_path / "image.png")
+    flags = [f"--pretrained={path}", "--resize=40", "--crop=32", f"--image={tmp_path}/image.png"]
+    code, out, err = call(monkeypatch, capsys, eval_ilsvrc, *flags)
+    assert (code, err) == (0, "")
+    assert "%  class 2" in out
+    assert reads == (["file.pth"], [str(path)])
 
 
 def test_opening_reads_nothing_and_describing_reads_no_weights(tmp_path, model, reads):
