@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from models import checkpoints, profile, registry
+from models import Checkpoint, list_checkpoints, profile, registry
 from models.adaptive import UsageError
 from models.deploy import export
 from utils import Stopped, choose_devices, multiplies_bf16, say
@@ -297,7 +297,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse a command line: `@file` holds arguments, hyphens in flags count as underscores.
 
     Returns:
-        The common flags, and `model_flags`, `objective_flags` for `create_model` and `create_objective`.
+        The common flags; `model_flags`, `objective_flags` for `create_model` and `create_objective`; `checkpoint`, that
+        of --pretrained or None, which was asked for no more than what it is.
 
     Exits with 2 and one sentence where something cannot be, with 0 after `--help`, `--list_models` and
     `--list_checkpoints`.
@@ -319,9 +320,11 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         if known.list_models is not None or known.list_checkpoints is not None:
             _print_lists(known, script)
             sys.exit(0)
-        described = _described(known, script)
+        given = known.pretrained
+        checkpoint = Checkpoint.open(given, known.dataset, known.cache) if given else None
+        described = _described(checkpoint, script)
         if described.get("dataset", script.datasets[0]) not in script.datasets:
-            raise UsageError(f"{known.pretrained} is of {described['dataset']}, which another script evaluates")
+            raise UsageError(f"{given} is of {described['dataset']}, which another script evaluates")
         parser.set_defaults(**{key: described[key] for key in ("model", "dataset") if key in described})
         known, _ = parser.parse_known_args([word for word in argv if word not in wants_help])
         entry = registry.entry(known.model, known.dataset)
@@ -358,6 +361,7 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--nesterov is a form of momentum: give --momentum above 0")
     args.model_flags = {name: vars(args).pop(name) for name in model_flags}
     args.objective_flags = {name: vars(args).pop(name) for name in objective_flags}
+    args.checkpoint = checkpoint
     if not script.training and not args.pretrained:
         parser.error("--pretrained is missing: a checkpoint file, or one of the names that --list_checkpoints prints")
     return args
@@ -420,12 +424,12 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
     return words
 
 
-def _described(known: argparse.Namespace, script: Script) -> dict:
+def _described(checkpoint: Checkpoint | None, script: Script) -> dict:
     """What a checkpoint says of its own network, so that an evaluation need not repeat it."""
-    if script.training or not known.pretrained:
+    if script.training or checkpoint is None:
         return {}
     try:
-        return checkpoints.describe(known.pretrained)
+        return checkpoint.describe()
     except ValueError:
         return {}  # said again, with the right exit code, when it is loaded
 
@@ -462,7 +466,7 @@ def _print_lists(known: argparse.Namespace, script: Script) -> None:
                 print(f"{entry.name:32} {entry.dataset:9} {entry.system:13} {params:11,}")
     if known.list_checkpoints is not None:
         print(f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags")
-        for entry in checkpoints.list_checkpoints(known.list_checkpoints):
+        for entry in list_checkpoints(known.list_checkpoints):
             if entry.dataset in networks:
                 flags = " ".join(f"--{name}={value}" for name, value in entry.flags.items())
                 error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
@@ -514,5 +518,6 @@ def _plain(value: object) -> str:
 
 def all_flags(args: argparse.Namespace) -> dict:
     """Every resolved flag of a command as one flat dictionary of plain values."""
-    common = {key: value for key, value in vars(args).items() if key not in ("model_flags", "objective_flags")}
+    others = ("model_flags", "objective_flags", "checkpoint")
+    common = {key: value for key, value in vars(args).items() if key not in others}
     return common | args.model_flags | args.objective_flags

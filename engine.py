@@ -22,7 +22,7 @@ import utils
 from dataloader import Data
 from models import profile
 from models.adaptive import AdaptiveModel, Objective, Point, bare, top_hits
-from models.checkpoints import Loaded
+from models.checkpoints import Checkpoint, training_content
 from utils import Run, Stopped, UserError, say
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -222,7 +222,7 @@ def fit(
     run: Run,
     recipe: Recipe,
     device: torch.device,
-    start: Loaded | None = None,
+    start: Checkpoint | None = None,
 ) -> None:
     """Train; judge, record and save after every epoch; continue where `run.checkpoint` stopped.
 
@@ -242,7 +242,7 @@ def fit(
         say(f"resuming {run.folder} after epoch {trainer.epoch}, step {trainer.step}")
     else:
         trainer.epoch = recipe.starting_epoch
-        trainer.begin_epoch(start.content.get("optimizer_state_dict") if start else None)
+        trainer.begin_epoch(start.optimizer if start else None)
     # what was best in another folder is not here to be judged at the end
     trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
     with run.stoppable():
@@ -532,24 +532,18 @@ class Trainer:
         }
         if self.average is not None:
             training["raw_weights"] = self.model.state_dict()
-        return {
-            "net_state_dict": self.judged.state_dict(),
-            "optimizer_state_dict": optimizer,
-            "acc": torch.tensor(top1),
-            "epoch": self.epoch,
-            "training": training,
-        }
+        return training_content(self.judged.state_dict(), optimizer, top1, training)
 
-    def resume(self, content: dict) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Continue where a checkpoint stopped; on a CPU the run ends with the same bits as an uninterrupted one."""
-        training = content["training"]
+        training = checkpoint.training
         if self.average is not None:
-            self.average.load_state_dict(content["net_state_dict"])
-        self.model.load_state_dict(training.get("raw_weights", content["net_state_dict"]))
+            self.average.load_state_dict(checkpoint.weights)
+        self.model.load_state_dict(training.get("raw_weights", checkpoint.weights))
         self.epoch, self.step, self.best = training["epoch"], training["step"], dict(training["best"])
         self.objective.load_state_dict(training["objective"], self.device)
         self.scaler.load_state_dict(training["scaler"])
-        self.begin_epoch(content["optimizer_state_dict"])
+        self.begin_epoch(checkpoint.optimizer)
         utils.restore_rng_state(training["rng"])
 
 

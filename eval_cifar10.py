@@ -13,7 +13,6 @@ import cli
 import dataloader
 import evaluation
 import utils
-from models import checkpoints, create_model, load_checkpoint
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=False)
 
@@ -21,20 +20,19 @@ SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = utils.start_device(args.visible_device)
-    model = create_model(args.model, args.dataset, **args.model_flags)
-    model = checkpoints.sub_network(model, args.pretrained)
-    loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
-    utils.say(f"{loaded.path}: {loaded.format}")
-    options = dict(valid=checkpoints.held_out(args.pretrained), mean=args.mean, std=args.std, seed=args.seed)
+    checkpoint = args.checkpoint
+    model = checkpoint.build(args.model, args.dataset, **args.model_flags)
+    utils.say(f"{checkpoint.path}: {checkpoint.format}")
+    options = dict(valid=checkpoint.held_out, mean=args.mean, std=args.std, seed=args.seed)
     load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)
-        names = dataloader.class_names(args.dataset, stored=checkpoints.training_of(loaded.content).get("classes"))
-        evaluation.predict(model, images, names, load, args, loaded.path)
+        names = dataloader.class_names(args.dataset, stored=checkpoint.classes)
+        evaluation.predict(model, images, names, load, args, checkpoint)
     elif args.export:
-        evaluation.write_export(model, (3, 32, 32), load, args, device, loaded.path)
+        evaluation.write_export(model, (3, 32, 32), load, args, device, checkpoint)
     else:
-        evaluation.judge(model, load, args, device, loaded.path)
+        evaluation.judge(model, load, args, device, checkpoint)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import cli
 import dataloader
 import evaluation
 import utils
-from models import checkpoints, create_model, load_checkpoint
 
 SCRIPT = cli.Script(
     __doc__,
@@ -27,6 +26,7 @@ SCRIPT = cli.Script(
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = utils.start_device(args.visible_device)
+    checkpoint = args.checkpoint
     load = partial(
         dataloader.imagefolder,
         args.dataset_path,
@@ -36,29 +36,26 @@ def main(argv=None):
         resize=args.resize,
         crop=args.crop,
         train=False,
-        valid=checkpoints.held_out(args.pretrained),
+        valid=checkpoint.held_out,
         seed=args.seed,
         mean=args.mean,
         std=args.std,
     )
     if args.image or args.export:  # without images of the data set the file says how many classes there are
-        stored = checkpoints.describe(args.pretrained).get("classes")
-        names = dataloader.class_names(args.dataset, args.dataset_path, stored)
+        names = dataloader.class_names(args.dataset, args.dataset_path, checkpoint.classes)
     else:
         data = load()
         names = data.classes
-    model = create_model(args.model, args.dataset, len(names), **args.model_flags)
-    model = checkpoints.sub_network(model, args.pretrained)
-    loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
-    utils.say(f"{loaded.path}: {loaded.format}")
+    model = checkpoint.build(args.model, args.dataset, len(names), **args.model_flags)
+    utils.say(f"{checkpoint.path}: {checkpoint.format}")
     if args.image:
         sizes = args.resize, args.crop
         images = dataloader.image_files(args.image, args.dataset, device, *sizes, args.mean, args.std)
-        evaluation.predict(model, images, names, load, args, loaded.path)
+        evaluation.predict(model, images, names, load, args, checkpoint)
     elif args.export:
-        evaluation.write_export(model, (3, args.crop, args.crop), load, args, device, loaded.path)
+        evaluation.write_export(model, (3, args.crop, args.crop), load, args, device, checkpoint)
     else:
-        evaluation.judge(model, lambda: data, args, device, loaded.path)
+        evaluation.judge(model, lambda: data, args, device, checkpoint)
 
 
 if __name__ == "__main__":

@@ -14,26 +14,27 @@ import cli
 import engine
 import utils
 from dataloader import Data
-from models import checkpoints, profile
+from models import profile
 from models.adaptive import AdaptiveModel, Point
+from models.checkpoints import Checkpoint, extracted_content
 from models.deploy import export
 from models.query_table import Budget, QueryTable
 from report import latency_head, latency_note, latency_text, write
 
 
-def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, path: Path) -> None:
+def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, checkpoint: Checkpoint) -> None:
     """Judge a network as the flags of an evaluation script ask; print the authors' lines, write what `write` writes.
 
     Args:
         load: gives the data set; called when everything typed is known to be right.
-        path: the file of the weights; what has to be prepared for them is kept beside it.
+        checkpoint: the file of the weights; what has to be prepared for them is kept beside it.
     """
     points = _named_points(model, args)
     if args.extract:
         model.blank(args.extract[0])  # raises where there is nothing to extract
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
-    checkpoints.load_prepared(model, path)
+    checkpoint.load_prepared(model)
     folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
     for file in (args.query_table, args.extract and args.extract[1]):
         if file:
@@ -50,7 +51,7 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
     rows = engine.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
     if utils.rank() != 0:
         return
-    checkpoints.save_prepared(model, path)
+    checkpoint.save_prepared(model)
     table = QueryTable.of(model, rows)
     main = model.main.name
     if budget and not within:
@@ -68,11 +69,9 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
         print(f"written: {args.query_table}")
     if args.extract:
         point, file = args.extract
-        content = whole.extract(point).content()
         own = ("dataset", "mean", "std", "resize", "crop")
-        content["extracted"]["data"] = {key: getattr(args, key) for key in own if hasattr(args, key)}
-        content["extracted"]["data"]["classes"] = list(data.classes)
-        utils.write_tensors(file, content)
+        images = {key: getattr(args, key) for key in own if hasattr(args, key)} | {"classes": list(data.classes)}
+        utils.write_tensors(file, extracted_content(whole, point, images))
         print(f"written: {file}, the network of point {point} alone")
 
 
@@ -130,7 +129,7 @@ def predict(
     names: Sequence[str],
     load: Callable[[], Data],
     args,
-    path: Path,
+    checkpoint: Checkpoint,
 ) -> None:
     """Print what a network takes each file of `args.image` for, at the points of --point, and what the image cost.
 
@@ -138,11 +137,11 @@ def predict(
         images: (N, 3, H, W), normalised, on the device to run on.
         names: of the classes.
         load: gives the data set; called only where a point needs to be prepared.
-        path: as for `judge`.
+        checkpoint: as for `judge`.
     """
     points = _named_points(model, args) or [model.main]
     model = _folded(model, args, images.device)
-    points = _ready(model, points, load, images.device, path)
+    points = _ready(model, points, load, images.device, checkpoint)
     spent: dict[Point, list[int]] = {point: [] for point in points}
     with profile.evaluating(model), engine.autocast(images.device, args.amp):
         for file, image in zip(args.image, images, strict=True):
@@ -172,29 +171,38 @@ def _cost(model: AdaptiveModel, point: Point, macs: int, shape: Sequence[int]) -
 
 
 def _ready(
-    model: AdaptiveModel, points: Sequence[Point], load: Callable[[], Data], device: torch.device, path: Path
+    model: AdaptiveModel,
+    points: Sequence[Point],
+    load: Callable[[], Data],
+    device: torch.device,
+    checkpoint: Checkpoint,
 ) -> Sequence[Point]:
     """Bring a network onto its device and prepare points, with images of the data set only where they need some."""
     model.to(device, memory_format=torch.channels_last)
-    checkpoints.load_prepared(model, path)
+    checkpoint.load_prepared(model)
 
     def held_out():
         yield from model.preparation(load())
 
     with profile.evaluating(model):
         points = model.prepare(tuple(points), held_out())
-    checkpoints.save_prepared(model, path)
+    checkpoint.save_prepared(model)
     return points
 
 
 def write_export(
-    model: AdaptiveModel, shape: Sequence[int], load: Callable[[], Data], args, device: torch.device, path: Path
+    model: AdaptiveModel,
+    shape: Sequence[int],
+    load: Callable[[], Data],
+    args,
+    device: torch.device,
+    checkpoint: Checkpoint,
 ) -> None:
     """Write a network at the point --point as --export says; print how well and how fast the file does the same.
 
     Args:
         shape: (channels, height, width) of an image.
-        load, path: as for `predict`.
+        load, checkpoint: as for `predict`.
     """
     form, file = args.export
     export.check_packages(form)
@@ -204,7 +212,7 @@ def write_export(
             f"at the point {model.main} each image decides what runs, which no fixed graph holds: writing {point}"
         )
     utils.make_folder(Path(file).parent, "--export")
-    (point,) = _ready(model, [point], load, device, path)
+    (point,) = _ready(model, [point], load, device, checkpoint)
     if utils.rank() != 0:
         return
     model.cpu().eval()

@@ -7,11 +7,9 @@ REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. `torch
 `torch.hub.help` the flags of one. Whatever can be called here and does not begin with an underscore is a network.
 """
 
+from models import Checkpoint as _Checkpoint
 from models import create_model as _create_model
 from models import list_models as _list_models
-from models import load_checkpoint as _load_checkpoint
-from models.checkpoints import describe as _describe
-from models.checkpoints import sub_network as _sub_network
 
 dependencies = ["torch", "tqdm"]
 
@@ -20,16 +18,9 @@ def _door(name, entries):
     """The function that builds the network `name`, which is registered for one data set or several."""
 
     def build(dataset=None, num_classes=None, pretrained=None, cache=None, **flags):
-        described = _describe(pretrained) if pretrained else {}
-        told = described if described.get("model") == name else {}
-        dataset = dataset or told.get("dataset") or entries[0].dataset
-        known = {flag.name for entry in entries for flag in entry.model_flags()}
-        flags = {flag: value for flag, value in told.items() if flag in known} | flags
-        model = _create_model(name, dataset, num_classes or len(described.get("classes", ())), **flags)
         if pretrained:
-            model = _sub_network(model, pretrained)
-            _load_checkpoint(model, pretrained, dataset, cache)
-        return model
+            return _Checkpoint.open(pretrained, dataset, cache).build(name, dataset, num_classes, **flags)
+        return _create_model(name, dataset or entries[0].dataset, num_classes, **flags)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = _help(entries)

@@ -27,7 +27,7 @@ import tables
 import utils
 from dataloader import Data
 from engine import Row
-from models import checkpoints, load_checkpoint, profile
+from models import Checkpoint, profile
 from models.adaptive import AdaptiveModel
 from pictures import COSTS, Curve, frontier, label, picture
 from tables import load_run
@@ -37,13 +37,13 @@ from tables import load_run
 
 def of_run(model: AdaptiveModel, data: Data, run: utils.Run) -> None:
     """Judge a finished run's best checkpoint at all points, and write what `write` writes into its folder."""
-    best = run.folder / "best.pth"
+    best = Checkpoint.open(run.folder / "best.pth")
     if utils.rank() == 0:
-        load_checkpoint(model, best)
+        best.load_into(model)
     engine.spread(model)
     rows = engine.evaluate(model, data.test, None, data, run.flags["amp"], (1, 64))
     if utils.rank() == 0:
-        checkpoints.save_prepared(model, best)
+        best.save_prepared(model)
         write(rows, run.folder, run.flags, data, model, run.code)
 
 

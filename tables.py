@@ -16,7 +16,7 @@ import torch
 
 import cli
 import utils
-from models import checkpoints, create_model, profile, registry
+from models import create_model, profile, published, registry
 from models.adaptive import AdaptiveModel
 from pictures import COLOURS, MARKERS, Curve, figure_file, frontier, picture
 from utils import UserError
@@ -142,7 +142,7 @@ def evaluations(row: Published) -> list[tuple[dict, dict]]:
 def authors_name(record: dict) -> str | None:
     """The published checkpoint that an evaluation judged, as it was typed; None where the weights were trained here."""
     given = str(record["flags"].get("pretrained"))
-    return given if checkpoints.find(given) and "epochs" not in record["flags"] else None
+    return given if published.find(given) and "epochs" not in record["flags"] else None
 
 
 def measured(row: Published) -> str:

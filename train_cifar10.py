@@ -11,7 +11,7 @@ import dataloader
 import engine
 import report
 import utils
-from models import create_model, create_objective, load_checkpoint, registry
+from models import create_model, create_objective, registry
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=True)
 
@@ -22,11 +22,12 @@ def main(argv=None):
     utils.seed_everything(args.seed, args.deterministic)
     model = create_model(args.model, args.dataset, **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
-    start = load_checkpoint(model, args.pretrained, args.dataset, args.cache) if args.pretrained else None
+    if args.checkpoint:
+        args.checkpoint.load_into(model)
     data = load_data(args, device)
     run = utils.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
     utils.say(f"{args.model} on {data.source}; {utils.device_name()}; run in {run.folder}")
-    engine.fit(model, objective, data, run, engine.Recipe.of(args), device, start)
+    engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
     report.of_run(model, data, run)
 
 

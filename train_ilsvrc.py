@@ -11,7 +11,7 @@ import dataloader
 import engine
 import report
 import utils
-from models import create_model, create_objective, load_checkpoint
+from models import create_model, create_objective
 
 SCRIPT = cli.Script(
     __doc__,
@@ -44,12 +44,11 @@ def main(argv=None):
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
-    start = None
-    if args.pretrained:
-        start = load_checkpoint(model, args.pretrained, args.dataset, args.cache, args.new_head)
+    if args.checkpoint:
+        args.checkpoint.load_into(model, args.new_head)
     run = utils.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
     utils.say(f"{args.model} on {data.source}; {utils.device_name()}; run in {run.folder}")
-    engine.fit(model, objective, data, run, engine.Recipe.of(args), device, start)
+    engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
     report.of_run(model, data, run)
 
 

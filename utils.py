@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from models import checkpoints, profile
+from models import Checkpoint, profile
 
 
 class UserError(ValueError):
@@ -230,7 +230,7 @@ class Run:
         if rank() == 0:
             self._lock_file.close()
 
-    def _find_checkpoint(self, resume: str | None) -> dict | None:
+    def _find_checkpoint(self, resume: str | None) -> Checkpoint | None:
         last, previous = self.folder / "last.pth", self.folder / "previous.pth"
         if resume is None:
             if last.exists() or previous.exists():
@@ -246,8 +246,8 @@ class Run:
                     raise UserError(f"{path} is a folder; name the file in it, such as {path / 'last.pth'}")
                 if not path.is_file():
                     raise UserError(f"there is no checkpoint {path} to resume from")
-                content = checkpoints.read(path)
-                if not isinstance(content.get("training"), dict):
+                checkpoint = Checkpoint.open(path)
+                if not checkpoint.training:
                     raise UserError(
                         f"{path} was not written by this project's training; start from it with --pretrained"
                     )
@@ -256,19 +256,19 @@ class Run:
                     raise UserError(str(error)) from error
                 say(f"{error}; using {candidates[i + 1]} instead")
                 continue
-            self._compare_flags(content["training"]["flags"], path)
+            self._compare_flags(checkpoint.training["flags"], path)
             if resume != "auto":
                 self._compare_with_folder((last, previous))
-            return content
+            return checkpoint
         return None
 
     def _compare_with_folder(self, files: Iterable[Path]) -> None:
         """Leave a folder alone that holds another run than this one."""
         for path in files:
-            flags = None
+            flags = {}
             with contextlib.suppress(ValueError, OSError):  # what cannot be read cannot be lost
-                flags = checkpoints.training_of(checkpoints.read(path, weights=False)).get("flags")
-            if flags is not None:
+                flags = Checkpoint.open(path).describe()
+            if flags:
                 self._compare_flags(flags, path)
 
     def _compare_flags(self, saved: dict, path: Path) -> None:
@@ -312,7 +312,7 @@ class Run:
         path = self.folder / "log.jsonl"
         if not path.exists():
             return
-        done = self.checkpoint["training"]["epoch"] if self.checkpoint else 0
+        done = self.checkpoint.training["epoch"] if self.checkpoint else 0
         kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= done]
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,22 @@ def resize(images: Tensor, side: int | None) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=True)
 
 
+@dataclass(frozen=True)
+class BuiltAs:
+    """What `create_model` was asked for, so that files and query tables can say whose they are.
+
+    Args:
+        model, dataset: the key in the registry.
+        flags: those that were given; the others have their defaults.
+        num_classes: of the classifier.
+    """
+
+    model: str
+    dataset: str
+    flags: Mapping[str, object]
+    num_classes: int
+
+
 class AdaptiveModel(nn.Module):
     """A network that can be run at one or several points.
 
@@ -60,6 +76,8 @@ class AdaptiveModel(nn.Module):
     """
 
     points: tuple[Point, ...] = (FULL,)
+    #: how `create_model` built it, or the network that it was extracted from; None for one that was built by hand
+    built_as: BuiltAs | None = None
     #: flags of its builder that choose points and change no weight: a query table serves whatever they are
     point_flags: frozenset[str] = frozenset()
     #: of a folded copy: which forms were chosen and why, in words

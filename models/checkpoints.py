@@ -1,276 +1,231 @@
-"""Checkpoints: those that authors published, by name, and any file that holds a network's weights.
+"""Checkpoints: what a file says of its network, the network built from it, and what such files hold.
 
-A file is always read with `weights_only=True`: nothing in it is executed.
+A file of ours is a dictionary, written by `torch.save`:
+
+    net_state_dict          the weights
+    optimizer_state_dict    } of a training run: with the weights the four keys of the authors' files,
+    acc, epoch              } which their code can load
+    training                of a training run: what it needs to go on (epoch, step, best, objective, scaler, rng and,
+                            where net_state_dict is an average, raw_weights), its flags, the names of its classes,
+                            and valid_index, the positions of the images that it held out
+    extracted               of a sub-network: model, dataset, num_classes and flags of the whole network, the name of
+                            the point, and under data how its images are to be loaded and the names of their classes
+
+Of the files of others the weights are recognised. All are read with `weights_only=True`: nothing in them is executed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import difflib
-import fnmatch
-import hashlib
 import io
 import os
 import pickle
 import struct
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from models import registry
-from models.adaptive import AdaptiveModel, bare
+from models import published, registry
+from models.adaptive import AdaptiveModel, Point, bare
+from models.state_dicts import load_state
 
-#: what torch raises for a file that it cannot read, depending on where it ends
+#: what torch and zipfile raise for a file that they cannot read, depending on where it is damaged
 DAMAGE = (
-    *(RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
-    *(struct.error, zipfile.BadZipFile),
+    *(ValueError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
 )
-#: where a file may keep its state dict, and what such files are called in messages
+#: where a file may keep its weights, and what such files are called in messages
 FORMATS = {"net_state_dict": "Net_RL2", "state_dict": "ImageNet example", "model": "torchvision reference"}
 
 
-@dataclass(frozen=True)
-class Published:
-    """A checkpoint that authors released.
+class Checkpoint:
+    """A file that holds a network's weights, or a released one that is downloaded when it is needed.
 
-    Args:
-        name: the row's name in their tables; `ResNet56-S16U1*` may also be typed `ResNet56-S16U1-Double`.
-        model, dataset, flags: what `create_model` needs to build its network.
-        url: direct address, or "drive:<id>" for a file on Google Drive.
-        file: name under which it is kept.
-        size, sha256: of the file, None where nobody has recorded them.
-        top1_error: published, in percent.
-        note: what a user should know before trusting it.
+    The file is read when something is first asked of it, and only once. Its tensors stay on disk until the weights are
+    asked for; then the checksums of the whole file are verified, once too. Whatever is asked of a file that is missing,
+    damaged, or holds more than weights raises a ValueError that says so.
     """
 
-    name: str
-    model: str
-    dataset: str
-    url: str
-    file: str
-    flags: Mapping[str, object] = field(default_factory=dict)
-    size: int | None = None
-    sha256: str | None = None
-    top1_error: float | None = None
-    note: str = ""
+    def __init__(
+        self,
+        source: str | os.PathLike,
+        entry: published.PublishedCheckpoint | None = None,
+        cache: str | os.PathLike | None = None,
+    ):
+        self._source, self._entry, self._cache = Path(source), entry, cache
+
+    @classmethod
+    def open(
+        cls, source: str | os.PathLike, dataset: str | None = None, cache: str | os.PathLike | None = None
+    ) -> Checkpoint:
+        """The checkpoint behind a path or a name that `list_checkpoints` gives. Reads nothing yet.
+
+        Args:
+            dataset: prefers that dataset's file where a name exists for several.
+            cache: folder for downloads; by default that of torch.hub.
+        """
+        return cls(source, None if os.path.isfile(source) else published.find(str(source), dataset), cache)
+
+    @cached_property
+    def path(self) -> Path:
+        """The file, which is downloaded first where it is a released one. Raises ValueError where there is none."""
+        path = self._source
+        if self._entry:
+            return published.fetch(self._entry, self._cache)
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name the checkpoint file in it, such as {path / 'best.pth'}")
+        names = {entry.typed.lower(): entry.typed for entry in published.list_checkpoints()}
+        close = [names[match] for match in difflib.get_close_matches(path.name.lower(), names, n=3)]
+        hint = f"; did you mean {', '.join(close)}?" if close else " (--list_checkpoints shows those)"
+        raise ValueError(f"{path} is neither a file nor the name of a published checkpoint{hint}")
+
+    @cached_property
+    def _content(self) -> dict:
+        """All that the file holds; nobody has verified its tensors."""
+        return _read(self.path, mapped=True)
+
+    @cached_property
+    def _verified(self) -> dict:
+        """All that the file holds, undamaged."""
+        content = self._content
+        _verify_checksums(self.path)
+        return content
+
+    def _part(self, key: str) -> dict:
+        """What a file of ours keeps under `training` or `extracted`; empty for the files of others."""
+        part = None if self._entry else self._content.get(key)
+        return part if isinstance(part, dict) else {}
+
+    # What it is
+
+    def describe(self) -> dict[str, object]:
+        """`model`, `dataset` and the flags of the network and of its images; empty where nothing says.
+
+        Nothing is downloaded for it, and no weights are read.
+        """
+        if self._entry:
+            return {"model": self._entry.model, "dataset": self._entry.dataset, **self._entry.flags}
+        if extracted := self._part("extracted"):
+            images = {key: value for key, value in extracted.get("data", {}).items() if key != "classes"}
+            return {"model": extracted["model"], "dataset": extracted["dataset"], **extracted["flags"], **images}
+        return dict(self._part("training").get("flags", {}))
 
     @property
-    def typed(self) -> str:
-        """The name in a spelling that no shell expands."""
-        return self.name.replace("*", "-Double")
+    def classes(self) -> list[str] | None:
+        """Names of the classes that the network tells apart, by label; None where nothing says."""
+        return self._part("extracted").get("data", {}).get("classes") or self._part("training").get("classes")
 
     @property
-    def link(self) -> str:
-        """The address to open in a browser."""
-        kind, _, drive_id = self.url.partition(":")
-        return f"https://drive.google.com/file/d/{drive_id}/view" if kind == "drive" else self.url
+    def held_out(self) -> Tensor | int:
+        """Positions of the training images that the run behind the file held out; 0 where it held none."""
+        index = self._part("training").get("valid_index")
+        return 0 if index is None else self._verified["training"]["valid_index"].clone()
 
+    @property
+    def format(self) -> str:
+        """Which kind of file it was recognised as, in words."""
+        return self._recognised[1]
 
-@dataclass(frozen=True)
-class Loaded:
-    """What a checkpoint file held beside the weights, and how it was recognised."""
+    # Its network
 
-    path: Path
-    format: str
-    content: dict
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict, on the CPU and without wrappers' prefixes. Its tensors lie in the file: copy what is kept."""
+        return self._recognised[0]
 
+    @cached_property
+    def _recognised(self) -> tuple[dict[str, Tensor], str]:
+        """The weights, and the name of the format."""
+        content = self._verified
+        key = next((key for key in FORMATS if isinstance(content.get(key), dict)), None)
+        ours = self._part("training") or self._part("extracted")
+        form = f"{'this project' if ours else FORMATS[key]} ({key})" if key else "bare state dict"
+        state = content[key] if key else content
+        state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        if not state:
+            raise ValueError(f"{self.path} holds no weights: no {', '.join(FORMATS)} or bare tensors in it")
+        for prefix in ("module.", "_orig_mod."):
+            if all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): value for name, value in state.items()}
+        return state, form
 
-_published: list[Published] = []
+    def build(
+        self, model: str | None = None, dataset: str | None = None, num_classes: int | None = None, **flags
+    ) -> AdaptiveModel:
+        """The network of this file with its weights: the whole one, or the sub-network that `--extract` wrote.
 
+        Args:
+            model, dataset, num_classes, **flags: as for `create_model`; what is left out is what the file says.
 
-def publish(**entry) -> None:
-    """Add a released checkpoint; arguments as in `Published`."""
-    _published.append(Published(**entry))
+        Raises:
+            ValueError: the file is of another network, or nothing says of which.
+        """
+        described = self.describe()
+        model = model or described.get("model")
+        if model is None:
+            raise ValueError(f"{self.path} does not say which network it is of: give the name of its model")
+        own = described if described.get("model") == model else {}
+        dataset = dataset or own.get("dataset") or _first_dataset(model)
+        if num_classes is None and described.get("dataset", dataset) == dataset:
+            num_classes = len(self.classes or ()) or self._part("extracted").get("num_classes")
+        known = {flag.name for flag in registry.entry(model, dataset).model_flags()}
+        flags = {name: value for name, value in own.items() if name in known} | flags
+        network = registry.create_model(model, dataset, num_classes, **flags)
+        if extracted := self._part("extracted"):
+            network = network.blank(extracted["point"])
+        self.load_into(network)
+        return network
 
+    def load_into(self, model: torch.nn.Module, new_head: bool = False) -> None:
+        """Load the weights into a network, which may be wrapped; arguments and errors as of `load_state`."""
+        load_state(bare(model), self.weights, self.path, new_head)
 
-def list_checkpoints(pattern: str = "*", dataset: str | None = None) -> list[Published]:
-    """Released checkpoints whose name or model matches a shell pattern, for one dataset or all."""
-    registry.entries()  # imports the families, which publish theirs
-    pattern = pattern.lower()
-    return [
-        p
-        for p in _published
-        if dataset in (None, p.dataset)
-        and any(fnmatch.fnmatchcase(text.lower(), pattern) for text in (p.name, p.typed, p.model))
-    ]
+    # What a run needs to go on
 
+    @cached_property
+    def training(self) -> dict:
+        """What a training run keeps to go on from here, in memory; empty for files of others."""
+        return copy.deepcopy(self._verified["training"]) if self._part("training") else {}
 
-def find(name: str, dataset: str | None = None) -> Published | None:
-    """The released checkpoint called `name`, or None."""
-    for entry in list_checkpoints(dataset=dataset):
-        if name.lower() in (entry.name.lower(), entry.typed.lower()):
-            return entry
-    return None
+    @property
+    def optimizer(self) -> dict | None:
+        """The state dict of the optimizer, in memory; None where the file has none."""
+        return copy.deepcopy(self._verified.get("optimizer_state_dict"))
 
+    # What an evaluation prepared for these weights
 
-def fetch(entry: Published, cache: str | os.PathLike | None = None) -> Path:
-    """Download a released checkpoint once and verify it.
+    @property
+    def _prepared_file(self) -> Path:
+        return self.path.with_name(self.path.name + ".prepared")
 
-    Args:
-        cache: folder for the files; by default that of torch.hub, which `TORCH_HOME` moves.
+    def load_prepared(self, model: AdaptiveModel) -> None:
+        """Take up what an earlier evaluation prepared for these weights, from the file beside theirs."""
+        if self._prepared_file.is_file():
+            with contextlib.suppress(ValueError):  # a damaged one is found anew
+                state = _read(self._prepared_file)
+                _verify_checksums(self._prepared_file)
+                model.load_prepared_state(state)
 
-    Raises:
-        ValueError: it could not be fetched or is not the recorded file; the message says where to put it by hand.
-    """
-    path = Path(cache or Path(torch.hub.get_dir()) / "checkpoints") / entry.file
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(path.suffix + ".part")
-        try:
-            _download(entry, part)
-            _verify(part, entry)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"could not download {entry.typed} ({error}); open {entry.link} in a browser and save it as {path}"
-            ) from error
-        os.replace(part, path)
-    _verify(path, entry)
-    return path
-
-
-def _download(entry: Published, part: Path) -> None:
-    if entry.url.startswith("drive:"):
-        try:
-            import gdown
-        except ImportError:
-            raise ValueError("Google Drive needs the package gdown: python3 -m pip install gdown") from None
-        try:
-            done = gdown.download(id=entry.url.removeprefix("drive:"), output=str(part), resume=True)
-        except Exception as error:  # gdown raises its own classes for quota pages and private files
-            raise ValueError(str(error).partition("\n")[0]) from error
-        if done is None:
-            raise ValueError("Google Drive refused it")
-        return
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(entry.url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        resumed = response.status == 206
-        total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
-        with (
-            open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=total or None, initial=file.tell(), unit="B", unit_scale=True, desc=entry.typed) as bar,
-        ):
-            while block := response.read(1 << 16):
-                file.write(block)
-                bar.update(len(block))
-
-
-def _verify(path: Path, entry: Published) -> None:
-    size = path.stat().st_size
-    if entry.size is not None and size != entry.size:
-        path.unlink()
-        raise ValueError(f"{path} had {size} bytes instead of {entry.size} and was removed; try again")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if entry.sha256 is None:
-        print(f"{path.name}: sha256 {digest} (none recorded to compare with)")
-    elif digest != entry.sha256:
-        path.unlink()
-        raise ValueError(f"{path} was not the released file (sha256 {digest[:12]}...) and was removed; try again")
-
-
-def locate(source: str | os.PathLike, dataset: str | None = None, cache: str | os.PathLike | None = None) -> Path:
-    """The file behind a path or the name of a released checkpoint. Raises ValueError if there is none."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    entry = find(str(source), dataset) or find(str(source))
-    if entry:
-        return fetch(entry, cache)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the checkpoint file in it, such as {path / 'best.pth'}")
-    names = {p.typed.lower(): p.typed for p in list_checkpoints()}
-    close = [names[match] for match in difflib.get_close_matches(path.name.lower(), names, n=3)]
-    hint = f"; did you mean {', '.join(close)}?" if close else " (--list_checkpoints shows those)"
-    raise ValueError(f"{source} is neither a file nor the name of a published checkpoint{hint}")
-
-
-def read(path: str | os.PathLike, weights: bool = True) -> dict:
-    """Read a checkpoint file onto the CPU without running anything in it. Raises ValueError if it cannot be read.
-
-    Args:
-        weights: False for what is beside them: tensors then stay in the file, and nobody has checked them.
-    """
-    path = Path(path)
-    zipped = zipfile.is_zipfile(path)  # files of old PyTorch versions are not: they cannot be mapped or checked
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: the program that wrote it was interrupted; use another copy")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # holds flags only; torchvision's files have one
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and not weights)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
-        raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
-    except DAMAGE as error:
-        raise ValueError(f"{path} is truncated or no checkpoint: copy or download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    if zipped and weights:
-        with zipfile.ZipFile(path) as file:
-            part = file.testzip()  # torch.load does not look
-        if part is not None:
-            raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
-    return content
-
-
-def training_of(content: dict) -> dict:
-    """What this project's training keeps in its files; empty for those of others."""
-    training = content.get("training")
-    return training if isinstance(training, dict) else {}
-
-
-def describe(source: str | os.PathLike) -> dict:
-    """`model`, `dataset`, flags and, in newer files, `classes` (their names) of a file or released checkpoint.
-
-    Empty where nothing says. Raises ValueError where the file cannot be read.
-    """
-    if os.path.isfile(source):
-        content = read(source, weights=False)
-        if built := content.get("extracted"):
-            return {"model": built["model"], "dataset": built["dataset"], **built["flags"], **built.get("data", {})}
-        training = training_of(content)
-        names = {"classes": training["classes"]} if "classes" in training else {}
-        return {**training.get("flags", {}), **names}
-    published = find(str(source))
-    return {"model": published.model, "dataset": published.dataset, **published.flags} if published else {}
-
-
-def held_out(source: str | os.PathLike) -> Tensor | int:
-    """Positions of the training images that the run behind a file held out; 0 where it held none, or nothing says."""
-    index = training_of(read(source, weights=False)).get("valid_index") if os.path.isfile(source) else None
-    return 0 if index is None else index.clone()
-
-
-def state_dict_of(content: dict, path: str | os.PathLike = "the file") -> tuple[dict[str, Tensor], str]:
-    """The weights inside a file's content, without wrapper prefixes, and the name of the format recognised."""
-    for key, name in FORMATS.items():
-        if isinstance(content.get(key), dict):
-            origin = "this project" if "training" in content or "extracted" in content else name
-            state, form = content[key], f"{origin} ({key})"
-            break
-    else:
-        state, form = content, "bare state dict"
-    state = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f"{path} holds no weights: no {', '.join(FORMATS)} or bare tensors in it")
-    for prefix in ("module.", "_orig_mod."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state, form
-
-
-def sub_network(model: AdaptiveModel, source: str | os.PathLike) -> AdaptiveModel:
-    """The network whose weights a file holds: `model`, or one of its sub-networks where `--extract` wrote the file."""
-    extracted = read(source, weights=False).get("extracted") if os.path.isfile(source) else None
-    return model.blank(extracted["point"]) if extracted else model
+    def save_prepared(self, model: AdaptiveModel) -> None:
+        """Keep what an evaluation prepared in a file beside the weights, where it can be written."""
+        state, beside = model.prepared_state(), self._prepared_file
+        if state:
+            with contextlib.suppress(OSError):
+                memory = io.BytesIO()
+                torch.save(state, memory)
+                part = beside.with_suffix(f".{os.getpid()}.part")
+                part.write_bytes(memory.getbuffer())
+                os.replace(part, beside)
 
 
 def load_checkpoint(
@@ -279,118 +234,116 @@ def load_checkpoint(
     dataset: str | None = None,
     cache: str | os.PathLike | None = None,
     new_head: bool = False,
-) -> Loaded:
+) -> Checkpoint:
     """Load weights into a network from a file or from a released checkpoint.
 
-    Recognises `net_state_dict`, `state_dict`, `model` and bare state dicts, with or without `module.`; several names of
-    one shared tensor must agree, and may be given under one of them only.
+    Recognises `net_state_dict`, `state_dict`, `model` and bare state dicts, with or without `module.`.
 
     Args:
         source: a path, or a name that `list_checkpoints` gives.
-        dataset: prefers that dataset's file where a name exists for two.
-        cache: folder for downloads.
-        new_head: leave tensors as they are whose first dimension alone, the number of classes, is another in the file.
+        dataset: prefers that dataset's file where a name exists for several.
+        cache: folder for downloads; by default that of torch.hub.
+        new_head: as for `load_state`.
 
     Raises:
-        ValueError: the file cannot be read, or is of another network; the message lists missing, unexpected and
-            misshapen keys together.
+        ValueError: the file cannot be read, or is of another network.
     """
-    path = locate(source, dataset, cache)
-    content = read(path)
-    state, form = state_dict_of(content, path)
-    load_state(bare(model), state, path, new_head)
-    return Loaded(path, form, content)
+    checkpoint = Checkpoint.open(source, dataset, cache)
+    checkpoint.load_into(model, new_head)
+    return checkpoint
 
 
-def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.PathLike, new_head: bool = False) -> None:
-    """Load a state dict strictly, but for batch counters, which files of old PyTorch versions lack."""
-    own = model.state_dict(keep_vars=True)
-    state = _share(own, _rename_classifier(own, model.adapt_state_dict(state)), path)
-    if new_head:
-        heads = [key for key in state if key in own and _differ_in_classes(state[key], own[key])]
-        state |= {key: own[key].detach() for key in heads}
-        print(f"fresh weights for {', '.join(heads) or 'nothing'}, the rest from {path}")
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    misshapen = [
-        f"{key} {list(value.shape)} instead of {list(own[key].shape)}"
-        for key, value in state.items()
-        if key in own and value.shape != own[key].shape
-    ]
-    problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if keys
-    ]
-    if problems:
-        name = model.built_as[0] if hasattr(model, "built_as") else type(model).__name__
-        raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}{_owner(model, state)}")
-    model.load_state_dict(state, strict=False)
+# Contents of files
 
 
-def _owner(model: AdaptiveModel, state: dict[str, Tensor]) -> str:
-    """A hint at the network of like name that has exactly these keys, where there is one."""
+def training_content(weights: dict, optimizer: dict, top1: float, training: dict) -> dict:
+    """What the file of a training run holds.
 
-    def named(tensors):
-        return {key for key in tensors if not key.endswith("num_batches_tracked")}
-
-    if not hasattr(model, "built_as"):
-        return ""
-    name, dataset = model.built_as[:2]
-    for entry in registry.list_models(f"{name.partition('_')[0]}*", dataset):
-        with torch.device("meta"):
-            other = registry.create_model(entry.name, dataset)
-        if entry.name != name and named(other.state_dict()) == named(state):
-            return f"; it is one of {entry.name}: use --model={entry.name}"
-    return ""
-
-
-def _differ_in_classes(theirs: Tensor, ours: Tensor) -> bool:
-    return theirs.dim() > 0 and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours)
+    Args:
+        top1: the best so far, in percent.
+        training: what the run needs to go on; the module's docstring lists it.
+    """
+    return {
+        "net_state_dict": weights,
+        "optimizer_state_dict": optimizer,
+        "acc": torch.tensor(top1),
+        "epoch": training["epoch"],
+        "training": training,
+    }
 
 
-def _rename_classifier(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Many public ResNets call `linear` what others call `fc`."""
-    for ours, theirs in (("fc.", "linear."), ("linear.", "fc.")):
-        if f"{ours}weight" in own and f"{theirs}weight" in state and f"{ours}weight" not in state:
-            return {key.replace(theirs, ours) if key.startswith(theirs) else key: value for key, value in state.items()}
-    return state
+def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) -> dict:
+    """What the file of a point's sub-network holds, so that `Checkpoint.build` builds it again.
+
+    Args:
+        whole: a network made by `create_model`, ready to be run at the point.
+        images: flags of the images that it is for, and `classes`, their names.
+
+    Raises:
+        ValueError: there is nothing to extract, or nobody knows how the network was built.
+    """
+    built = whole.built_as
+    if built is None:
+        raise ValueError("only the sub-networks of what create_model built can be kept in a file")
+    return {
+        "extracted": {
+            "model": built.model,
+            "dataset": built.dataset,
+            "num_classes": built.num_classes,
+            "flags": dict(built.flags),
+            "point": whole.point(point).name,
+            "data": images,
+        },
+        "net_state_dict": whole.extract(point).state_dict(),
+    }
 
 
-def _share(own: dict[str, Tensor], state: dict[str, Tensor], path) -> dict[str, Tensor]:
-    """Give every name of a shared tensor the file's value. Raises ValueError where the file's copies differ."""
-    names: dict[int, list[str]] = {}
-    for key, tensor in own.items():
-        names.setdefault(id(tensor), []).append(key)
-    state = dict(state)
-    for shared in names.values():
-        given = [key for key in shared if key in state]
-        for key in given[1:]:
-            if not torch.equal(state[key], state[given[0]]):
-                raise ValueError(f"{path} gives two values to one shared tensor: {given[0]} and {key}")
-        state |= {key: state[given[0]] for key in shared if given}
-    return state
+# Reading
 
 
-def load_prepared(model: AdaptiveModel, path: Path) -> None:
-    """Take up what an earlier evaluation prepared for these weights, from the file beside theirs."""
-    beside = _prepared_file(path)
-    if beside.is_file():
-        with contextlib.suppress(ValueError):  # a damaged one is found anew
-            model.load_prepared_state(read(beside))
+def _read(path: Path, mapped: bool = False) -> dict:
+    """Read a file onto the CPU without running anything in it. Raises ValueError where it cannot be read.
+
+    Args:
+        mapped: leave the tensors in the file until they are used.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty: the program that wrote it was interrupted; use another copy")
+    with (
+        _explaining_damage(path),
+        torch.serialization.safe_globals([argparse.Namespace]),
+    ):  # torchvision's files have one
+        # files of old PyTorch versions are no zip archives, and cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    return content
 
 
-def save_prepared(model: AdaptiveModel, path: Path) -> None:
-    """Keep what an evaluation prepared in a file beside the weights; where that cannot be written it is not kept."""
-    state, beside = model.prepared_state(), _prepared_file(path)
-    if state:
-        with contextlib.suppress(OSError):
-            memory = io.BytesIO()
-            torch.save(state, memory)
-            part = beside.with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(memory.getbuffer())
-            os.replace(part, beside)
+def _verify_checksums(path: Path) -> None:
+    """Raises ValueError where a part of the file is damaged; torch.load does not look."""
+    part = None
+    with _explaining_damage(path):
+        if zipfile.is_zipfile(path):  # others have no checksums
+            with zipfile.ZipFile(path) as file:
+                part = file.testzip()
+    if part is not None:
+        raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
 
 
-def _prepared_file(path: Path) -> Path:
-    return path.with_name(path.name + ".prepared")
+@contextlib.contextmanager
+def _explaining_damage(path: Path) -> Iterator[None]:
+    """Turn what readers raise for a file into a ValueError of one sentence."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
+        raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
+    except DAMAGE as error:
+        raise ValueError(f"{path} is truncated or no checkpoint: copy or download it again") from error
+
+
+def _first_dataset(model: str) -> str:
+    """The first dataset that a network is registered for; that of an unknown network is looked up in vain."""
+    return next((entry.dataset for entry in registry.entries() if entry.name == model), "cifar10")

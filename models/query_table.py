@@ -89,7 +89,8 @@ class QueryTable:
             Measured(row.point, row.macs, row.top1, time and 1e3 * time.median)
             for row, time in zip(rows, times, strict=True)
         ]
-        return cls(model.built_as[:3], measured, conditions)
+        built = model.built_as
+        return cls((built.model, built.dataset, dict(built.flags)), measured, conditions)
 
     def best(self, unit: str = "macs") -> list[Measured]:
         """Rows that some budget returns, the most expensive first; accuracy falls strictly down the list."""
@@ -122,9 +123,10 @@ class QueryTable:
     def check(self, model: AdaptiveModel) -> None:
         """Raises ValueError where the table is of another network than `model`."""
         name, dataset, flags = self.network
-        flags, own = _plain(flags), _plain(model.built_as[2])
+        built = model.built_as
+        flags, own = _plain(flags), _plain(dict(built.flags))
         others = {key for key in flags.keys() | own.keys() if flags.get(key) != own.get(key)} - model.point_flags
-        if (name, dataset) != model.built_as[:2] or others:
+        if (name, dataset) != (built.model, built.dataset) or others:
             theirs = " ".join(f"--{key} {flags.get(key)}" for key in flags if key in others)
             raise ValueError(
                 f"the query table is of {name} on {dataset} {theirs}".rstrip()

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import models
-from models.adaptive import AdaptiveModel, CrossEntropy, Objective, UsageError
+from models.adaptive import AdaptiveModel, BuiltAs, CrossEntropy, Objective, UsageError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "ilsvrc": 1000}
 #: data sets whose networks are those of another data set
@@ -151,11 +151,12 @@ def create_model(name: str, dataset: str = "cifar10", num_classes: int | None = 
     """
     found = entry(name, dataset)
     _check(found.name, flags, found.model_flags())
+    num_classes = num_classes or NUM_CLASSES[found.dataset]
     try:
-        model = found.builder(num_classes=num_classes or NUM_CLASSES[found.dataset], **found.preset, **flags)
+        model = found.builder(num_classes=num_classes, **found.preset, **flags)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    model.built_as = (found.name, found.dataset, flags)
+    model.built_as = BuiltAs(found.name, found.dataset, flags, num_classes)
     return model
 
 

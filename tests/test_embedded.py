@@ -13,11 +13,11 @@ import cli
 import tables
 import train_cifar10
 import train_ilsvrc
-from models import create_model, create_objective, load_checkpoint, profile
-from models.checkpoints import load_state
+from models import Checkpoint, create_model, create_objective, load_checkpoint, profile
+from models.checkpoints import extracted_content
 from models.embedded import objective as objectives
-from models.embedded.network import load_extracted
 from models.registry import UsageError, list_models
+from models.state_dicts import load_state
 from tests.parity import check, fill
 
 EVALUATED = [name for name in check.names("embedded") if name.endswith("_eval")]
@@ -100,11 +100,11 @@ class Step:
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        self.objective = create_objective(fixture["model"], self.model.built_as[1], **flags)
+        self.objective = create_objective(fixture["model"], self.model.built_as.dataset, **flags)
         self.phase = self.objective.begin_epoch(self.model, epoch)
         input_shape = fixture["input"]["shape"]
-        classes = 1000 if self.model.built_as[1] == "ilsvrc" else fixture["args"].get("num_classes")
-        classes = classes or (100 if self.model.built_as[1] == "cifar100" else 10)
+        classes = 1000 if self.model.built_as.dataset == "ilsvrc" else fixture["args"].get("num_classes")
+        classes = classes or (100 if self.model.built_as.dataset == "cifar100" else 10)
         self.images = fill.parity_input(input_shape).double()
         self.labels = fill.parity_labels(input_shape[0], classes)
         self.parameters = dict(self.model.named_parameters())
@@ -307,7 +307,7 @@ def executed(model, point, kind=nn.Conv2d):
     calls = []
     hooks = [m.register_forward_hook(lambda *_: calls.append(1)) for m in model.modules() if isinstance(m, kind)]
     with torch.no_grad():
-        model(torch.zeros(1, *shape_of(model.built_as[1])), point)
+        model(torch.zeros(1, *shape_of(model.built_as.dataset)), point)
     for hook in hooks:
         hook.remove()
     return len(calls)
@@ -420,12 +420,13 @@ def test_torchvision_weights_give_torchvision_logits(name, theirs):
 
 
 @pytest.mark.parametrize(("name", "dataset"), SMALL)
-def test_an_extracted_point_keeps_its_logits_and_nothing_else(name, dataset):
+def test_an_extracted_point_keeps_its_logits_and_nothing_else(name, dataset, tmp_path):
     model = seeded(name, dataset)
     images, _ = batch(1, 64 if dataset == "ilsvrc" else 32)
     for point in (model.points[0], model.points[len(model.points) // 2], model.points[-1]):
         alone = model.extract(point)
-        again = load_extracted(alone.content())
+        torch.save(extracted_content(model, point, {}), tmp_path / "alone.pth")
+        again = Checkpoint.open(tmp_path / "alone.pth").build().eval()
         with torch.no_grad():
             assert torch.equal(alone(images), model(images, point))
             assert torch.equal(again(images), model(images, point))

@@ -12,6 +12,7 @@ import torch
 
 import hubconf
 from models import create_model, list_models
+from models.adaptive import BuiltAs
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -60,7 +61,7 @@ ONE_OF_EACH = {(entry.system, entry.dataset): entry for entry in list_models()}
 def test_a_name_builds_the_network_of_its_data_set(entry):
     with torch.device("meta"):
         model = getattr(hubconf, entry.name)(dataset=entry.dataset)
-    assert model.built_as == (entry.name, entry.dataset, {})
+    assert (model.built_as.model, model.built_as.dataset, model.built_as.flags) == (entry.name, entry.dataset, {})
 
 
 def test_a_file_knows_its_data_set_flags_and_classes(tmp_path):
@@ -69,7 +70,7 @@ def test_a_file_knows_its_data_set_flags_and_classes(tmp_path):
     flags = {"model": "ResNet34_SingleShared", "dataset": "ilsvrc", "shared_rank": 4, "unique_rank": 1, "lr": 0.1}
     torch.save({"net_state_dict": model.state_dict(), "training": {"flags": flags, "classes": ["a", "b", "c"]}}, file)
     loaded = hubconf.ResNet34_SingleShared(pretrained=str(file))
-    assert loaded.built_as == ("ResNet34_SingleShared", "ilsvrc", {"shared_rank": 4, "unique_rank": 1})
+    assert loaded.built_as == BuiltAs("ResNet34_SingleShared", "ilsvrc", {"shared_rank": 4, "unique_rank": 1}, 3)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
     with pytest.raises(ValueError, match="not a checkpoint of this ResNet34_DoubleShared"):
         hubconf.ResNet34_DoubleShared(dataset="ilsvrc", pretrained=str(file))

@@ -15,11 +15,11 @@ from torch import nn
 
 import engine
 import tables
-from models import checkpoints, create_model, create_objective, load_checkpoint
+from models import Checkpoint, create_model, create_objective, load_checkpoint
 from models.adaptive import resize
+from models.checkpoints import extracted_content
 from models.profile import count_macs, count_params
 from models.query_table import Budget, Measured, QueryTable
-from models.slimmable.extracted import load_extracted
 from models.slimmable.forms import Universal
 from models.slimmable.layers import Cut, Scaled, UniversalBatchNorm, make_divisible
 from models.slimmable.objective import divergence, smoothed_cross_entropy, soft_cross_entropy
@@ -662,7 +662,7 @@ def test_calibration_saves_a_trained_network_from_chance():
         ("autoslim_mnasnet", "ilsvrc", {}, "w1-r64"),
     ],
 )
-def test_an_extracted_network_is_plain_and_gives_equal_logits(name, dataset, flags, point):
+def test_an_extracted_network_is_plain_and_gives_equal_logits(name, dataset, flags, point, tmp_path):
     torch.manual_seed(0)
     model = create_model(name, dataset, **flags).eval()
     images = torch.randn(4, 3, 64, 64)
@@ -675,7 +675,8 @@ def test_an_extracted_network_is_plain_and_gives_equal_logits(name, dataset, fla
         assert check.relative(small(images), model(images, point)) < 1e-5
     side = model.point(point).resolution
     assert count_macs(small, (3, side, side)) == count_macs(model, (3, side, side), model.point(point))
-    again = load_extracted(small.content())
+    torch.save(extracted_content(model, point, {}), tmp_path / "small.pth")
+    again = Checkpoint.open(tmp_path / "small.pth").build()
     with torch.no_grad():
         assert torch.equal(again(images), small(images))
         exact = small.double()
@@ -746,11 +747,8 @@ def test_a_file_of_another_widest_width_or_network_is_one_sentence(tmp_path, cap
 def test_an_extracted_file_is_judged_as_the_network_it_holds(tmp_path):
     model, images = tiny().eval(), next(batches())[0]
     model.prepare([model.at(0.93, 20)], batches())
-    torch.save(model.extract("w0.93-r20").content(), tmp_path / "out.pth")
-    described = checkpoints.describe(tmp_path / "out.pth")
-    name, dataset = described.pop("model"), described.pop("dataset")
-    small = checkpoints.sub_network(create_model(name, dataset, **described), tmp_path / "out.pth")
-    load_checkpoint(small, tmp_path / "out.pth")
+    torch.save(extracted_content(model, "w0.93-r20", {}), tmp_path / "out.pth")
+    small = Checkpoint.open(tmp_path / "out.pth").build()
     assert [point.name for point in small.points] == ["w0.93-r20"]
     assert torch.allclose(small(images), model(images, "w0.93-r20"), atol=1e-5)
     with pytest.raises(ValueError, match="is not a checkpoint of this mutualnet_wrn28_10"):
@@ -777,7 +775,7 @@ def test_statistics_of_our_own_training_are_kept():
 def test_a_query_table_survives_its_file(tmp_path):
     model = tiny()
     rows = [Measured("w0.9-r20", 1e6, 50.0, 2.0), Measured("w1-r32", 3e6, 60.0, 4.0)]
-    table = QueryTable(model.built_as, rows)
+    table = QueryTable(("mutualnet_wrn28_10", "cifar10", model.built_as.flags), rows)
     (tmp_path / "table.json").write_text(json.dumps(table.content()))
     loaded = QueryTable.load(tmp_path / "table.json")
     loaded.check(model)

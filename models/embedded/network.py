@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import profile, registry
+from models import profile
 from models.adaptive import AdaptiveModel, UsageError
 from models.deploy import folding
 from models.embedded.layers import TwoVersions, keep_one_version
@@ -143,7 +143,7 @@ class Embedded(AdaptiveModel):
         return [list(blocks) for blocks in self.stages()]
 
     def extract(self, point=None):
-        """A copy that holds the layers of one point only; `content` says how to keep it in a file."""
+        """A copy that holds the layers of one point only."""
         point = self.point(point)
         skip = point.skip
         model = copy.deepcopy(self)
@@ -162,12 +162,6 @@ class Embedded(AdaptiveModel):
         model.own_classifier = None
         model.points = (SkipPoint(point.name, skip=(False,) * len(skip)),)
         return model
-
-    def content(self) -> dict:
-        """An extracted network as a file's content, from which `load_extracted` builds it again."""
-        model, dataset, flags = self.built_as
-        built = {"model": model, "dataset": dataset, "flags": dict(flags), "point": self.points[0].name}
-        return {"extracted": built, "net_state_dict": self.state_dict()}
 
     def fold(self, batches=()):
         model = copy.deepcopy(self)
@@ -192,7 +186,7 @@ class Embedded(AdaptiveModel):
         if any("_skip" in key for key in state):
             return state  # another embedded network: the loader lists what is missing and what is too much
         if not self.from_plain:
-            name = self.built_as[0] if hasattr(self, "built_as") else type(self).__name__
+            name = self.built_as.model if self.built_as else type(self).__name__
             raise ValueError(
                 f"the file holds a network without sub-paths: {len(needed)} keys of {name} are missing "
                 f"({', '.join(needed[:3])}, ...); add --from_plain to start them as copies of the layers that they "
@@ -201,18 +195,6 @@ class Embedded(AdaptiveModel):
         print(f"a plain network's file: {len(needed)} *_skip tensors start as copies of what they stand in for")
         sources = {key: key.replace("_skip", "") for key in missing}
         return state | {key: state[source] for key, source in sources.items() if source in state}
-
-
-def load_extracted(content: dict) -> Embedded:
-    """Build an extracted network again from a file's content. Raises ValueError where the file holds none."""
-    if "extracted" not in content:
-        raise ValueError("the file holds no extracted network; --extract writes such files")
-    built, state = content["extracted"], content["net_state_dict"]
-    classes = len(list(state.values())[-1])  # the last tensor is the classifier's bias
-    whole = registry.create_model(built["model"], built["dataset"], classes, **built["flags"])
-    model = whole.extract(built["point"])
-    model.load_state_dict(state)
-    return model.eval()
 
 
 def run_stage(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Tensor:

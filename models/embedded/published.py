@@ -3,7 +3,7 @@
 They are on Google Drive; nobody has recorded their checksums. No trained file of any `*_skip` network was released.
 """
 
-from models.checkpoints import publish
+from models.published import publish
 
 NOTE = "bare state dict by the authors' code; never opened here"
 

@@ -4,7 +4,7 @@ The six of CIFAR-10 also lie in the public history of their repository, at a fix
 are on Google Drive; nobody has recorded their hashes.
 """
 
-from models.checkpoints import publish
+from models.published import publish
 
 HISTORY = "https://raw.githubusercontent.com/ssregibility/Net_RL2/f044af38186dd6aceb4906d510d6342b6771b90c/pretrained/"
 # name, form of the network, shared rank, file, bytes, sha256, top-1 error
