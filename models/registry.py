@@ -60,8 +60,9 @@ class Entry:
 
     @property
     def system(self) -> str:
-        """The family's folder."""
-        return self.builder.__module__.split(".")[1]
+        """The family's folder; of a network in a single file, that file's name."""
+        parts = self.builder.__module__.split(".")
+        return parts[1] if parts[0] == models.__name__ else parts[-1]
 
     @property
     def summary(self) -> str:
@@ -182,9 +183,8 @@ def _check(name: str, given: Mapping[str, object], known: list[Flag]) -> None:
 
 
 def _import_families() -> None:
-    for module in pkgutil.iter_modules(models.__path__):
-        if module.ispkg:
-            importlib.import_module(f"models.{module.name}")
+    for module in pkgutil.iter_modules(models.__path__):  # folders, and families of a single file
+        importlib.import_module(f"models.{module.name}")
 
 
 def _natural(name: str) -> list:

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 import eval_cifar10
-from models import create_model, list_models, profile
+from models import create_model, profile
 from models.adaptive import UsageError
 from models.deploy import export
+from tests.models import cases, checks
 from tests.test_scripts import call
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (3, 32, 32)
 TINY_MSDNET = dict(nBlocks=2, base=2, step=1, stepmode="even", nChannels=8, growthRate=4)
-#: one small network of each system, at a point that is not the whole network where it has one
+#: one small network of a system, at a point that is not the whole network where it has one
 SMALL = {
     "plain": ("ResNet20", {}, "full"),
     "shared_basis": ("ResNet32_SharedOnly", {"shared_rank": 8}, "full"),
@@ -44,10 +45,6 @@ def small(system):
     return model.eval(), point
 
 
-def test_every_system_has_a_small_network_here():
-    assert {entry.system for entry in list_models()} == SMALL.keys()
-
-
 @systems
 def test_a_program_equals_the_network_for_any_number_of_images(system, tmp_path):
     model, point = small(system)
@@ -59,6 +56,11 @@ def test_a_program_equals_the_network_for_any_number_of_images(system, tmp_path)
         with torch.no_grad():
             torch.testing.assert_close(program(images), model(images, point), rtol=1e-4, atol=1e-5)
     assert export.difference(program, model, point, SHAPE) <= 1e-5
+
+
+def test_further_systems_can_be_written():
+    for case in cases.cases_of_further_systems(SMALL):
+        checks.check_export(case)
 
 
 @pytest.mark.parametrize("system", ["msdnet", "embedded"])

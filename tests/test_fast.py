@@ -19,6 +19,7 @@ from models.embedded.builders import adaptive_depth_cifar
 from models.embedded.objective import SubPathLoss
 from models.shared_basis.builders import double_shared
 from models.shared_basis.objective import BasisLoss
+from tests.models import cases
 from tests.test_engine import digits, fit
 
 WRN = {"depth": 10, "widen_factor": 1, "resolution_list": (32, 24)}
@@ -55,18 +56,28 @@ def losses_of_steps(model, objective, fast: bool) -> list[float]:
     return sums
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_fast_training_equals_plain_training(system, monkeypatch):
+def compare_fast_with_plain(model, objective, monkeypatch):
     # captured, differentiated and run as in a compiled step, without a minute of generating code for each graph
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    torch.manual_seed(0)
-    model, objective = SYSTEMS[system]()
     model.double()
     other = copy.deepcopy(model).to(memory_format=torch.channels_last)
     plain = losses_of_steps(model, objective, fast=False)
     assert plain[-1] < plain[0]
     assert losses_of_steps(other, objective, fast=True) == pytest.approx(plain, rel=1e-6)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_fast_training_equals_plain_training(system, monkeypatch):
+    torch.manual_seed(0)
+    compare_fast_with_plain(*SYSTEMS[system](), monkeypatch)
+
+
+def test_fast_training_of_further_systems_equals_plain(monkeypatch):
+    known = {"plain", *(system.replace("-", "_") for system in SYSTEMS)}  # a plain network is a graph as any other
+    for case in cases.cases_of_further_systems(known):
+        objective = create_objective(case.entry.name, case.entry.dataset)
+        compare_fast_with_plain(case.build(), objective, monkeypatch)
 
 
 def test_a_compiled_run_equals_a_plain_one_partial_last_batch_included(tmp_path):

@@ -1,0 +1,312 @@
+"""What every registered network promises: one function for each promise, raising AssertionError where it is broken.
+
+`test_conformance` runs them over the registry, so that no network can escape; `test_suite` runs them over toy networks
+that break one promise each.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import pickle
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import export, load_checkpoint, profile, registry
+from models.adaptive import AdaptiveModel, Point, UsageError
+from tests.models.cases import CLASSES, Case, fixed_points, subject
+
+#: by how much logits may differ that are computed in another order, relative to the largest: float32 sums
+TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def run(model: AdaptiveModel, images: Tensor, point: Point) -> Tensor:
+    try:
+        return model(images, point)
+    except Exception as error:
+        raise AssertionError(f"it cannot be run at the point {point} in eval mode: {error}") from error
+
+
+def refuses(function, argument) -> str:
+    """The message with which a call is refused; empty where it is not."""
+    try:
+        function(argument)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def difference(logits: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest logit."""
+    return ((logits - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def promise(check):
+    """Make whatever a check raises an AssertionError that names the network."""
+
+    @functools.wraps(check)
+    def checked(case: Case) -> None:
+        try:
+            check(case)
+        except AssertionError as error:
+            raise AssertionError(f"{case}: {error}") from error
+        except Exception as error:
+            raise AssertionError(f"{case}: {type(error).__name__}: {error}") from error
+
+    return checked
+
+
+# Without values: checked for every network in its full size
+
+
+@promise
+def check_points(case):
+    """Points have names of their own, are found by them, and stand cheapest first."""
+    model = case.build_on_meta()
+    points = model.points
+    names = [point.name for point in points]
+    assert len(set(names)) == len(names), f"two of its points have one name: {', '.join(sorted(names))}"
+    for point in points:
+        assert model.point(point.name) == point, f"by the name {point} another point is found"
+    assert set(model.ladder) <= set(points), "a default point is none of its points"
+    assert model.main in points, f"its main point {model.main} is none of its points"
+    assert model.point(None) == model.main, "without a name another point than the main one is found"
+    assert "nowhere" in refuses(model.point, "nowhere"), "a point `nowhere` is found, or not named in the error"
+    fixed = [point for point in points if not point.per_image]
+    shapes = [(3, point.resolution or case.side, point.resolution or case.side) for point in fixed]
+    macs = [profile.count_macs(model, shape, point) for shape, point in zip(shapes, fixed, strict=True)]
+    for (cheaper, before), (dearer, after) in itertools.pairwise(zip(macs, fixed, strict=True)):
+        assert cheaper <= dearer, f"points do not stand cheapest first: {before} costs {cheaper}, {after} {dearer} MACs"
+
+
+@promise
+def check_classes(case):
+    """Logits are as many as the classes that are asked for."""
+    images = torch.empty(2, 3, case.side, case.side, device="meta")
+    numbers = (CLASSES, 2 * CLASSES)
+    if case.classes != CLASSES:
+        assert refuses(case.build_on_meta, CLASSES), f"it takes {CLASSES} classes: remove it from OWN_CLASSES"
+        numbers = (case.classes,)
+    for classes in numbers:
+        model = case.build_on_meta(classes).eval()
+        for point in fixed_points(model)[:1]:
+            found = run(model, images, point)[0].shape[-1]
+            assert found == classes, f"{found} logits for {classes} classes"
+
+
+@functools.lru_cache(maxsize=1)
+def step(case: Case):
+    """One training step on the meta device, where reading a value, as `.item()` or an `if` would, raises."""
+    model = case.build_on_meta().train()
+    objective = registry.create_objective(case.entry.name, case.entry.dataset)
+    images = torch.empty(4, 3, case.side, case.side, device="meta")
+    labels = torch.zeros(4, dtype=torch.int64, device="meta")
+    groups = objective.begin_epoch(model, 0).groups
+    try:
+        for loss in objective(model, images, labels):
+            loss.backward()
+    except Exception as error:
+        raise AssertionError(f"a training step waits for the device, or fails: {error}") from error
+    return model, groups, objective
+
+
+@promise
+def check_step(case):
+    """A training step never waits for the device, and notes its accuracy."""
+    _, _, objective = step(case)
+    missing = {"top1", "top5"} - objective.means.sums.keys()
+    assert not missing, f"the objective does not track {', '.join(missing)}"
+
+
+@promise
+def check_gradients(case):
+    """Every parameter that a point reads gets a gradient, and belongs to one group of the optimizer."""
+    model, groups, _ = step(case)
+    trained = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(set(trained)) == len(trained), "a parameter in two groups would be stepped twice"
+    idle = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or id(parameter) not in set(trained))
+    ]
+    if idle:  # which is right where it is there for authors' files alone
+        idle = [name for name in idle if name in parameters_read(case)]
+    assert not idle, f"the objective does not train {', '.join(idle)}"
+
+
+def parameters_read(case: Case) -> set[str]:
+    """Names of the parameters that the network reads at its points, in eval mode."""
+    model, points, images = subject(case)
+    with Reads() as reads:
+        for point in points:
+            model(images, point)  # with gradients: copies made for inference are left alone
+    return {name for name, parameter in model.named_parameters() if id(parameter) in reads.seen}
+
+
+class Reads(TorchDispatchMode):
+    """Remembers which tensors the operations inside read."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.seen.update(id(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+        return operation(*args, **(kwargs or {}))
+
+
+@promise
+def check_flags(case):
+    """The network says what it is, and its flags what they are for."""
+    assert case.entry.summary, "its builder has no docstring"
+    flags = case.entry.model_flags() + case.entry.objective_flags()
+    silent = [flag.name for flag in flags if not flag.help]
+    assert not silent, f"no help for {', '.join(silent)}"
+
+
+# With values: checked for one small network of every kind
+
+
+@promise
+def check_logits(case):
+    """In eval mode logits are one tensor (N, classes) of finite numbers, at every point."""
+    model, points, images = subject(case)
+    for point in points:
+        logits = run(model, images, point)
+        assert isinstance(logits, Tensor), f"a {type(logits).__name__} at {point} instead of one tensor of logits"
+        wanted = [3, case.classes]
+        assert list(logits.shape) == wanted, f"logits {list(logits.shape)} at {point} instead of {wanted}"
+        assert logits.isfinite().all(), f"logits at {point} are not finite"
+
+
+@promise
+def check_order(case):
+    """What ran before changes no bit of the logits at any point."""
+    model, points, images = subject(case)
+    first = {point: run(model, images[:1], point) for point in points}
+    for point in (*reversed(points), *points):
+        again = run(model, images[:1], point)
+        assert torch.equal(again, first[point]), f"logits at {point} depend on the points that ran before"
+
+
+@promise
+def check_batches(case):
+    """The logits of an image do not depend on those beside it."""
+    model, points, images = subject(case)
+    for point in points:
+        together = run(model, images, point)
+        alone = torch.cat([run(model, image[None], point) for image in images])
+        found = difference(together, alone)
+        assert found <= TOLERANCE, f"logits at {point} differ by {found:.1e} between batches of 3 images and of 1"
+
+
+@promise
+def check_counts(case):
+    """What `infer` says an image cost is what a counter of executed operations sees, and its logits are the same."""
+    model, points, images = subject(case)
+    for point in points:
+        logits, macs = model.infer(images, point)
+        found = difference(logits, run(model, images, point))
+        assert found <= TOLERANCE, f"logits of infer at {point} differ by {found:.1e} from those of a forward pass"
+        assert macs.dtype == torch.int64, f"MACs at {point} are {macs.dtype}, not int64"
+        wanted = [executed_macs(model, image[None], point) for image in images[: None if point.per_image else 1]]
+        wanted *= 3 // len(wanted)
+        assert macs.tolist() == wanted, f"infer says {macs.tolist()} MACs at {point}, {wanted} are executed"
+
+
+def executed_macs(model: AdaptiveModel, image: Tensor, point: Point) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run(model, image, point)
+    return counter.get_total_flops() // 2
+
+
+@promise
+def check_state(case):
+    """A network that loads the state dict of another one computes the same."""
+    model, points, images = subject(case)
+    other = case.build(seed=1).eval()
+    other.load_state_dict(model.state_dict())
+    other.load_prepared_state(model.prepared_state())
+    compare(other, model, points, images[:1], "after its state dict was loaded")
+
+
+@promise
+def check_files(case):
+    """Files as the authors saved them, with the prefix of a wrapper, load: no key is lost."""
+    model = subject(case).model
+    own = model.state_dict()
+    weights = [key for key in own if not key.endswith("num_batches_tracked")]
+    adapted = model.adapt_state_dict(dict(own))
+    lost = [key for key in weights if key not in adapted]
+    assert not lost, f"adapt_state_dict drops {', '.join(lost)}"
+    other = copy.deepcopy(model)
+    for value in other.state_dict().values():
+        value.zero_()
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"net_state_dict": {f"module.{key}": own[key] for key in own}}, Path(folder) / "net.pth")
+        load_checkpoint(other, Path(folder) / "net.pth")
+    loaded = other.state_dict()
+    changed = [key for key in weights if not torch.equal(loaded[key], own[key])]
+    assert not changed, f"a file with the prefix `module.` does not reach {', '.join(changed)}"
+
+
+@promise
+def check_fold(case):
+    """Where there is a folded copy, it computes the same at every point."""
+    model, points, images = subject(case)
+    try:
+        folded = model.fold()
+    except ValueError:
+        return  # nothing to merge
+    assert [point.name for point in folded.points] == [point.name for point in model.points], "folding changes points"
+    for point in points:
+        found = difference(run(folded, images, point), run(model, images, point))
+        assert found <= TOLERANCE, f"folding changes the logits at {point} by {found:.1e}"
+
+
+@promise
+def check_copies(case):
+    """Pickled and copied networks compute the same."""
+    model, points, images = subject(case)
+    try:
+        pickled = pickle.dumps(model)
+    except Exception as error:
+        raise AssertionError(f"it cannot be pickled: {error}") from error
+    compare(pickle.loads(pickled), model, points, images[:1], "after pickling")
+    compare(copy.deepcopy(model), model, points, images[:1], "of a deep copy")
+
+
+@promise
+def check_export(case):
+    """A file of the network at a fixed point computes the same."""
+    model, _, images = subject(case)
+    shape = tuple(images.shape[1:])
+    point = export.fixed_point(model)
+    with tempfile.TemporaryDirectory() as folder:
+        export.write(export.AtPoint(model, point, shape), shape, "pt2", Path(folder) / "net.pt2")
+        program = export.load("pt2", Path(folder) / "net.pt2")
+    export.difference(program, model, point, shape)
+
+
+def compare(other: AdaptiveModel, model: AdaptiveModel, points: Iterable[Point], images: Tensor, when: str) -> None:
+    for point in points:
+        same = torch.equal(run(other, images, point), run(model, images, point))
+        assert same, f"logits at {point} are others {when}"
+
+
+#: promises that are checked without values, for all networks in their full size
+ON_META = (check_points, check_classes, check_step, check_gradients, check_flags)
+#: and those that are checked with values
+WITH_VALUES = (
+    *(check_logits, check_order, check_batches, check_counts),
+    *(check_state, check_files, check_fold, check_copies),
+)
