@@ -71,17 +71,17 @@ class DiskBatches(Batches):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         if not self.shuffle:
-            return self._fetch(self.index, None, False, start)
-        return self._fetch(np.random.default_rng((self.seed, epoch)).permutation(self.index), epoch, True, start)
+            return self._fetch(self.index, None, start)
+        return self._fetch(np.random.default_rng((self.seed, epoch)).permutation(self.index), epoch, start)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # folders are listed class by class, but the first batches of a training set should be a fair sample of it
         order = np.random.default_rng(self.seed).permutation(self.index) if self.shuffle else self.index
-        return self._fetch(order, None, False, 0)
+        return self._fetch(order)
 
-    def _fetch(
-        self, order: np.ndarray, epoch: int | None, training: bool, start: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _fetch(self, order: np.ndarray, epoch: int | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images in this order, beginning with batch `start`; augmented if an epoch is given."""
+        training = epoch is not None
         slices = list(self._batches(order, training))[start:]
         plan = [[(epoch, int(index)) for index in order[part]] for part in slices]
         reuse = not self.busy  # a second iteration at the same time gets workers of its own

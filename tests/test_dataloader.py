@@ -219,8 +219,8 @@ def test_processes_get_equal_shares_of_batches(count):
             assert set(together) <= set(labels.tolist())
             assert len(together) == len(labels) // 4 * 4
     assert all(len(share) == len(epoch) for share, epoch in zip(shares, epochs))
-    judged = sorted(label for share in shares for _, labels in share for label in labels.tolist())
-    assert judged == list(range(count))
+    evaluated = sorted(label for share in shares for _, labels in share for label in labels.tolist())
+    assert evaluated == list(range(count))
 
 
 # Splits

@@ -161,10 +161,10 @@ def test_epochs_do_not_depend_on_workers_or_resuming(folder, workers):
 def test_an_abandoned_epoch_does_not_affect_the_next_one(folder):
     data = load(folder, workers=2)
     whole = list(load(folder).train.epoch(1))
-    walk = data.train.epoch(0)
-    next(walk)
+    abandoned = data.train.epoch(0)
+    next(abandoned)
     assert equal(data.train.epoch(1), whole)  # while the other is still under way
-    walk.close()
+    abandoned.close()
     assert equal(data.train.epoch(1), whole)
 
 
@@ -380,7 +380,7 @@ def test_wrong_values_are_reported(folder, options, words):
 # What cannot be read
 
 
-def spoil(path):
+def damage(path):
     """A truncated JPEG, a text file and an empty file under JPEG names."""
     names = sorted(path.glob("*.JPEG"))[:3]
     names[0].write_bytes(names[0].read_bytes()[:300])
@@ -393,13 +393,13 @@ def spoil(path):
 def test_training_skips_and_reports_unreadable_images(folder, workers, monkeypatch, capsys):
     monkeypatch.setattr(DiskBatches, "max_unreadable_share", 0.2)
     whole = load(folder)
-    spoilt = spoil(folder / "train" / "bee")
+    damaged = damage(folder / "train" / "bee")
     data = load(folder, batch_size=7, workers=workers)
     batches = list(data.train.epoch(0))
     assert [len(labels) for _, labels in batches] == [7, 7, 7]  # neighbours stand in: steps stay as planned
-    assert set(data.train.unreadable) == set(map(str, spoilt))
+    assert set(data.train.unreadable) == set(map(str, damaged))
     errors = capsys.readouterr().err
-    assert all(str(name) in errors for name in spoilt)
+    assert all(str(name) in errors for name in damaged)
     assert "truncated" in errors.lower()
     assert "3 unreadable so far" in errors
     assert torch.cat([labels for _, labels in batches]).bincount().sum() == whole.train.num_images
@@ -408,7 +408,7 @@ def test_training_skips_and_reports_unreadable_images(folder, workers, monkeypat
 
 
 def test_too_many_unreadable_images_stop_training(folder):
-    spoil(folder / "train" / "bee")
+    damage(folder / "train" / "bee")
     with pytest.raises(ValueError, match=r"of 21 training images cannot be read, more than 0.1 %; the first is .*JPEG"):
         list(load(folder).train.epoch(0))
 
@@ -423,7 +423,7 @@ def test_training_stops_if_no_image_is_readable(folder, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_stops_at_an_unreadable_image(folder, workers):
-    name = spoil(folder / "val" / "bee")[0]
+    name = damage(folder / "val" / "bee")[0]
     with pytest.raises(ValueError, match=r"cannot read .*bee_000.JPEG: .*[Tt]runcated") as error:
         list(load(folder, workers=workers).test)
     assert str(name) in str(error.value)
