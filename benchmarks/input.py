@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dataloader
 from benchmarks.timing import Result, race, run_alone
+from images.decoding import decode
+from images.fake import Fake
 
 MEAN, STD = dataloader.IMAGENET_MEAN, dataloader.IMAGENET_STD
 
@@ -114,9 +116,9 @@ def write_jpegs(folder: Path, count: int) -> None:
     """Generated photographs in ImageNet's usual size (500 x 375, about 100 kB), in one class for train and val each."""
     for part in ("train", "val"):
         (folder / part / "class").mkdir(parents=True)
-    source = dataloader.Fake(count, 10, 500, 0)
+    source = Fake(count, 10, 500, 0)
     for index in range(count):
-        image = dataloader.decode(source.read(index))[:, :375].permute(1, 2, 0).numpy()
+        image = decode(source.read(index))[:, :375].permute(1, 2, 0).numpy()
         grain = np.random.default_rng(index).normal(0, 12, image.shape)
         image = Image.fromarray((image + grain).clip(0, 255).astype(np.uint8))
         image.save(folder / ("val" if index == 0 else "train") / "class" / f"{index}.jpg", quality=90)

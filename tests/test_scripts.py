@@ -18,6 +18,7 @@ import eval_cifar10
 import report
 import train_cifar10
 import utils
+from images import downloads
 from models import create_model
 
 ROOT = Path(__file__).parents[1]
@@ -389,9 +390,7 @@ def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, monkeypatch, capsy
 def test_when_no_source_works_only_the_demonstration_falls_back_loudly(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(
-        train_cifar10.dataloader, "_from_university", lambda *args: (_ for _ in ()).throw(OSError("offline"))
-    )
+    monkeypatch.setattr(downloads, "_from_university", lambda *args: (_ for _ in ()).throw(OSError("offline")))
     flags = [*QUICK, "--dataset=cifar10", f"--dataset_path={tmp_path}/data", "--epochs=1", f"--save={tmp_path}/run"]
     code, _, err = call(monkeypatch, capsys, train_cifar10, *flags)
     assert code == 1

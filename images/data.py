@@ -1,0 +1,78 @@
+"""What a data set is: batches on the device, arrays in memory, or encoded images on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from images.batches import Batches
+
+
+@dataclass
+class Data:
+    """Images to train on and to evaluate on.
+
+    Args:
+        train: shuffled and augmented anew in every epoch.
+        test: the published test or validation set.
+        valid: images held out of the training set, with the test transform; None unless asked for.
+        classes: their names, by label.
+        shape: (3, height, width) of an image as the network sees it.
+        source: one line that says where the images came from.
+        valid_index: positions in the training set of the images in `valid`, for checkpoints.
+    """
+
+    train: Batches
+    test: Batches
+    valid: Batches | None
+    classes: list[str]
+    shape: tuple[int, int, int]
+    source: str
+    valid_index: Tensor | None = None
+
+
+@dataclass
+class Arrays:
+    """A data set in memory: images are uint8 (N, 32, 32, 3), labels are integers (N,), `source` as in `Data`."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: list[str]
+    source: str
+
+
+class Source(Protocol):
+    """Encoded images that are read one by one.
+
+    Args:
+        labels: int64 (N,).
+        classes: their names, by label.
+    """
+
+    labels: np.ndarray
+    classes: list[str]
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message."""
+
+    def read(self, index: int) -> bytes:
+        """An image as it was encoded. Raises OSError."""
+
+
+class Sources(NamedTuple):
+    """Where the images of `imagefolder` are.
+
+    Args:
+        train, test: list the images; called when they are needed, because listing takes time.
+        description: one line that says where they come from.
+    """
+
+    train: Callable[[], Source]
+    test: Callable[[], Source]
+    description: str

@@ -1,0 +1,120 @@
+"""Batches of images on disk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from images.batches import Batches
+from images.data import Source
+from images.normalise import Normalise
+from images.workers import Decoded, Failure, Loader, collate
+from utils import UserError
+
+
+class DiskBatches(Batches):
+    """Images that are decoded and cropped by worker processes as uint8, and normalised on the device.
+
+    An image that cannot be read is an error in evaluation. In training it is named, counted, and replaced by its
+    neighbour in the set, up to a share of `max_unreadable_share` of the set.
+
+    Args:
+        source: where encoded images come from.
+        index: int64, which of them belong to this set.
+        train, test: transforms of uint8 images (3, H, W) to one size.
+        size: that size.
+        mean, std: of the three channels, for pixels from 0 to 1.
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    max_unreadable_share = 0.001
+
+    def __init__(
+        self,
+        source: Source,
+        index: np.ndarray,
+        batch_size: int,
+        device: torch.device | str,
+        *,
+        train: torch.nn.Module,
+        test: torch.nn.Module,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        workers: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        share: tuple[int, int] | None = None,
+    ):
+        super().__init__(len(index), batch_size, shuffle, seed, share)
+        self.device, self.index = torch.device(device), index
+        self.normalise = Normalise(mean, std, size, device)
+        self.unreadable: dict[str, str] = {}
+        self.plan: list[list[tuple[int | None, int]]] = []  # keys of the batches that `loader` is to fetch
+        self.busy = False  # whether `loader` is in use
+        self.dataset, self.workers = Decoded(source, train, test, seed), workers
+        self.loader = self._make_loader(self.plan)
+
+    def _make_loader(self, plan: list) -> Loader:
+        return Loader(
+            self.dataset,
+            self.workers,
+            batch_sampler=plan,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own: drawing from the global one would change a resumed run
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        if not self.shuffle:
+            return self._fetch(self.index, None, start)
+        return self._fetch(np.random.default_rng((self.seed, epoch)).permutation(self.index), epoch, start)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # folders are listed class by class, but the first batches of a training set should be a fair sample of it
+        order = np.random.default_rng(self.seed).permutation(self.index) if self.shuffle else self.index
+        return self._fetch(order)
+
+    def _fetch(self, order: np.ndarray, epoch: int | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images in this order, beginning with batch `start`; augmented if an epoch is given."""
+        training = epoch is not None
+        slices = list(self._batches(order, training))[start:]
+        plan = [[(epoch, int(index)) for index in order[part]] for part in slices]
+        reuse = not self.busy  # a second iteration at the same time gets workers of its own
+        if reuse:
+            self.busy = True
+            self.plan[:] = plan
+        try:
+            for pixels, labels, failures in self.loader if reuse else self._make_loader(plan):
+                self._check_failures(failures, training)
+                # queued behind the previous step; nothing waits, and copying uint8 is quick
+                pixels, labels = (values.to(self.device, non_blocking=True) for values in (pixels, labels))
+                yield self.normalise(pixels), labels
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).partition("\n")[0].rstrip(". ")
+            raise UserError(f"{reason}; use fewer --workers or a smaller --batch_size") from error
+        finally:
+            if reuse:
+                self.busy = False
+
+    def _check_failures(self, failures: list[Failure], training: bool) -> None:
+        """Report what could not be read. Raises UserError in evaluation, or when it is too much."""
+        for name, reason in failures:
+            if not training:
+                raise UserError(f"cannot read {name}: {reason}; replace it, because an evaluation needs every image")
+            if name not in self.unreadable:
+                self.unreadable[name] = reason
+                count = f"{len(self.unreadable)} unreadable so far"
+                print(f"skipped {name}: {reason} ({count})", file=sys.stderr, flush=True)
+        if len(self.unreadable) > self.max_unreadable_share * self.num_images or len(failures) >= self.dataset.tries:
+            name, reason = next(iter(self.unreadable.items()))
+            raise UserError(
+                f"{len(self.unreadable)} of {self.num_images:,} training images cannot be read, more than "
+                f"{100 * self.max_unreadable_share:g} %; the first is {name}: {reason}; repair or remove them"
+            )

@@ -1,0 +1,49 @@
+"""Generated images, for a trial without data."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from images.data import Sources
+from utils import say
+
+NUM_TRAIN, NUM_TEST, NUM_CLASSES = 2000, 1000, 1000
+
+
+class Fake:
+    """Generated images: a coarse coloured pattern for each class, under noise. The same ones every time.
+
+    Args:
+        count: how many.
+        side: of the square images, in pixels.
+        first: number of the first one; sets with different numbers have different noise.
+    """
+
+    def __init__(self, count: int, classes: int, side: int, first: int):
+        self.labels, self.side, self.first = np.arange(count) % classes, side, first
+        self.classes = [str(label) for label in range(classes)]
+
+    def name(self, index: int) -> str:
+        return f"generated image {self.first + index}"
+
+    def read(self, index: int) -> bytes:
+        pattern = np.random.default_rng((0, self.labels[index])).integers(0, 256, (4, 4, 3))
+        noise = np.random.default_rng((1, self.first + index)).integers(-40, 41, (16, 16, 3))
+        pixels = (pattern.repeat(4, 0).repeat(4, 1) + noise).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).resize((self.side, self.side)).save(file, "JPEG")
+        return file.getvalue()
+
+
+def fake_sources(side: int) -> Sources:
+    """Generated images to train and to test on, loudly announced."""
+    description = f"GENERATED images of {NUM_CLASSES} classes, not ImageNet: no accuracy below means anything"
+    say(f"*** --dataset_path fake: {description} ***")
+    return Sources(
+        lambda: Fake(NUM_TRAIN, NUM_CLASSES, side, 0),
+        lambda: Fake(NUM_TEST, NUM_CLASSES, side, NUM_TRAIN),
+        description,
+    )

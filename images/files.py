@@ -1,0 +1,43 @@
+"""Single image files, without a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from images.decoding import centre_crop, decode
+from images.normalise import Normalise, normalisation
+from utils import UserError
+
+
+def image_files(
+    paths: Iterable[str | os.PathLike],
+    dataset: str,
+    device: torch.device | str,
+    resize: int,
+    crop: int,
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
+) -> Tensor:
+    """Image files as a network sees them in an evaluation: float32 (N, 3, crop, crop), normalised.
+
+    Args:
+        dataset: whose normalisation is the default of `mean` and `std`.
+        resize: shorter side in pixels before the centre is cut out.
+        crop: side of the centre in pixels.
+
+    Raises:
+        UserError: a file is missing, or is not an image.
+    """
+    transform = centre_crop(resize, crop)
+    pixels = []
+    for path in paths:
+        try:
+            pixels.append(transform(decode(Path(path).read_bytes())))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
+    return Normalise(*normalisation(dataset, mean, std), crop, device)(torch.stack(pixels).to(device))

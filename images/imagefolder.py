@@ -1,0 +1,133 @@
+"""ImageNet, or any set of image files on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from images.batches import LazyBatches, check_batch_sizes, split
+from images.data import Data, Source, Sources
+from images.decoding import centre_crop
+from images.disk import DiskBatches
+from images.fake import fake_sources
+from images.folders import folder_sources
+from images.normalise import normalisation
+from images.shards import shard_sources
+from utils import UserError, say
+
+
+def imagefolder(
+    path: str | os.PathLike,
+    batch_size: int,
+    device: torch.device | str,
+    *,
+    workers: int,
+    resize: int = 256,
+    crop: int = 224,
+    mean: Iterable[float] | None = None,
+    std: Iterable[float] | None = None,
+    scale: tuple[float, float] = (0.08, 1.0),
+    jitter: float = 0.0,
+    train: bool = True,
+    subset: int | None = None,
+    valid: int | Tensor = 0,
+    seed: int = 0,
+    eval_batch_size: int | None = None,
+    share: tuple[int, int] | None = None,
+) -> Data:
+    """ImageNet, or any set of image files: random resized crops and mirroring to train, centre crops to evaluate.
+
+    Images are resized as uint8 tensors, whose values are within 2 grey levels of torchvision's Pillow pipeline.
+
+    Args:
+        path: a folder with train/ and val/, each with one folder per class (val/ may be plain, with a file val.txt that
+            has a name and a class on each line); or a brace pattern of WebDataset shards, of which those with `val` in
+            their name are to evaluate on: "/data/{train-{000..146},val-{00..06}}.tar"; or `fake` for generated images.
+        batch_size: images in a batch, of all processes together.
+        workers: processes that decode images.
+        resize: shorter side in pixels before the centre crop.
+        crop: side in pixels of what the network sees.
+        scale: smallest and largest share of an image's area that a random crop takes.
+        jitter: by how much the factors on brightness, contrast and saturation of a training image may differ from 1.
+        train: whether train/ must exist. If not, the training images are listed only when they are iterated over, with
+            the test transform, and those to hold out are left out of `Data.valid` with a message if they are missing.
+        subset, valid, seed, eval_batch_size, share: as in `cifar`.
+
+    Raises:
+        UserError: a value is out of range, a folder is missing or empty, or the classes of train and val differ.
+    """
+    check_batch_sizes(batch_size, eval_batch_size)
+    if workers < 0:
+        raise UserError(f"--workers {workers} must be 0 or more processes")
+    mean, std = normalisation("ilsvrc", mean, std)
+    options = dict(
+        test=centre_crop(resize, crop),
+        train=_augmentation(crop, scale, jitter),
+        size=crop,
+        mean=mean,
+        std=std,
+        workers=workers,
+        seed=seed,
+        share=share,
+    )
+    eval_size = eval_batch_size or batch_size
+    sources = _find_sources(str(path), resize)
+
+    def batches(source: Source, index: np.ndarray, size: int, shuffle: bool = False) -> DiskBatches:
+        return DiskBatches(source, index, size, device, shuffle=shuffle, **options)
+
+    def training_images(held_out: bool) -> DiskBatches:
+        """Training images for an evaluation: those that the run held out, or the others."""
+        source = sources.train()
+        index = split(len(source.labels), None, valid, seed)[held_out]
+        return batches(source, index, eval_size, shuffle=not held_out)
+
+    train_source = sources.train() if train else None
+    test_source = sources.test()
+    test = batches(test_source, np.arange(len(test_source.labels)), eval_size)
+    shape = (3, crop, crop)
+    if not train:
+        held_out = _held_out(lambda: training_images(True)) if isinstance(valid, Tensor) else None
+        others = LazyBatches(lambda: training_images(False))
+        valid_index = None if held_out is None else valid
+        return Data(others, test, held_out, test_source.classes, shape, sources.description, valid_index)
+    train_index, valid_index = split(len(train_source.labels), subset, valid, seed)
+    return Data(
+        batches(train_source, train_index, batch_size, shuffle=True),
+        test,
+        batches(train_source, valid_index, eval_size) if len(valid_index) else None,
+        max(train_source.classes, test_source.classes, key=len),
+        shape,
+        sources.description,
+        torch.from_numpy(valid_index) if len(valid_index) else None,
+    )
+
+
+def _augmentation(crop: int, scale: tuple[float, float], jitter: float) -> v2.Compose:
+    changes = [v2.RandomResizedCrop(crop, scale, antialias=True), v2.RandomHorizontalFlip()]
+    if jitter:
+        changes.append(v2.ColorJitter(jitter, jitter, jitter))
+    return v2.Compose(changes)
+
+
+def _held_out(list_images: Callable[[], DiskBatches]) -> DiskBatches | None:
+    """The images that a run held out; None, said aloud, where they are missing."""
+    try:
+        return list_images()
+    except UserError as error:
+        say(f"without the images that the run held out no thresholds can be found ({error})")
+        return None
+
+
+def _find_sources(path: str, side: int) -> Sources:
+    """What `path` names: generated images of `side` pixels, shards, or a folder."""
+    if path == "fake":
+        return fake_sources(side)
+    if "{" in path or path.endswith(".tar"):
+        return shard_sources(path)
+    return folder_sources(path)

@@ -1,0 +1,107 @@
+"""Images in memory: a whole set on the training device, augmented there a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from images.batches import Batches
+from images.normalise import Normalise
+
+
+def augment(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int, mode: str = "zeros") -> Tensor:
+    """Pad, crop back to the old size and mirror: torchvision's RandomCrop and RandomHorizontalFlip on a whole batch.
+
+    Padding is black before normalisation, as in the published runs. A pixel moves as one 32-bit word.
+
+    Args:
+        pixels: uint8 (N, S, S, 4): red, green, blue and one unused byte.
+        top, left: int64 (N,), the crop's corner in the padded image: 0 to 2 * padding.
+        flip: bool (N,), which images are mirrored after the crop.
+        mode: zeros, or reflect (mirror images at the border, whose own pixels are not repeated).
+    """
+    count, side = pixels.shape[:2]
+    span = torch.arange(side, device=pixels.device)
+    rows = top[:, None] + span
+    columns = left[:, None] + torch.where(flip[:, None], side - 1 - span, span)
+    words = pixels.view(torch.int32).squeeze(-1)
+    if mode == "zeros":
+        words = F.pad(words, [padding] * 4)
+    else:
+        rows, columns = ((side - 1) - ((side - 1) - (at - padding).abs()).abs() for at in (rows, columns))
+    where = rows[:, :, None] * words.shape[-1] + columns[:, None, :]
+    return words.flatten(1).gather(1, where.flatten(1)).view(count, side, side, 1).view(torch.uint8)
+
+
+def _planes(pixels: Tensor) -> Tensor:
+    """View uint8 (N, S, S, 4) as its colours (N, 3, S, S)."""
+    return pixels[..., :3].permute(0, 3, 1, 2)
+
+
+class MemoryBatches(Batches):
+    """Images that lie on the training device as one uint8 tensor.
+
+    The order, crops and flips of a whole epoch are drawn at once on the host and copied asynchronously, so that an
+    epoch never waits for the device.
+
+    Args:
+        pixels: uint8 (all images, S, S, 4); may be shared with other sets.
+        labels: int64 (all images,), on the same device.
+        index: int64, which of the images belong to this set, in its order.
+        mean, std: of the three channels, for pixels from 0 to 1.
+        padding, padding_mode, mirror: augmentation in shuffled epochs; 0 and False switch it off.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        index: np.ndarray,
+        batch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        padding: int = 0,
+        padding_mode: str = "zeros",
+        mirror: bool = False,
+        share: tuple[int, int] | None = None,
+    ):
+        super().__init__(len(index), batch_size, shuffle, seed, share)
+        self.pixels, self.labels, self.index = pixels, labels, index
+        self.normalise = Normalise(mean, std, pixels.shape[2], pixels.device)
+        self.padding, self.padding_mode, self.mirror = padding, padding_mode, mirror
+
+    def draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The images of an epoch in their order, and for each the crop's top and left and whether it is mirrored."""
+        random = np.random.default_rng((self.seed, epoch))
+        order = random.permutation(self.index)
+        top, left = random.integers(0, 2 * self.padding + 1, (2, len(order)))
+        return order, top, left, (random.random(len(order)) < 0.5) & self.mirror
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        order, *changes = self.draw(epoch) if self.shuffle else (self.index,)
+        slices = list(self._batches(order))[start:]
+        order, *changes = (self._to_device(values) for values in (order, *changes))
+        for part in slices:
+            which = order[part]
+            pixels = self.pixels.index_select(0, which)
+            if self.padding or self.mirror:
+                top, left, flip = (values[part] for values in changes)
+                pixels = augment(pixels, top, left, flip, self.padding, self.padding_mode)
+            yield self.normalise(_planes(pixels)), self.labels.index_select(0, which)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self._to_device(self.index)
+        for part in self._batches(self.index, training=False):
+            pixels = self.pixels.index_select(0, order[part])
+            yield self.normalise(_planes(pixels)), self.labels.index_select(0, order[part])
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        values = torch.from_numpy(np.ascontiguousarray(values))
+        return values.pin_memory().to(self.pixels.device, non_blocking=True) if self.pixels.is_cuda else values
