@@ -9,10 +9,10 @@ Files written by this project and published names need no --model and no flags: 
 
 from functools import partial
 
-import cli
 import dataloader
-import evaluation
+import engine
 import utils
+from engine import cli, tasks
 from models import checkpoints, create_model, load_checkpoint
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=False)
@@ -20,7 +20,8 @@ SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = utils.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device)
+    cli.complete(args, device)
     model = create_model(args.model, args.dataset, **args.model_flags)
     model = checkpoints.sub_network(model, args.pretrained)
     loaded = load_checkpoint(model, args.pretrained, args.dataset, args.cache)
@@ -30,11 +31,11 @@ def main(argv=None):
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)
         names = dataloader.class_names(args.dataset, stored=checkpoints.training_of(loaded.content).get("classes"))
-        evaluation.predict(model, images, names, load, args, loaded.path)
+        tasks.predict(model, images, names, load, args, loaded.path)
     elif args.export:
-        evaluation.write_export(model, (3, 32, 32), load, args, device, loaded.path)
+        tasks.write_export(model, (3, 32, 32), load, args, device, loaded.path)
     else:
-        evaluation.judge(model, load, args, device, loaded.path)
+        tasks.evaluate(model, load, args, device, loaded.path)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ Files written by this project and published names need no --model and no flags: 
 
 from functools import partial
 
-import cli
 import dataloader
-import evaluation
+import engine
 import utils
+from engine import cli, flags, tasks
 from models import checkpoints, create_model, load_checkpoint
 
 SCRIPT = cli.Script(
@@ -20,13 +20,14 @@ SCRIPT = cli.Script(
     datasets=("ilsvrc",),
     model="ResNet34_DoubleShared",
     training=False,
-    add_flags=(cli.add_image_folder,),
+    add_flags=(flags.add_image_folder,),
 )
 
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = utils.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device)
+    cli.complete(args, device)
     load = partial(
         dataloader.imagefolder,
         args.dataset_path,
@@ -54,11 +55,11 @@ def main(argv=None):
     if args.image:
         sizes = args.resize, args.crop
         images = dataloader.image_files(args.image, args.dataset, device, *sizes, args.mean, args.std)
-        evaluation.predict(model, images, names, load, args, loaded.path)
+        tasks.predict(model, images, names, load, args, loaded.path)
     elif args.export:
-        evaluation.write_export(model, (3, args.crop, args.crop), load, args, device, loaded.path)
+        tasks.write_export(model, (3, args.crop, args.crop), load, args, device, loaded.path)
     else:
-        evaluation.judge(model, lambda: data, args, device, loaded.path)
+        tasks.evaluate(model, lambda: data, args, device, loaded.path)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def digits(batch_size=128, **options):
 
 def fit(folder, epochs=2, resume=None, objective=None, model=None, data=None, flags=None, steps=0, **recipe):
     torch.manual_seed(0)
-    run = utils.Run(folder, flags or {"lr": 0.1}, resume)
+    run = engine.Run(folder, flags or {"lr": 0.1}, resume)
     recipe = engine.Recipe(epochs, 0.1, checkpoint_steps=steps, **recipe)
     model = model or Tiny()
     engine.fit(model, objective or Both(), data or digits(), run, recipe, CPU)
@@ -153,9 +153,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, options):
 
     torch.manual_seed(0)
     model, objective = Tiny(), StopAt(at=18)
-    stopping = utils.Run(tmp_path / "stopped", {"lr": 0.1}, None)
+    stopping = engine.Run(tmp_path / "stopped", {"lr": 0.1}, None)
     recipe = engine.Recipe(3, 0.1, **options)
-    with pytest.raises(utils.Stopped):
+    with pytest.raises(engine.Stopped):
         engine.fit(model, objective, digits(), stopping, recipe, CPU)
     stopping.close()
     step = torch.load(tmp_path / "stopped" / "last.pth", weights_only=True)["training"]["step"]
@@ -229,8 +229,8 @@ def test_an_epoch_is_one_record_and_checkpoints_carry_the_authors_keys(tmp_path)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_a_step_frees_serves_the_next_one():
     code = """
-import resource, torch, utils
-utils.start_device("")
+import resource, torch, engine
+engine.start_device("")
 def step():
     for _ in range(8):
         [torch.ones(4 << 20) for _ in range(8)]  # 16 MB each, all freed at once
@@ -312,7 +312,7 @@ def test_evaluation_leaves_the_training_modes():
 def test_a_foreign_optimizer_is_left_out(tmp_path, capsys):
     state = torch.optim.SGD(nn.Linear(3, 3).parameters(), 0.1).state_dict()
     start = checkpoints.Loaded(tmp_path, "", {"optimizer_state_dict": state})
-    engine.fit(Tiny(), Both(), digits(), utils.Run(tmp_path, {}, None), engine.Recipe(1, 0.1), CPU, start)
+    engine.fit(Tiny(), Both(), digits(), engine.Run(tmp_path, {}, None), engine.Recipe(1, 0.1), CPU, start)
     assert "starting with a fresh one" in capsys.readouterr().out
 
 
@@ -341,7 +341,7 @@ def test_several_gpus_in_one_process_judge_as_one_does(monkeypatch):
 def test_the_rates_that_were_asked_for_hold_with_a_loaded_optimizer(tmp_path):
     state = torch.optim.SGD(Tiny().parameters(), 0.5, momentum=0.1, weight_decay=0.7).state_dict()
     start = checkpoints.Loaded(tmp_path, "", {"optimizer_state_dict": state})
-    run = utils.Run(tmp_path, {}, None)
+    run = engine.Run(tmp_path, {}, None)
     engine.fit(Tiny(), Both(), digits(), run, engine.Recipe(1, 0.1, weight_decay=1e-4), CPU, start)
     (group,) = torch.load(tmp_path / "last.pth", weights_only=True)["optimizer_state_dict"]["param_groups"]
     assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)

@@ -9,9 +9,8 @@ import functools
 import pytest
 import torch
 
-import cli
 import engine
-import utils
+from engine import cli
 from models import create_model, create_objective
 from models.dmnn.multipath import resnet as dmnn
 from models.dmnn.objective import PathLoss
@@ -37,7 +36,7 @@ SYSTEMS = {
 def losses_of_steps(model, objective, fast: bool) -> list[float]:
     """Train `model` for 20 steps on noise with labels that it can learn; the sum of the losses of each."""
     torch.manual_seed(0)
-    objective.finite_draws = True
+    objective.restrict_draws()
     wrapped = engine.parallel(model.train(), torch.device("cpu"), compiled=fast)
     optimizer = torch.optim.SGD(objective.begin_epoch(model, 0).groups, 0.01, 0.9, weight_decay=5e-4, fused=fast)
     generator = torch.Generator().manual_seed(1)
@@ -83,7 +82,7 @@ def test_bf16_reaches_the_accuracy_of_float32(system, tmp_path):
     for amp in ("off", "bf16"):
         torch.manual_seed(0)
         model, objective = SYSTEMS[system]()
-        data, run = digits(32), utils.Run(tmp_path / amp, {"amp": amp})
+        data, run = digits(32), engine.Run(tmp_path / amp, {"amp": amp})
         recipe = engine.Recipe(3, 0.05, amp=amp, lr_schedule="onecycle", nesterov=True)
         engine.fit(model, objective, data, run, recipe, torch.device("cpu"))
         accuracies.append(engine.evaluate(model, data.test, [model.main], data)[0].top1)
