@@ -120,12 +120,7 @@ def stepper(
 
     def step():
         total = 0.0
-        losses = objective(model, images, labels)
-        while True:
-            with engine.autocast(images.device, amp):
-                loss = next(losses, None)
-            if loss is None:
-                break
+        for loss in engine.losses_of(objective, model, images, labels, amp):
             loss.backward()
             total = total + loss.detach()
             if step_per_loss:

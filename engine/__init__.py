@@ -9,7 +9,7 @@ from engine.devices import autocast, broadcast, device_name, multiplies_bf16, pa
 from engine.evaluation import Row, evaluate
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
-from engine.trainer import Trainer, fit
+from engine.trainer import Trainer, fit, losses_of
 
 __all__ = [
     "Recipe",
@@ -22,6 +22,7 @@ __all__ = [
     "device_name",
     "evaluate",
     "fit",
+    "losses_of",
     "multiplies_bf16",
     "parallel",
     "start_device",

@@ -75,12 +75,12 @@ def _colours(kind: Callable) -> Callable:
 
 
 def batches(text: str) -> tuple[int, ...]:
-    """1,64; nothing from 0"""
+    """Batch sizes: (1, 64) from "1,64", none from "0"."""
     return () if text == "0" else tuple(positive(part) for part in text.split(","))
 
 
 def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
-    """150:0.1,225:0.01"""
+    """Pairs of (epoch, factor), in order: ((150, 0.1), (225, 0.01)) from "150:0.1,225:0.01"."""
     pairs = [part.split(":") for part in text.split(",") if part]
     return tuple(sorted((int(epoch), finite(factor)) for epoch, factor in pairs))
 

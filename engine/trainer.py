@@ -113,6 +113,7 @@ class Trainer:
         self.rate, self.started = recipe.lr, time.perf_counter()
 
     def _check(self) -> None:
+        """Refuse what cannot work before anything is trained."""
         if self.recipe.cuda_graph:
             cuda_graph.check(self.objective, self.device, self.recipe, world_size())
         if not len(self.data.train):
@@ -252,7 +253,7 @@ class Trainer:
     def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool) -> Tensor:
         """`train_step` on the device alone, with `update` saying whether the optimizer steps after the last loss."""
         total = torch.zeros((), device=self.device)
-        for loss in self._losses(model, images, labels):
+        for loss in losses_of(self.objective, model, images, labels, self.recipe.amp):
             self.scaler.scale(loss / self.recipe.accumulate).backward()
             total += loss.detach()
             if self.objective.step_per_loss:
@@ -260,16 +261,6 @@ class Trainer:
         if update and not self.objective.step_per_loss:
             self._update()
         return total
-
-    def _losses(self, model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
-        """The objective's losses. Only what computes them is in half precision, not the backward passes between."""
-        losses = self.objective(model, images, labels)
-        while True:
-            with autocast(self.device, self.recipe.amp):
-                loss = next(losses, None)
-            if loss is None:
-                return
-            yield loss
 
     def _update(self) -> None:
         """One optimizer step with the gradients of all processes."""
@@ -364,3 +355,14 @@ class Trainer:
         self.scaler.load_state_dict(training["scaler"])
         self.first_optimizer = content["optimizer_state_dict"]
         restore_rng_state(training["rng"])
+
+
+def losses_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str) -> Iterator[Tensor]:
+    """The losses of one step, each computed in half precision as `amp` says; backward passes between them are not."""
+    losses = objective(model, images, labels)
+    while True:
+        with autocast(images.device, amp):
+            loss = next(losses, None)
+        if loss is None:
+            return
+        yield loss

@@ -16,6 +16,7 @@ import engine
 import utils
 from models import checkpoints, create_model
 from models.adaptive import AdaptiveModel, CrossEntropy, Objective, Phase, Point
+from models.slimmable.objectives import MutualLearning
 
 CPU = torch.device("cpu")
 
@@ -200,6 +201,28 @@ def test_phases_choose_parameters_and_fresh_optimizers(tmp_path):
     # the recipe is longer now: the fresh optimizer of epoch 2 must not want the momentum of epoch 1
     resumed, _ = fit(tmp_path, epochs=2, resume="auto", objective=Alternate())
     assert torch.equal(straight.late.weight, resumed.late.weight)
+
+
+def test_every_epoch_begins_once(tmp_path):
+    class Counts(Both):
+        epochs = ()
+
+        def begin_epoch(self, model, epoch):
+            self.epochs += (epoch,)
+            return super().begin_epoch(model, epoch)
+
+    for epochs, resume, expected in ((1, None, (0,)), (2, "auto", (1,)), (2, "auto", ())):
+        objective = Counts()
+        fit(tmp_path, epochs=epochs, resume=resume, objective=objective)
+        assert objective.epochs == expected
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiling_takes_random_widths_from_a_grid(compiled):
+    objective = MutualLearning()
+    engine.Trainer(Tiny(), objective, digits(), None, engine.Recipe(1, 0.1, compile=compiled), CPU)
+    widths = objective.random_widths(0.25, 1.0, 20)
+    assert all(width == round(20 * width) / 20 for width in widths) == compiled
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_good_checkpoint(tmp_path):

@@ -95,8 +95,12 @@ def test_bf16_reaches_the_accuracy_of_float32(system, tmp_path):
 def test_fast_means_compiled_and_bf16_where_the_device_has_it(monkeypatch, has_bf16):
     monkeypatch.setattr(cli, "multiplies_bf16", lambda: has_bf16)
     script = cli.Script("", datasets=("digits",), model="ResNet20", training=True)
-    args = cli.parse(script, ["--fast"])
-    assert (args.compile, args.amp) == (True, "bf16" if has_bf16 else "off")
-    args = cli.parse(script, ["--fast", "--amp=off"])
-    assert (args.compile, args.amp) == (True, "off")
-    assert not cli.parse(script, []).compile
+
+    def resolved(*argv):
+        args = cli.parse(script, [*argv])
+        cli.complete(args, torch.device("cpu"))
+        return args.compile, args.amp
+
+    assert resolved("--fast") == (True, "bf16" if has_bf16 else "off")
+    assert resolved("--fast", "--amp=off") == (True, "off")
+    assert resolved() == (False, "off")

@@ -336,6 +336,14 @@ def test_hyphens_count_as_underscores_and_files_hold_arguments(tmp_path):
     assert (args.model, args.model_flags, args.batch_size) == ("ResNet32_SharedOnly", {"shared_rank": 8}, 7)
 
 
+def test_parsing_changes_nothing_in_the_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("CUDA was asked"))
+    before = dict(os.environ)
+    args = cli.parse(train_cifar10.SCRIPT, ["--visible_device=1,2", "--fast", "--cuda_graph"])
+    assert dict(os.environ) == before
+    assert (args.visible_device, args.amp) == ("1,2", None)
+
+
 def test_what_authors_call_a_flag_is_understood():
     words = "--arch msdnet --data cifar100 --data-root /images -b 7 --wd 1e-4 --gpu 1 --lr-type cosine --start-epoch=2"
     args = cli.parse(train_cifar10.SCRIPT, words.split())
