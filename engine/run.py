@@ -69,9 +69,10 @@ class Run:
             self.board = self._open_board() if flags.get("tensorboard") else None
 
     def _lock(self) -> None:
+        """Keep other runs out of the folder until this process ends."""
         if rank() != 0:
             return
-        self._lock_file = open(self.folder / ".lock", "w")  # noqa: SIM115 - held until the process ends
+        self._lock_file = open(self.folder / ".lock", "w")  # noqa: SIM115 - stays open
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -83,34 +84,27 @@ class Run:
             self._lock_file.close()
 
     def _find_checkpoint(self, resume: str | None) -> dict | None:
-        last, previous = self.folder / "last.pth", self.folder / "previous.pth"
+        """What the checkpoint to continue from holds; None for a run that starts afresh."""
+        files = self.folder / "last.pth", self.folder / "previous.pth"
+        written = [path for path in files if path.exists()]
         if resume is None:
-            if last.exists() or previous.exists():
+            if written:
                 raise UserError(
                     f"{self.folder} holds a run already; add --resume=auto to continue it, or name another with --save"
                 )
             return None
-        candidates = [last, previous] if resume == "auto" else [Path(resume)]
-        candidates = [path for path in candidates if path.exists() or resume != "auto"]
-        for i, path in enumerate(candidates):
+        candidates = written if resume == "auto" else [Path(resume)]
+        for path, next_one in zip(candidates, [*candidates[1:], None]):
             try:
-                if path.is_dir():
-                    raise UserError(f"{path} is a folder; name the file in it, such as {path / 'last.pth'}")
-                if not path.is_file():
-                    raise UserError(f"there is no checkpoint {path} to resume from")
-                content = checkpoints.read(path)
-                if not isinstance(content.get("training"), dict):
-                    raise UserError(
-                        f"{path} was not written by this project's training; start from it with --pretrained"
-                    )
+                content = _read_checkpoint(path)
             except ValueError as error:
-                if i + 1 == len(candidates):
+                if next_one is None:
                     raise UserError(str(error)) from error
-                say(f"{error}; using {candidates[i + 1]} instead")
+                say(f"{error}; using {next_one} instead")
                 continue
             self._compare_flags(content["training"]["flags"], path)
             if resume != "auto":
-                self._compare_with_folder((last, previous))
+                self._compare_with_folder(files)
             return content
         return None
 
@@ -124,6 +118,7 @@ class Run:
                 self._compare_flags(flags, path)
 
     def _compare_flags(self, saved: dict, path: Path) -> None:
+        """Raise UserError where a checkpoint's flags differ from this run's."""
         differing = [
             f"--{name} was {saved.get(name)} and is {self.flags.get(name)}"
             for name in sorted(saved.keys() | self.flags.keys())
@@ -219,6 +214,18 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _read_checkpoint(path: Path) -> dict:
+    """What a file of this project's training holds. Raises ValueError where it is another one, or damaged."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file in it, such as {path / 'last.pth'}")
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path} to resume from")
+    content = checkpoints.read(path)
+    if not isinstance(content.get("training"), dict):
+        raise UserError(f"{path} was not written by this project's training; start from it with --pretrained")
+    return content
 
 
 def _epoch_of(line: str) -> float:
