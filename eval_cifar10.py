@@ -9,17 +9,18 @@ Files written by this project and published names need no --model and no flags: 
 
 from functools import partial
 
-import cli
 import dataloader
-import evaluation
+import engine
 import utils
+from engine import cli, tasks
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=False)
 
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = utils.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device)
+    cli.complete(args, device)
     checkpoint = args.checkpoint
     model = checkpoint.build(args.model, args.dataset, **args.model_flags)
     utils.say(f"{checkpoint.path}: {checkpoint.format}")
@@ -28,11 +29,11 @@ def main(argv=None):
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)
         names = dataloader.class_names(args.dataset, stored=checkpoint.classes)
-        evaluation.predict(model, images, names, load, args, checkpoint)
+        tasks.predict(model, images, names, load, args, checkpoint)
     elif args.export:
-        evaluation.write_export(model, (3, 32, 32), load, args, device, checkpoint)
+        tasks.write_export(model, (3, 32, 32), load, args, device, checkpoint)
     else:
-        evaluation.judge(model, load, args, device, checkpoint)
+        tasks.evaluate(model, load, args, device, checkpoint)
 
 
 if __name__ == "__main__":

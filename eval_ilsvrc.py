@@ -9,23 +9,24 @@ Files written by this project and published names need no --model and no flags: 
 
 from functools import partial
 
-import cli
 import dataloader
-import evaluation
+import engine
 import utils
+from engine import cli, flags, tasks
 
 SCRIPT = cli.Script(
     __doc__,
     datasets=("ilsvrc",),
     model="ResNet34_DoubleShared",
     training=False,
-    add_flags=(cli.add_image_folder,),
+    add_flags=(flags.add_image_folder,),
 )
 
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = utils.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device)
+    cli.complete(args, device)
     checkpoint = args.checkpoint
     load = partial(
         dataloader.imagefolder,
@@ -51,11 +52,11 @@ def main(argv=None):
     if args.image:
         sizes = args.resize, args.crop
         images = dataloader.image_files(args.image, args.dataset, device, *sizes, args.mean, args.std)
-        evaluation.predict(model, images, names, load, args, checkpoint)
+        tasks.predict(model, images, names, load, args, checkpoint)
     elif args.export:
-        evaluation.write_export(model, (3, args.crop, args.crop), load, args, device, checkpoint)
+        tasks.write_export(model, (3, args.crop, args.crop), load, args, device, checkpoint)
     else:
-        evaluation.judge(model, lambda: data, args, device, checkpoint)
+        tasks.evaluate(model, lambda: data, args, device, checkpoint)
 
 
 if __name__ == "__main__":

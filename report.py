@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 
-import cli
 import engine
 import tables
 import utils
 from dataloader import Data
-from engine import Row
+from engine import Row, cli
+from engine.flags import positive
 from models import Checkpoint, profile
 from models.adaptive import AdaptiveModel
 from pictures import COSTS, Curve, frontier, label, picture
@@ -35,7 +35,7 @@ from tables import load_run
 # What a run achieved
 
 
-def of_run(model: AdaptiveModel, data: Data, run: utils.Run) -> None:
+def of_run(model: AdaptiveModel, data: Data, run: engine.Run) -> None:
     """Judge a finished run's best checkpoint at all points, and write what `write` writes into its folder."""
     best = Checkpoint.open(run.folder / "best.pth")
     if utils.rank() == 0:
@@ -65,7 +65,7 @@ def write(
         "flags": flags,
         "command": shlex.join(["python3", *sys.argv]),
         "code": code or utils.code_version(),
-        "device": utils.device_name(),
+        "device": engine.device_name(),
         "torch": torch.__version__,
         "data": data.source,
         "date": time.strftime("%Y-%m-%d"),
@@ -219,7 +219,7 @@ def command_line() -> cli.Parser:
     two = commands.add_parser("compare", help="evaluated runs beside each other")
     two.add_argument("runs", nargs="+", metavar="RUN", help="a folder with evaluation.json; NAME=folder names it")
     two.add_argument("--out", default="reports/compare", help="folder for table and picture (default: %(default)s)")
-    two.add_argument("--batch", type=cli.positive, default=1, metavar="N", help="whose latency is drawn (default: 1)")
+    two.add_argument("--batch", type=positive, default=1, metavar="N", help="whose latency is drawn (default: 1)")
     two.add_argument("--no_published", action="store_true", help="leave out the published curves")
     three = commands.add_parser("keep", help="copy a finished run's numbers to results/measured/")
     three.add_argument("run", metavar="RUN", help="the run's folder")

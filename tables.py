@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-import cli
 import utils
+from engine import cli
 from models import create_model, profile, published, registry
 from models.adaptive import AdaptiveModel
 from pictures import COLOURS, MARKERS, Curve, figure_file, frontier, picture

@@ -6,11 +6,11 @@
 `python3 train_cifar10.py @recipes/cifar10-resnet56-s16u1-double`.
 """
 
-import cli
 import dataloader
 import engine
 import report
 import utils
+from engine import cli
 from models import create_model, create_objective, registry
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=True)
@@ -18,15 +18,16 @@ SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = utils.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device)
+    cli.complete(args, device)
     utils.seed_everything(args.seed, args.deterministic)
     model = create_model(args.model, args.dataset, **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
     if args.checkpoint:
         args.checkpoint.load_into(model)
     data = load_data(args, device)
-    run = utils.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
-    utils.say(f"{args.model} on {data.source}; {utils.device_name()}; run in {run.folder}")
+    run = engine.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
+    utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
     report.of_run(model, data, run)
 

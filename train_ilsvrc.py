@@ -6,11 +6,11 @@ Several visible GPUs share each batch; `torchrun --nproc_per_node=4 train_ilsvrc
 own, on one machine or many. `--dataset_path=fake` tries everything with generated images.
 """
 
-import cli
 import dataloader
 import engine
 import report
 import utils
+from engine import cli, flags
 from models import create_model, create_objective
 
 SCRIPT = cli.Script(
@@ -19,13 +19,14 @@ SCRIPT = cli.Script(
     model="ResNet34_DoubleShared",
     training=True,
     defaults=dict(epochs=150, lr_steps="60:0.1,100:0.01,140:0.001", weight_decay=1e-4),
-    add_flags=(cli.add_image_folder, cli.add_image_training),
+    add_flags=(flags.add_image_folder, flags.add_image_training),
 )
 
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = utils.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device)
+    cli.complete(args, device)
     utils.seed_everything(args.seed, args.deterministic)
     data = dataloader.imagefolder(
         args.dataset_path,
@@ -46,8 +47,8 @@ def main(argv=None):
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
     if args.checkpoint:
         args.checkpoint.load_into(model, args.new_head)
-    run = utils.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
-    utils.say(f"{args.model} on {data.source}; {utils.device_name()}; run in {run.folder}")
+    run = engine.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
+    utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
     report.of_run(model, data, run)
 

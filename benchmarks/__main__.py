@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-import cli
+import engine
 import utils
 from benchmarks import timing
+from engine import cli
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "__main__", "timing"))
@@ -80,7 +81,7 @@ def main() -> None:
     unknown = [name for name in args.names if name not in NAMES]
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]}; use {', '.join(NAMES)}")
-    device, commit = utils.start_device(), utils.code_version()
+    device, commit = engine.start_device(), utils.code_version()
     timing.print_head()
     met = []
     for name in args.names or NAMES:

@@ -43,13 +43,12 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import capture
-import cli
 import dataloader
 import engine
 import train_cifar10
 from benchmarks.timing import Result, check_same, race, run_alone, stepper
 from benchmarks.train_step import as_original, original_loss
+from engine import cli, cuda_graph
 from models import create_model, create_objective
 from models.adaptive import Objective
 from models.msdnet.layers import Layer
@@ -138,12 +137,14 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / sorted(seconds)[len(seconds) // 2]
 
 
-def command(system: System, batch_size: int, quick: bool) -> Namespace:
+def command(system: System, batch_size: int, quick: bool, device: torch.device) -> Namespace:
     """The flags of the recipe with --fast; a batch size of 0 leaves the recipe's."""
     words = [f"@{RECIPES / system.recipe}", "--fast"]
     words += system.quick.split() if quick else []
     words += [f"--batch_size={batch_size}"] if batch_size else []
-    return cli.parse(train_cifar10.SCRIPT, words)
+    args = cli.parse(train_cifar10.SCRIPT, words)
+    cli.complete(args, device)
+    return args
 
 
 def noise(batch_size: int, device: torch.device) -> dataloader.Data:
@@ -176,7 +177,7 @@ def plain_step(system: System, args: Namespace, images: Tensor, labels: Tensor, 
     """A step as a plain loop makes it: with this code's network if `ours`, with one operation to update all weights if
     `fused`."""
     model, objective = build(args)
-    objective.finite_draws = True  # as compiled networks draw
+    objective.restrict_draws()  # as compiled networks draw
     groups = objective.begin_epoch(model.to(images.device).train(), 0).groups
     if system.original and not ours:
         model, objective = system.original(model), system.original_loss or objective
@@ -190,7 +191,7 @@ def engine_step(args: Namespace, data: dataloader.Data, images: Tensor, labels: 
     model, objective = build(args)
     recipe = replace(engine.Recipe.of(args), lr=RATE, warmup_epochs=0.0, **changes)
     trainer = engine.Trainer(model, objective, data, None, recipe, images.device)  # no run: nothing is written
-    objective.finite_draws = True
+    objective.restrict_draws()
     trainer.begin_epoch()
 
     def step():
@@ -260,7 +261,7 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
         first = loss.clone() if first is None else first
         tolerance = LOOSE if rung.compiled or rung.captured else TOLERANCE
         check_same(f"first loss of {args.model}, {rung.change}", loss, first, tolerance)
-        for _ in range(capture.CudaRecorder.warm_up_steps if rung.captured else 0):
+        for _ in range(cuda_graph.CudaRecorder.warm_up_steps if rung.captured else 0):
             job()
         jobs.append(job)
         counts.append(operations(job).count + kernels)
@@ -286,7 +287,7 @@ def measure(device: torch.device, quick: bool = False, only: str = "", batch_siz
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
     for name in [only] if only else ["msdnet"] if quick else SYSTEMS:  # the quickest to compile
         system = SYSTEMS[name]
-        args = command(system, 4 if quick else batch_size, quick)
+        args = command(system, 4 if quick else batch_size, quick, device)
         yield from compare(system, args, rounds, device, quick)
         torch._dynamo.reset()  # the next system gets its memory
 

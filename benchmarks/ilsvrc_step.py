@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import engine
 from benchmarks.timing import Result, race, run_alone, stepper
+from engine.devices import DTYPES
 from models import create_model, create_objective, profile
 
 PLAIN, *OURS = ("ResNet50", "ResNet50_SharedSingle", "ResNet50_Shared")
@@ -64,7 +65,7 @@ def add_flags(add):
     add("--batch_size", type=int, help="default: %(default)s")
     add("--side", type=int, help="of the images, in pixels (default: %(default)s)")
     add("--rounds", type=int, help="at least (default: %(default)s)")
-    add("--amp", choices=engine.DTYPES, help="default: %(default)s")
+    add("--amp", choices=DTYPES, help="default: %(default)s")
     add("--compile", action="store_true", help="both sides")
 
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import cli
 import engine
 import utils
+from engine import cli
 
 # Several networks in one process have more convolutions than oneDNN remembers by default; alone, each would not forget.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
@@ -120,12 +120,7 @@ def stepper(
 
     def step():
         total = 0.0
-        losses = objective(model, images, labels)
-        while True:
-            with engine.autocast(images.device, amp):
-                loss = next(losses, None)
-            if loss is None:
-                break
+        for loss in engine.losses_of(objective, model, images, labels, amp):
             loss.backward()
             total = total + loss.detach()
             if step_per_loss:
@@ -150,7 +145,7 @@ def check_same(what: str, ours: Tensor, plain: Tensor, tolerance: float) -> None
 
 def machine() -> str:
     """What the times belong to, for people."""
-    return f"{utils.device_name()}, {torch.get_num_threads()} threads"
+    return f"{engine.device_name()}, {torch.get_num_threads()} threads"
 
 
 def print_head() -> None:
@@ -178,7 +173,7 @@ def run_alone(measure: Callable[..., Iterable[Result]], description: str, add_fl
         keywords = list(inspect.signature(measure).parameters.values())[1:]
         parser.set_defaults(**{keyword.name: keyword.default for keyword in keywords})
         flags = vars(parser.parse_args())
-        device = utils.start_device()
+        device = engine.start_device()
         print_head()
         print_results(measure(device, **flags))
 

@@ -26,7 +26,6 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import engine
-import utils
 from benchmarks.timing import Result, check_same, race, run_alone, stepper
 from models import create_model, create_objective
 from models.shared_basis.basis import BasisBlock, bases_by_group, joint_conv
@@ -151,7 +150,7 @@ def over_plain(rounds, device, quick):
     batch_size = 2 if quick else 128
     images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch_size,), device=device)
-    for amp in ("off", "bf16") if utils.multiplies_bf16() else ("off",):
+    for amp in ("off", "bf16") if engine.multiplies_bf16() else ("off",):
         for compiled in (False, True):
             steps = []
             for name, flags, change in (

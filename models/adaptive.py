@@ -12,10 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import profile
-
-
-class UsageError(ValueError):
-    """A name, a flag or a flag's value that cannot be; the message says which can."""
+from utils import UserError
 
 
 @dataclass(frozen=True)
@@ -112,13 +109,13 @@ class AdaptiveModel(nn.Module):
         return logits, torch.full((len(images),), macs, dtype=torch.int64, device=images.device)
 
     def find_point(self, name: str) -> Point:
-        """The point called `name`. Raises UsageError with the closest names."""
+        """The point called `name`. Raises UserError with the closest names."""
         for point in self.points:
             if point.name == name:
                 return point
         names = [point.name for point in self.points]
         close = difflib.get_close_matches(name, names, n=3) or names[:8]
-        raise UsageError(f"this network has no point {name!r}; it has {', '.join(close)}")
+        raise UserError(f"this network has no point {name!r}; it has {', '.join(close)}", exit_code=2)
 
     def point(self, which: Point | str | None = None) -> Point:
         """Resolve a point, its name, or None (the network's main point)."""
@@ -172,8 +169,8 @@ class AdaptiveModel(nn.Module):
         return None
 
     def extract(self, point: Point | str | None = None) -> AdaptiveModel:
-        """The sub-network of a point as a smaller network of its own. Raises UsageError where there is none."""
-        raise UsageError(f"{type(self).__name__} has no sub-networks to extract")
+        """The sub-network of a point as a smaller network of its own. Raises UserError where there is none."""
+        raise UserError(f"{type(self).__name__} has no sub-networks to extract", exit_code=2)
 
     def blank(self, point: Point | str) -> AdaptiveModel:
         """What `extract` gives, for weights that are yet to be loaded."""
@@ -305,8 +302,6 @@ class Objective:
     step_per_loss = False
     #: whether each step draws sub-networks on the host, so that one step is not like the next
     draws = False
-    #: draw sub-networks from a finite set, because each is compiled once; the engine sets it where it compiles
-    finite_draws = False
 
     def __init__(self):
         self.means = RunningMeans()
@@ -321,6 +316,13 @@ class Objective:
         May set requires_grad and put parts of the network in eval mode. Must depend on `epoch` alone.
         """
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}])
+
+    def restrict_draws(self) -> None:
+        """Draw sub-networks from a finite set from now on. The engine asks for it where it compiles the network.
+
+        Each sub-network is compiled once, so drawing from a continuous range would compile at every step. There is
+        nothing to do for an objective that draws none, or draws from a list.
+        """
 
     def track(self, logits: Tensor, labels: Tensor, **values: Tensor) -> None:
         """Add a step's top-1 and top-5 (percent, from training-mode logits) and other scalars to the running means."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models.adaptive import AdaptiveModel, UsageError
+from models.adaptive import AdaptiveModel
+from utils import UserError
 
 SCALES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
@@ -31,17 +32,21 @@ class Budget:
             full: MACs of the network's main point, of which `x` is a share.
 
         Raises:
-            UsageError: it is none of these.
+            UserError: it is none of these.
         """
         match = re.fullmatch(r"(\d*\.?\d+)\s*(K|M|G|B|ms|x|)", text.strip(), re.IGNORECASE)
         if not match or float(match[1]) == 0:
-            raise UsageError(f"--budget {text} is not a budget; give MACs as 150M, a share as 0.5x, or latency as 12ms")
+            raise UserError(
+                f"--budget {text} is not a budget; give MACs as 150M, a share as 0.5x, or latency as 12ms", exit_code=2
+            )
         amount, unit = float(match[1]), match[2].lower()
         if unit == "ms":
             return cls(amount, "ms")
         if unit == "x":
             if full is None:
-                raise UsageError(f"--budget {text} is a share of a cost that is not known here; give MACs as 150M")
+                raise UserError(
+                    f"--budget {text} is a share of a cost that is not known here; give MACs as 150M", exit_code=2
+                )
             return cls(amount * full, "macs")
         return cls(amount * SCALES.get(unit.upper(), 1), "macs")
 
@@ -104,7 +109,7 @@ class QueryTable:
         """The most accurate row within a budget, the cheaper one where two are equal.
 
         Raises:
-            UsageError: nothing is cheap enough, or no latency was measured.
+            UserError: nothing is cheap enough, or no latency was measured.
         """
         best = self.best(budget.unit)
         for row in best:
@@ -112,12 +117,16 @@ class QueryTable:
                 return row
         cheapest = best[-1]
         cost = Budget(getattr(cheapest, budget.unit), budget.unit)
-        raise UsageError(f"nothing fits --budget {budget}; the cheapest point, {cheapest.point}, costs {cost}")
+        raise UserError(
+            f"nothing fits --budget {budget}; the cheapest point, {cheapest.point}, costs {cost}", exit_code=2
+        )
 
     def _costing(self, unit: str) -> list[Measured]:
         rows = [row for row in self.rows if getattr(row, unit) is not None]
         if not rows:
-            raise UsageError("no latency was measured (--latency_batch=0): time the points, or give MACs as 150M")
+            raise UserError(
+                "no latency was measured (--latency_batch=0): time the points, or give MACs as 150M", exit_code=2
+            )
         return rows
 
     def check(self, model: AdaptiveModel) -> None:

@@ -28,7 +28,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import models
-from models.adaptive import AdaptiveModel, BuiltAs, CrossEntropy, Objective, UsageError
+from models.adaptive import AdaptiveModel, BuiltAs, CrossEntropy, Objective
+from utils import UserError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "ilsvrc": 1000}
 #: data sets whose networks are those of another data set
@@ -115,20 +116,22 @@ def entries() -> list[Entry]:
 
 
 def entry(name: str, dataset: str) -> Entry:
-    """Look a network up. Raises UsageError with the closest names."""
+    """Look a network up. Raises UserError with the closest names."""
     _import_families()
     key = SAME_NETWORKS.get(dataset, dataset)
     if key not in NUM_CLASSES:
-        raise UsageError(f"unknown dataset {dataset!r}; there are {', '.join([*NUM_CLASSES, *SAME_NETWORKS])}")
+        raise UserError(
+            f"unknown dataset {dataset!r}; there are {', '.join([*NUM_CLASSES, *SAME_NETWORKS])}", exit_code=2
+        )
     if (name, key) in _entries:
         return _entries[name, key]
     elsewhere = [other for known, other in _entries if known == name]
     if elsewhere:
-        raise UsageError(f"{name} is not a {key} network; it is one of {', '.join(elsewhere)}")
+        raise UserError(f"{name} is not a {key} network; it is one of {', '.join(elsewhere)}", exit_code=2)
     known = {known.lower(): known for known, other in _entries if other == key}
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)]
     hint = f"the closest are {', '.join(close)}; " if close else ""
-    raise UsageError(f"unknown {key} model {name!r}; {hint}--list_models shows all")
+    raise UserError(f"unknown {key} model {name!r}; {hint}--list_models shows all", exit_code=2)
 
 
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[Entry]:
@@ -148,7 +151,7 @@ def create_model(name: str, dataset: str = "cifar10", num_classes: int | None = 
         **flags: the builder's own arguments, the same as on the command line.
 
     Raises:
-        UsageError: unknown name or flag (the message names the closest), or a value that the network cannot have.
+        UserError: unknown name or flag (the message names the closest), or a value that the network cannot have.
     """
     found = entry(name, dataset)
     _check(found.name, flags, found.model_flags())
@@ -156,13 +159,13 @@ def create_model(name: str, dataset: str = "cifar10", num_classes: int | None = 
     try:
         model = found.builder(num_classes=num_classes, **found.preset, **flags)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error), exit_code=2) from error
     model.built_as = BuiltAs(found.name, found.dataset, flags, num_classes)
     return model
 
 
 def create_objective(name: str, dataset: str = "cifar10", **flags) -> Objective:
-    """Build the objective that trains the network `name`. Raises UsageError as `create_model` does."""
+    """Build the objective that trains the network `name`. Raises UserError as `create_model` does."""
     found = entry(name, dataset)
     _check(found.name, flags, found.objective_flags())
     wanted = inspect.signature(found.objective).parameters
@@ -170,7 +173,7 @@ def create_objective(name: str, dataset: str = "cifar10", **flags) -> Objective:
     try:
         return found.objective(**preset, **flags)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error), exit_code=2) from error
 
 
 def _check(name: str, given: Mapping[str, object], known: list[Flag]) -> None:
@@ -179,7 +182,7 @@ def _check(name: str, given: Mapping[str, object], known: list[Flag]) -> None:
         if flag not in names:
             close = difflib.get_close_matches(flag, names, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise UsageError(f"{name} has no flag {flag}; {hint}it has {', '.join(names) or 'none'}")
+            raise UserError(f"{name} has no flag {flag}; {hint}it has {', '.join(names) or 'none'}", exit_code=2)
 
 
 def _import_families() -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import utils
+import engine
 from benchmarks import __main__ as benchmarks
 from benchmarks import fast, timing
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", benchmarks.NAMES)
 def test_every_script_runs_alone_and_prints_lines_of_the_table(name, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(utils, "start_device", lambda: CPU)
+    monkeypatch.setattr(engine, "start_device", lambda: CPU)
     monkeypatch.setattr(sys, "argv", [name, "--quick"])
     runpy.run_path(str(benchmarks.FOLDER / f"{name}.py"), run_name="__main__")
     _, head, *lines = capsys.readouterr().out.splitlines()
@@ -95,7 +95,7 @@ def test_the_command_measures_what_is_named_and_writes_unless_quick(tmp_path, mo
     monkeypatch.setitem(sys.modules, "benchmarks.stub", SimpleNamespace(measure=lambda device, quick: results))
     monkeypatch.setattr(benchmarks, "NAMES", ["stub", "never"])
     monkeypatch.setattr(benchmarks, "FILE", tmp_path / "benchmarks.csv")
-    monkeypatch.setattr(utils, "start_device", lambda: CPU)
+    monkeypatch.setattr(engine, "start_device", lambda: CPU)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "stub", "--quick"])
     benchmarks.main()
     assert "1 of 2 aims met" in capsys.readouterr().out

@@ -7,10 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import capture
 import dataloader
 import engine
 import utils
+from engine import cuda_graph
 from models.adaptive import Objective
 from models.slimmable.objective import MutualLearning
 from tests.test_engine import Both, Tiny, digits, fit
@@ -65,8 +65,8 @@ def tape(monkeypatch):
         tapes.append(Tape())
         return tapes[-1]
 
-    monkeypatch.setattr(capture, "CudaRecorder", make)
-    monkeypatch.setattr(capture, "check", lambda *_: None)
+    monkeypatch.setattr(cuda_graph, "CudaRecorder", make)
+    monkeypatch.setattr(cuda_graph, "check", lambda *_: None)
     return tapes
 
 
@@ -74,7 +74,7 @@ def steps_of(model, objective, device=CPU, **recipe) -> tuple[list[float], dict]
     """The engine's losses of 12 steps on different noise with a falling rate, and the objective's means."""
     recipe = engine.Recipe(1, 0.02, weight_decay=5e-4, lr_schedule="linear", **recipe)
     trainer = engine.Trainer(model, objective, dataloader.cifar("digits", None, 8, device), None, recipe, device)
-    objective.finite_draws = True
+    objective.restrict_draws()
     trainer.begin_epoch()
     torch.manual_seed(0)
     generator, dtype = torch.Generator().manual_seed(1), next(model.parameters()).dtype
@@ -120,7 +120,7 @@ def test_a_captured_run_equals_a_plain_one_with_partial_batches_averages_and_a_r
     whole, _ = fit(tmp_path / "whole", epochs=3, data=data, cuda_graph=True, **options)
     torch.testing.assert_close(whole.state_dict(), plain.state_dict())
     torch.manual_seed(0)
-    run, replay = utils.Run(tmp_path / "part", {"lr": 0.1}, None), Tape.replay
+    run, replay = engine.Run(tmp_path / "part", {"lr": 0.1}, None), Tape.replay
 
     def stop_at_the_seventh(self):
         replay(self)
@@ -128,7 +128,7 @@ def test_a_captured_run_equals_a_plain_one_with_partial_batches_averages_and_a_r
 
     monkeypatch.setattr(Tape, "replay", stop_at_the_seventh)
     recipe = engine.Recipe(3, 0.1, cuda_graph=True, **options)
-    with pytest.raises(utils.Stopped):
+    with pytest.raises(engine.Stopped):
         engine.fit(Tiny(), Both(), data, run, recipe, CPU)
     run.close()
     monkeypatch.setattr(Tape, "replay", replay)
@@ -160,4 +160,4 @@ def test_a_step_that_reads_a_value_cannot_be_recorded(tape):
 )
 def test_what_cannot_be_captured_is_said(objective, device, options, processes, reason):
     with pytest.raises(utils.UserError, match=f"--cuda_graph .*{reason}"):
-        capture.check(objective, torch.device(device), engine.Recipe(1, 0.1, **options), processes)
+        cuda_graph.check(objective, torch.device(device), engine.Recipe(1, 0.1, **options), processes)

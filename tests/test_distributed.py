@@ -36,10 +36,10 @@ def train(folder):
             yield loss
             yield model.fc.weight.square().mean() + F.cross_entropy(model(images).detach() * model.fc.bias, labels)
 
-    device = utils.start_device()
+    device = engine.start_device()
     torch.manual_seed(utils.rank())  # the first process's weights count
     data = dataloader.cifar("digits", None, 100, device, subset=1400)  # 14 whole batches
-    run = utils.Run(folder, {}, None)
+    run = engine.Run(folder, {}, None)
     engine.fit(Net(), Twice(), data, run, engine.Recipe(2, 0.1), device)
 
 

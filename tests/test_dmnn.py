@@ -12,10 +12,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-import cli
 import tables
 import train_cifar10
 import train_ilsvrc
+from engine import cli
 from models import create_model, create_objective, load_checkpoint, profile
 from models.dmnn import coarse, gates, objective, pictures
 from models.dmnn import paths as paths_module

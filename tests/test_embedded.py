@@ -4,21 +4,22 @@ import copy
 import itertools
 from pathlib import Path
 
+import cli
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import cli
 import tables
 import train_cifar10
 import train_ilsvrc
 from models import Checkpoint, create_model, create_objective, load_checkpoint, profile
 from models.checkpoints import extracted_content
 from models.embedded import objective as objectives
-from models.registry import UsageError, list_models
+from models.registry import list_models
 from models.state_dicts import load_state
 from tests.parity import check, fill
+from utils import UserError
 
 EVALUATED = [name for name in check.names("embedded") if name.endswith("_eval")]
 NAMES = [(entry.name, entry.dataset) for entry in list_models() if entry.system == "embedded"]
@@ -679,7 +680,7 @@ def test_a_pattern_for_a_network_of_two_points_names_these():
     ],
 )
 def test_bad_flags_of_training_are_one_sentence(name, flags, message):
-    with pytest.raises(UsageError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         create_objective(name, "cifar10", **flags)
     assert "\n" not in str(error.value)
 
@@ -691,7 +692,7 @@ def test_fine_tuning_an_untrained_network_is_refused():
 
 
 def test_ranks_are_checked():
-    with pytest.raises(UsageError, match="shared_rank 80"):
+    with pytest.raises(UserError, match="shared_rank 80"):
         create_model("ResNet32_DoubleShared_skip", shared_rank=80)
 
 

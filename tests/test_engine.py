@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from models.slimmable.objectives import MutualLearning
 from torch import nn
 
 import dataloader
@@ -52,7 +53,7 @@ def digits(batch_size=128, **options):
 
 def fit(folder, epochs=2, resume=None, objective=None, model=None, data=None, flags=None, steps=0, **recipe):
     torch.manual_seed(0)
-    run = utils.Run(folder, flags or {"lr": 0.1}, resume)
+    run = engine.Run(folder, flags or {"lr": 0.1}, resume)
     recipe = engine.Recipe(epochs, 0.1, checkpoint_steps=steps, **recipe)
     model = model or Tiny()
     engine.fit(model, objective or Both(), data or digits(), run, recipe, CPU)
@@ -153,9 +154,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, options):
 
     torch.manual_seed(0)
     model, objective = Tiny(), StopAt(at=18)
-    stopping = utils.Run(tmp_path / "stopped", {"lr": 0.1}, None)
+    stopping = engine.Run(tmp_path / "stopped", {"lr": 0.1}, None)
     recipe = engine.Recipe(3, 0.1, **options)
-    with pytest.raises(utils.Stopped):
+    with pytest.raises(engine.Stopped):
         engine.fit(model, objective, digits(), stopping, recipe, CPU)
     stopping.close()
     step = torch.load(tmp_path / "stopped" / "last.pth", weights_only=True)["training"]["step"]
@@ -202,6 +203,28 @@ def test_phases_choose_parameters_and_fresh_optimizers(tmp_path):
     assert torch.equal(straight.late.weight, resumed.late.weight)
 
 
+def test_every_epoch_begins_once(tmp_path):
+    class Counts(Both):
+        epochs = ()
+
+        def begin_epoch(self, model, epoch):
+            self.epochs += (epoch,)
+            return super().begin_epoch(model, epoch)
+
+    for epochs, resume, expected in ((1, None, (0,)), (2, "auto", (1,)), (2, "auto", ())):
+        objective = Counts()
+        fit(tmp_path, epochs=epochs, resume=resume, objective=objective)
+        assert objective.epochs == expected
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiling_takes_random_widths_from_a_grid(compiled):
+    objective = MutualLearning()
+    engine.Trainer(Tiny(), objective, digits(), None, engine.Recipe(1, 0.1, compile=compiled), CPU)
+    widths = objective.random_widths(0.25, 1.0, 20)
+    assert all(width == round(20 * width) / 20 for width in widths) == compiled
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_good_checkpoint(tmp_path):
     class Breaks(Both):
         def begin_epoch(self, model, epoch):
@@ -229,8 +252,8 @@ def test_an_epoch_is_one_record_and_checkpoints_carry_the_authors_keys(tmp_path)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_a_step_frees_serves_the_next_one():
     code = """
-import resource, torch, utils
-utils.start_device("")
+import resource, torch, engine
+engine.start_device("")
 def step():
     for _ in range(8):
         [torch.ones(4 << 20) for _ in range(8)]  # 16 MB each, all freed at once

@@ -11,10 +11,10 @@ import torch
 
 import eval_cifar10
 from models import create_model, profile
-from models.adaptive import UsageError
 from models.deploy import export
 from tests.models import cases, checks
 from tests.test_scripts import call
+from utils import UserError
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (3, 32, 32)
@@ -87,11 +87,11 @@ def test_a_file_holds_only_what_its_point_reads(system):
 def test_points_at_which_images_decide_are_refused():
     gated = create_model("convnet_aig110")
     assert export.fixed_point(gated).name == "all"
-    with pytest.raises(UsageError, match=r"gated.*fixed points: all"):
+    with pytest.raises(UserError, match=r"gated.*fixed points: all"):
         export.fixed_point(gated, "gated")
     exits = create_model("msdnet", **TINY_MSDNET)
     assert export.fixed_point(exits).name == "exit2"
-    with pytest.raises(UsageError, match=r"budget-p9.*exit1, exit2"):
+    with pytest.raises(UserError, match=r"budget-p9.*exit1, exit2"):
         export.fixed_point(exits, "budget-p9")
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_differs_never_gets_its_name(monkeypatch, capsys, weights, t
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (["--export", "tflite", "net"], 2, "--export tflite is no format; use onnx or pt2"),
+        (["--export", "tflite", "net"], 2, "--export tflite is not a format; use onnx or pt2"),
         (["--export", "pt2", "net.pt2", "--point=half"], 2, "has no point 'half'; it has full"),
         (["--export", "pt2", "net.pt2", "--fold"], 2, "--fold does not go together with --export"),
         (["--export", "pt2", "net.pt2", "--amp=bf16"], 2, "--amp does not go together with --export"),

@@ -9,9 +9,8 @@ import functools
 import pytest
 import torch
 
-import cli
 import engine
-import utils
+from engine import cli
 from models import create_model, create_objective
 from models.dmnn.objective import PathLoss
 from models.dmnn.resnet import multi_path_resnet as dmnn
@@ -38,7 +37,7 @@ SYSTEMS = {
 def losses_of_steps(model, objective, fast: bool) -> list[float]:
     """Train `model` for 20 steps on noise with labels that it can learn; the sum of the losses of each."""
     torch.manual_seed(0)
-    objective.finite_draws = True
+    objective.restrict_draws()
     wrapped = engine.parallel(model.train(), torch.device("cpu"), compiled=fast)
     optimizer = torch.optim.SGD(objective.begin_epoch(model, 0).groups, 0.01, 0.9, weight_decay=5e-4, fused=fast)
     generator = torch.Generator().manual_seed(1)
@@ -94,7 +93,7 @@ def test_bf16_reaches_the_accuracy_of_float32(system, tmp_path):
     for amp in ("off", "bf16"):
         torch.manual_seed(0)
         model, objective = SYSTEMS[system]()
-        data, run = digits(32), utils.Run(tmp_path / amp, {"amp": amp})
+        data, run = digits(32), engine.Run(tmp_path / amp, {"amp": amp})
         recipe = engine.Recipe(3, 0.05, amp=amp, lr_schedule="onecycle", nesterov=True)
         engine.fit(model, objective, data, run, recipe, torch.device("cpu"))
         accuracies.append(engine.evaluate(model, data.test, [model.main], data)[0].top1)
@@ -107,8 +106,12 @@ def test_bf16_reaches_the_accuracy_of_float32(system, tmp_path):
 def test_fast_means_compiled_and_bf16_where_the_device_has_it(monkeypatch, has_bf16):
     monkeypatch.setattr(cli, "multiplies_bf16", lambda: has_bf16)
     script = cli.Script("", datasets=("digits",), model="ResNet20", training=True)
-    args = cli.parse(script, ["--fast"])
-    assert (args.compile, args.amp) == (True, "bf16" if has_bf16 else "off")
-    args = cli.parse(script, ["--fast", "--amp=off"])
-    assert (args.compile, args.amp) == (True, "off")
-    assert not cli.parse(script, []).compile
+
+    def resolved(*argv):
+        args = cli.parse(script, [*argv])
+        cli.complete(args, torch.device("cpu"))
+        return args.compile, args.amp
+
+    assert resolved("--fast") == (True, "bf16" if has_bf16 else "off")
+    assert resolved("--fast", "--amp=off") == (True, "off")
+    assert resolved() == (False, "off")

@@ -30,7 +30,8 @@ print(json.dumps([names, text, logits.tolist(), macs.tolist()]))
 def test_hub_lists_explains_and_loads_from_a_clone(tmp_path):
     clone = tmp_path / "hub" / "someone_networks_main"  # where torch.hub keeps what it cloned
     shutil.copytree(ROOT / "models", clone / "models", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "hubconf.py", clone)
+    for file in ("hubconf.py", "utils.py"):
+        shutil.copy(ROOT / file, clone)
     torch.manual_seed(0)
     wanted = create_model("ResNet32_DoubleShared", "cifar10", shared_rank=8)
     torch.save({"net_state_dict": wanted.state_dict()}, tmp_path / "weights.pth")

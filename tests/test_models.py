@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from models import create_model, create_objective, list_models, profile, registry
-from models.adaptive import AdaptiveModel, Point, UsageError
+from models.adaptive import AdaptiveModel, Point
+from utils import UserError
 
 #: kept for the authors' checkpoints only (CIFAR MobileNetV2_skip has one classifier for both networks)
 UNUSED = {"linear_skip.weight", "linear_skip.bias"}
@@ -46,7 +47,7 @@ def test_points_have_names_of_their_own_and_run(entry):
     assert model.point(None) == model.main
     assert model.main in points
     assert all(isinstance(point, Point) and model.point(point.name) == point for point in points)
-    with pytest.raises(UsageError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         model.point("nowhere")
 
 
@@ -88,16 +89,16 @@ def test_a_name_means_the_network_of_its_dataset():
 
 
 def test_an_unknown_name_answers_with_the_closest():
-    with pytest.raises(registry.UsageError, match="ResNet56_DoubleShared"):
+    with pytest.raises(UserError, match="ResNet56_DoubleShared"):
         create_model("resnet56_doubleshare")
-    with pytest.raises(registry.UsageError, match="ilsvrc"):
+    with pytest.raises(UserError, match="ilsvrc"):
         create_model("ResNet50_SharedSingle", "cifar10")
 
 
 def test_an_unknown_flag_answers_with_those_there_are():
-    with pytest.raises(registry.UsageError, match="did you mean shared_rank"):
+    with pytest.raises(UserError, match="did you mean shared_rank"):
         create_model("ResNet56_DoubleShared", shared_ranks=8)
-    with pytest.raises(registry.UsageError, match="it has none"):
+    with pytest.raises(UserError, match="it has none"):
         create_model("ResNet56", shared_rank=8)
 
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import cli
 import tables
 from benchmarks.fast import with_lone_bottlenecks
-from engine import Recipe
+from engine import Recipe, cli
 from models import create_model, create_objective, profile, registry
 from models.checkpoints import load_state, state_dict_of
 from models.msdnet import budget

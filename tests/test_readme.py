@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import cli
 import eval_cifar10
 import eval_ilsvrc
 import report
 import tables
 import train_cifar10
 import train_ilsvrc
+from engine import cli
 from models import registry
 
 ROOT = Path(__file__).parents[1]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import cli
 import pictures
 import report
 import tables
 import train_cifar10
 import train_ilsvrc
+from engine import cli
 
 ROOT = Path(__file__).parents[1]
 ROWS = tables.published_rows()

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
+import engine
 import eval_cifar10
 import report
 import train_cifar10
 import utils
+from engine import cli
 from images import downloads
 from models import create_model
 
@@ -185,7 +186,7 @@ def test_an_extracted_file_knows_its_images_and_is_the_same_with_folding(tmp_pat
 
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
-    first = utils.Run(tmp_path, {}, None)
+    first = engine.Run(tmp_path, {}, None)
     code, _, err = call(monkeypatch, capsys, train_cifar10, *QUICK, f"--save={tmp_path}")
     assert code == 1
     assert "another run is writing" in err
@@ -196,17 +197,17 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
     ("flags", "sentence"),
     [
         (["--model=ResNet56_DoubleShare"], "ResNet56_DoubleShared"),
-        (["--model=ResNet56", "--shared_rank=8"], "--shared_rank is no flag of ResNet56"),
+        (["--model=ResNet56", "--shared_rank=8"], "--shared_rank is not a flag of ResNet56"),
         (["--model=ResNet56_DoubleShared", "--shared_rank=0"], "shared_rank 0"),
         (["--model=ResNet56_DoubleShared", "--shared_rank=2000"], "shared_rank 2000"),
         (["--model=ResNet56_DoubleShared", "--unique_rank=0"], "unique_rank 0"),
         (["--batch_size=0"], "--batch_size: 0 is not at least 1"),
         (["--lr=-1"], "--lr: -1 is not above 0"),
-        (["--lr=inf"], "--lr: inf is no finite number"),
+        (["--lr=inf"], "--lr: inf is not a finite number"),
         (["--mean=1,2"], "--mean: 1,2 is not three numbers"),
         (["--std=1,2,0"], "--std: 0 is not above 0"),
         (["--cuda_graph"], "--cuda_graph needs a GPU"),
-        (["--model=ResNet56_DoubleShared", "--lambdaR=nan"], "--lambdaR: nan is no finite number"),
+        (["--model=ResNet56_DoubleShared", "--lambdaR=nan"], "--lambdaR: nan is not a finite number"),
         (["--epochs=many"], "--epochs"),
         (["--dataset=cifar11"], "cifar11"),
         (["--lr_steps=150"], "--lr_steps"),
@@ -296,7 +297,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    run = utils.Run(tmp_path, {}, None)
+    run = engine.Run(tmp_path, {}, None)
     run.save({"weights": torch.zeros(400)})
 
     def fill_up(path, content):
@@ -334,6 +335,14 @@ def test_hyphens_count_as_underscores_and_files_hold_arguments(tmp_path):
     (tmp_path / "args").write_text("--shared-rank=8  # eight\n--model=ResNet32_SharedOnly\n")
     args = cli.parse(train_cifar10.SCRIPT, [f"@{tmp_path}/args", "--batch-size", "7"])
     assert (args.model, args.model_flags, args.batch_size) == ("ResNet32_SharedOnly", {"shared_rank": 8}, 7)
+
+
+def test_parsing_changes_nothing_in_the_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("CUDA was asked"))
+    before = dict(os.environ)
+    args = cli.parse(train_cifar10.SCRIPT, ["--visible_device=1,2", "--fast", "--cuda_graph"])
+    assert dict(os.environ) == before
+    assert (args.visible_device, args.amp) == ("1,2", None)
 
 
 def test_what_authors_call_a_flag_is_understood():

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import cli
 import tables
+from engine import cli
 from models import create_model, create_objective, profile, registry
 from models.shared_basis import basis, layers
 from models.shared_basis.objective import BasisLoss

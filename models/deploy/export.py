@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.adaptive import AdaptiveModel, Point, UsageError
+from models.adaptive import AdaptiveModel, Point
+from utils import UserError
 
 FORMATS = ("onnx", "pt2")
 #: by how much the logits of a written file may differ, relative to the network's largest one: float32 sums in another
@@ -31,16 +32,17 @@ def fixed_point(model: AdaptiveModel, name: str | None = None) -> Point:
     """The point that is to be written: the one called `name`, or the main one, or else the largest that is fixed.
 
     Raises:
-        UsageError: at the point called `name` each image decides what runs.
+        UserError: at the point called `name` each image decides what runs.
     """
     point = model.point(name)
     if not point.per_image:
         return point
     fixed = [other for other in model.points if not other.per_image]
     if name is not None:
-        raise UsageError(
+        raise UserError(
             f"at the point {point} each image decides what runs, which a fixed graph cannot hold; "
-            f"--export writes the fixed points: {', '.join(other.name for other in fixed)}"
+            f"--export writes the fixed points: {', '.join(other.name for other in fixed)}",
+            exit_code=2,
         )
     return fixed[-1]
 
@@ -57,7 +59,7 @@ class AtPoint(nn.Module):
     def __init__(self, model: AdaptiveModel, point: Point, shape: Sequence[int]):
         super().__init__()
         model = copy.deepcopy(model).cpu().eval()
-        with contextlib.suppress(UsageError):  # most networks have no sub-networks
+        with contextlib.suppress(UserError):  # most networks have no sub-networks
             model = model.extract(point)
             point = model.main
         with contextlib.suppress(ValueError):  # nor has every one something to merge

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import profile
-from models.adaptive import AdaptiveModel, UsageError
+from models.adaptive import AdaptiveModel
 from models.deploy import folding
 from models.embedded.layers import TwoVersions, keep_one_version
 from models.embedded.paths import SkipPoint, SubPath
 from models.shared_basis.basis import bases_by_group
+from utils import UserError
 
 #: what the authors' counter gives one operation for each element besides batch norms: `nn.ReLU` and pooling modules
 COUNTED_BY_PTFLOPS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
@@ -96,7 +97,9 @@ class Embedded(AdaptiveModel):
             problem = f"the pattern {name} has {len(name)} letters for {len(last)} stages"
         else:
             problem = f"{name!r} is not a pattern"
-        raise UsageError(f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}")
+        raise UserError(
+            f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}", exit_code=2
+        )
 
     def published_flops(self, convention, shape, point=None):
         """As for every network; `ptflops-relu` adds one operation for each element that a ReLU or a pooling reads.

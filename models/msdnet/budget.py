@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.adaptive import UsageError
+from utils import UserError
 
 #: a threshold that no confidence reaches, and one that every confidence does
 NEVER, ALWAYS = 1e8, -1e8
@@ -45,11 +45,13 @@ def find_thresholds(confidences: Tensor, p: Sequence[int] = SWEEP) -> Tensor:
         (len(p), exits), float32 on the same device.
 
     Raises:
-        UsageError: there are no images.
+        UserError: there are no images.
     """
     exits, images = confidences.shape
     if images == 0:
-        raise UsageError("thresholds need held-out images and there are none; hold some out when training: --valid")
+        raise UserError(
+            "thresholds need held-out images and there are none; hold some out when training: --valid", exit_code=2
+        )
     confidences = confidences.float()
     quotas = (images * exit_shares(p, exits, confidences.device)).floor().int()
     thresholds = torch.full(quotas.shape, NEVER, device=confidences.device)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from models import profile
-from models.adaptive import AdaptiveModel, Point, UsageError
+from models.adaptive import AdaptiveModel, Point
 from models.deploy.folding import folded_copy
 from models.layers import constant, select_images
 from models.msdnet import budget, counting, report
+from utils import UserError
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,13 @@ class MultiExit(AdaptiveModel):
         """A point whose mean cost on held-out images will be the closest below `macs` per image.
 
         Raises:
-            UsageError: not even the first exit is so cheap.
+            UserError: not even the first exit is so cheap.
         """
         least = profile.count_macs(self, self.image_shape, self.points[0])
         if not macs >= least:
-            raise UsageError(f"a budget of {macs:g} MACs is below the {least} that the first exit needs; give more")
+            raise UserError(
+                f"a budget of {macs:g} MACs is below the {least} that the first exit needs; give more", exit_code=2
+            )
         return BudgetPoint(f"budget-{macs / 1e6:g}M", macs=macs)
 
     def find_point(self, name):
@@ -220,7 +223,9 @@ class MultiExit(AdaptiveModel):
         if swept and int(swept[1]) in budget.SWEEP:
             return BudgetPoint(name, p=int(swept[1]))
         if swept:
-            raise UsageError(f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}")
+            raise UserError(
+                f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}", exit_code=2
+            )
         cost = re.fullmatch(r"budget-(\d+(?:\.\d+)?(?:e\+?\d+)?)([MG]?)", name)
         if cost:
             return self.point_for_budget(float(cost[1]) * {"": 1, "M": 1e6, "G": 1e9}[cost[2]])

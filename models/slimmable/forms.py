@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from models.adaptive import UsageError
 from models.slimmable.layers import (
     Channels,
     Fixed,
@@ -17,6 +16,7 @@ from models.slimmable.layers import (
     WholeBatchNorm,
     make_divisible,
 )
+from utils import UserError
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class Universal:
                 )
 
     def check(self, width: float) -> None:
-        """Raises UsageError where the network has no such width."""
+        """Raises UserError where the network has no such width."""
         if not self.low <= width <= self.high:
-            raise UsageError(f"width {width:g} is outside this network's range; use {self.low:g} to {self.high:g}")
+            raise UserError(
+                f"width {width:g} is outside this network's range; use {self.low:g} to {self.high:g}", exit_code=2
+            )
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
         return Scaled(basic, self.high, ratio)
@@ -88,9 +90,11 @@ class Switchable:
         return max(self.listed)
 
     def check(self, width: float) -> None:
-        """Raises UsageError where the network has no such width."""
+        """Raises UserError where the network has no such width."""
         if width not in self.listed:
-            raise UsageError(f"this network was not trained at width {width:g}; its widths are {self._text()}")
+            raise UserError(
+                f"this network was not trained at width {width:g}; its widths are {self._text()}", exit_code=2
+            )
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
         return self.each(int(make_divisible(basic * width / ratio) * ratio) for width in self.listed)

@@ -12,11 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models import profile
-from models.adaptive import AdaptiveModel, Point, UsageError, resize
+from models.adaptive import AdaptiveModel, Point, resize
 from models.slimmable.extracted import Extracted
 from models.slimmable.forms import Form, Switchable, Universal
 from models.slimmable.layers import CalibratedNorm, Cut, SlimLayer
 from models.slimmable.prepared import Prepared
+from utils import UserError
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,14 @@ class Slimmable(AdaptiveModel):
     # Points
 
     def at(self, width: float, resolution: int | None = None) -> SlimPoint:
-        """The point of any width and resolution (the largest when None). Raises UsageError where there is none."""
+        """The point of any width and resolution (the largest when None). Raises UserError where there is none."""
         resolution = self.resolutions[0] if resolution is None else resolution
         self.form.check(width)
         if resolution < 1 or resolution % self.multiple:
-            raise UsageError(
+            raise UserError(
                 f"resolution {resolution} does not suit this network, which divides it by {self.multiple}; "
-                f"use a multiple such as {max(1, round(resolution / self.multiple)) * self.multiple}"
+                f"use a multiple such as {max(1, round(resolution / self.multiple)) * self.multiple}",
+                exit_code=2,
             )
         return SlimPoint(f"w{width:g}-r{resolution}", resolution, width)
 
@@ -129,7 +131,9 @@ class Slimmable(AdaptiveModel):
         if name not in self._named:
             match = re.fullmatch(r"w(\d*\.?\d+)(?:-r(\d+))?", name)
             if not match:
-                raise UsageError(f"this network has no point {name!r}; its points are called like {self.full}")
+                raise UserError(
+                    f"this network has no point {name!r}; its points are called like {self.full}", exit_code=2
+                )
             width, resolution = match.groups()
             self._named[name] = self.at(float(width), int(resolution) if resolution else None)
         return self._named[name]

@@ -53,13 +53,22 @@ def decayed_weights(parameters: Iterable[nn.Parameter]) -> list[dict]:
 class SandwichObjective(Objective):
     """What the objectives of this family share: which weights decay, and how random widths are drawn."""
 
+    def __init__(self):
+        super().__init__()
+        self.widths_from_grid = False
+
+    def restrict_draws(self):
+        self.widths_from_grid = True
+
     def begin_epoch(self, model, epoch):
         return Phase(decayed_weights(model.parameters()))
 
     def random_widths(self, low: float, high: float, count: int) -> list[float]:
-        """Widths of a range, all equally likely; with `finite_draws` the nearest multiples of 0.05."""
+        """Widths of a range, all equally likely; after `restrict_draws` the nearest multiples of 0.05."""
         widths = uniform(low, high, count)
-        return [min(high, max(low, round(20 * width) / 20)) for width in widths] if self.finite_draws else widths
+        if self.widths_from_grid:
+            widths = [min(high, max(low, round(20 * width) / 20)) for width in widths]
+        return widths
 
 
 class MutualLearning(SandwichObjective):

@@ -20,9 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import export, load_checkpoint, profile, registry
-from models.adaptive import AdaptiveModel, Point, UsageError
+from models import load_checkpoint, profile, registry
+from models.deploy import export
+from models.adaptive import AdaptiveModel, Point
 from tests.models.cases import CLASSES, Case, fixed_points, subject
+from utils import UserError
 
 #: by how much logits may differ that are computed in another order, relative to the largest: float32 sums
 TOLERANCE = 1e-3
@@ -40,7 +42,7 @@ def refuses(function, argument) -> str:
     """The message with which a call is refused; empty where it is not."""
     try:
         function(argument)
-    except UsageError as error:
+    except UserError as error:
         return str(error)
     return ""
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import folding, registry
+from models import registry
+from models.deploy import folding
 from models.adaptive import AdaptiveModel, Objective, Point
 from tests import test_export, test_fast
 from tests.models import cases, checks

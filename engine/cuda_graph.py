@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from engine.recipe import Recipe
 from models.adaptive import Objective, RunningMeans
 from utils import UserError
 
@@ -36,7 +37,7 @@ class CudaRecorder:
     def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """A function that launches what `step` would, which is not run now; and the tensor that `step` returns."""
         graph = torch.cuda.CUDAGraph()
-        # what threads that read images ask of CUDA meanwhile is no part of the step, and no mistake
+        # threads that read images may use CUDA meanwhile: that is not part of the step, and not an error
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = step()
         return graph.replay, result
@@ -47,7 +48,7 @@ class CapturedStep:
 
     Args:
         step: from (images, labels), always of the same shapes, to the sum of the losses.
-        means: what `step` adds to; the numbers of images, which are no tensors, are added at each replay.
+        means: what `step` adds to; the numbers of images, which are not tensors, are added at each replay.
     """
 
     def __init__(self, step: Step, means: RunningMeans, recorder=None):
@@ -80,8 +81,8 @@ class CapturedStep:
         self.counts = {name: count - before.get(name, 0) for name, count in self.means.counts.items()}
 
 
-def check(objective: Objective, device: torch.device, recipe, world_size: int) -> None:
-    """Raise UserError with the reason where the steps of an `engine.Recipe` cannot be captured."""
+def check(objective: Objective, device: torch.device, recipe: Recipe, world_size: int) -> None:
+    """Raise UserError with the reason where the steps of a recipe cannot be captured."""
     reasons = {
         "needs a GPU": device.type != "cuda",
         "needs --compile too, because this objective draws sub-networks in each step": objective.draws
@@ -92,4 +93,4 @@ def check(objective: Objective, device: torch.device, recipe, world_size: int) -
     }
     for reason, holds in reasons.items():
         if holds:
-            raise UserError(f"--cuda_graph {reason}")
+            raise UserError(f"--cuda_graph {reason}", exit_code=2)

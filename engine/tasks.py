@@ -1,4 +1,4 @@
-"""What the evaluation scripts do with a loaded network: judge it, say what single images are, write it for others."""
+"""What the evaluation scripts do with a loaded network: evaluate it, say what single images are, or export it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import cli
-import engine
-import utils
 from dataloader import Data
+from engine import cli, evaluation
+from engine.devices import autocast, parallel
 from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint, extracted_content
 from models.deploy import export
 from models.query_table import Budget, QueryTable
 from report import latency_head, latency_note, latency_text, write
+from utils import make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
 
-def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, checkpoint: Checkpoint) -> None:
-    """Judge a network as the flags of an evaluation script ask; print the authors' lines, write what `write` writes.
+def evaluate(
+    model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, checkpoint: Checkpoint
+) -> None:
+    """Evaluate a network as the flags of a script ask; print the authors' lines, write what `write` writes.
 
     Args:
         load: gives the data set; called when everything typed is known to be right.
@@ -35,10 +37,10 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
     checkpoint.load_prepared(model)
-    folder = utils.make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
+    folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
     for file in (args.query_table, args.extract and args.extract[1]):
         if file:
-            utils.make_folder(Path(file).parent, "its flag")
+            make_folder(Path(file).parent, "its flag")
     if args.extract:
         points = points or model.ladder
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
@@ -47,9 +49,9 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
     within = _points_within(budget, model, args) if budget else None
     if budget or args.query_table:
         points = within or points or model.points
-    wrapped = engine.parallel(model, device, compiled=False)
-    rows = engine.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
-    if utils.rank() != 0:
+    wrapped = parallel(model, device, compiled=False)
+    rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
+    if rank() != 0:
         return
     checkpoint.save_prepared(model)
     table = QueryTable.of(model, rows)
@@ -62,17 +64,22 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
     print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
     print(f"Eval_Acc_top5 = {chosen.top5:.3f}")
     write(rows, folder, cli.all_flags(args), data, model)
-    for file in model.report(data, folder) if utils.world_size() == 1 else ():
+    for file in model.report(data, folder) if world_size() == 1 else ():
         print(f"written: {file}")
     if args.query_table and not budget:
-        utils.write_json(args.query_table, table.content())
+        write_json(args.query_table, table.content())
         print(f"written: {args.query_table}")
     if args.extract:
-        point, file = args.extract
-        own = ("dataset", "mean", "std", "resize", "crop")
-        images = {key: getattr(args, key) for key in own if hasattr(args, key)} | {"classes": list(data.classes)}
-        utils.write_tensors(file, extracted_content(whole, point, images))
-        print(f"written: {file}, the network of point {point} alone")
+        _write_extract(whole, data, args)
+
+
+def _write_extract(model: AdaptiveModel, data: Data, args) -> None:
+    """Write the sub-network that --extract names, with what is needed to evaluate its file without any flags."""
+    point, file = args.extract
+    own = ("dataset", "mean", "std", "resize", "crop")
+    images = {key: getattr(args, key) for key in own if hasattr(args, key)} | {"classes": list(data.classes)}
+    write_tensors(file, extracted_content(model, point, images))
+    print(f"written: {file}, the network of point {point} alone")
 
 
 def _named_points(model: AdaptiveModel, args) -> Sequence[Point] | None:
@@ -90,14 +97,14 @@ def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
     batches = [torch.randn(batch, 3, side, side, device=device) for batch in args.latency_batch]
     batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
     try:
-        with engine.autocast(device, args.amp):
+        with autocast(device, args.amp):
             folded = model.fold(batches)
     except ValueError:
         if args.fold:
             raise
         return model  # --fast: not every network has what can be merged
     if folded.folded_as:
-        utils.say(f"folded: {folded.folded_as}")
+        say(f"folded: {folded.folded_as}")
     return folded
 
 
@@ -120,7 +127,7 @@ def _points_within(budget: Budget, model: AdaptiveModel, args) -> list | None:
     return None
 
 
-# Instead of judging
+# Instead of an evaluation
 
 
 def predict(
@@ -137,26 +144,26 @@ def predict(
         images: (N, 3, H, W), normalised, on the device to run on.
         names: of the classes.
         load: gives the data set; called only where a point needs to be prepared.
-        checkpoint: as for `judge`.
+        checkpoint: as for `evaluate`.
     """
     points = _named_points(model, args) or [model.main]
     model = _folded(model, args, images.device)
     points = _ready(model, points, load, images.device, checkpoint)
     spent: dict[Point, list[int]] = {point: [] for point in points}
-    with profile.evaluating(model), engine.autocast(images.device, args.amp):
+    with profile.evaluating(model), autocast(images.device, args.amp):
         for file, image in zip(args.image, images, strict=True):
-            utils.say(file)
+            say(file)
             for point in points:
                 logits, (macs,) = model.infer(image[None], point)
                 spent[point].append(macs.item())
-                utils.say(f"  point {point}: {_cost(model, point, spent[point][-1], images.shape[1:])}")
+                say(f"  point {point}: {_cost(model, point, spent[point][-1], images.shape[1:])}")
                 best = logits[0].float().softmax(dim=0).topk(min(5, len(names)))
                 for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                    utils.say(f"    {100 * probability:5.1f} %  {names[label]}")
+                    say(f"    {100 * probability:5.1f} %  {names[label]}")
     for point, macs in spent.items():
         if point.per_image and len(macs) > 1:
             mean, least, most = (value / 1e6 for value in (statistics.mean(macs), min(macs), max(macs)))
-            utils.say(f"point {point}: {mean:.2f}M multiply-accumulates an image, from {least:.2f}M to {most:.2f}M")
+            say(f"point {point}: {mean:.2f}M multiply-accumulates an image, from {least:.2f}M to {most:.2f}M")
 
 
 def _cost(model: AdaptiveModel, point: Point, macs: int, shape: Sequence[int]) -> str:
@@ -208,16 +215,14 @@ def write_export(
     export.check_packages(form)
     point = export.fixed_point(model, args.point)
     if args.point is None and point != model.main:
-        utils.say(
-            f"at the point {model.main} each image decides what runs, which no fixed graph holds: writing {point}"
-        )
-    utils.make_folder(Path(file).parent, "--export")
+        say(f"at the point {model.main} each image decides what runs, which no fixed graph holds: writing {point}")
+    make_folder(Path(file).parent, "--export")
     (point,) = _ready(model, [point], load, device, checkpoint)
-    if utils.rank() != 0:
+    if rank() != 0:
         return
     model.cpu().eval()
     network = export.AtPoint(model, point, shape)
-    with utils.replacing(file) as temporary:
+    with replacing(file) as temporary:
         export.write(network, shape, form, temporary)
         run = export.load(form, temporary)
         difference = run and export.difference(run, model, point, shape)

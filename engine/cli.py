@@ -1,0 +1,327 @@
+"""The command line of the four scripts: parsing, help, and one sentence for every mistake.
+
+A model's own flags come from the registry, so that no script knows a family by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from engine.devices import multiplies_bf16
+from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
+from engine.run import Stopped
+from models import Checkpoint, list_checkpoints, profile, registry
+from models.deploy import export
+from utils import UserError, say
+
+
+@dataclass(frozen=True)
+class Script:
+    """What differs between scripts.
+
+    Args:
+        description: first line of the help.
+        datasets: the values of `--dataset`, the default first.
+        model: default of `--model`.
+        training: whether it trains, and so has the flags of the recipe and of the objective.
+        defaults: published defaults of common flags, where a network does not bring its own.
+        add_flags: add what not every script has.
+    """
+
+    description: str
+    datasets: tuple[str, ...]
+    model: str
+    training: bool
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    add_flags: tuple[Callable[[argparse.ArgumentParser], None], ...] = ()
+
+
+# Parsing
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake with one sentence instead of the whole usage."""
+
+    def error(self, message: str):
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse a command line: `@file` holds arguments, hyphens in flags count as underscores.
+
+    It changes nothing in the process and asks no device anything: see `complete`.
+
+    Returns:
+        The common flags; `model_flags`, `objective_flags` for `create_model` and `create_objective`; `checkpoint`, that
+        of --pretrained or None, which was asked for no more than what it is.
+
+    Exits with 2 and one sentence where something cannot be, with 0 after `--help`, `--list_models` and
+    `--list_checkpoints`.
+    """
+    parser = _parser(script)
+    try:
+        argv = normalise(sys.argv[1:] if argv is None else argv)
+        entry, dataset, checkpoint, described = _find_network(parser, script, argv)
+    except ValueError as error:
+        parser.error(str(error))
+    group = parser.add_argument_group(f"{entry.name} on {entry.dataset}: {entry.summary}")
+    model_flags = add_flags(group, entry.model_flags())
+    objective_flags = add_flags(group, entry.objective_flags()) if script.training else []
+    defaults = _published_defaults(script, entry, dataset) | _own_flags(described, model_flags, dataset)
+    parser.set_defaults(**{key: value for key, value in defaults.items() if _has(parser, key)})
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and not script.training:
+        unknown = _without_training_flags(unknown, entry)
+    if unknown:
+        parser.error(_explain_unknown(unknown, parser, entry))
+    _check_training(parser, args) if script.training else _check_evaluation(parser, args)
+    args.model_flags = {name: vars(args).pop(name) for name in model_flags}
+    args.objective_flags = {name: vars(args).pop(name) for name in objective_flags}
+    args.checkpoint = checkpoint
+    return args
+
+
+def complete(args: argparse.Namespace, device: torch.device) -> None:
+    """Decide what depends on the device: `--amp` where it was not given, and whether `--cuda_graph` can work.
+
+    Raises:
+        UserError: there is no GPU to record a graph on.
+    """
+    if getattr(args, "cuda_graph", False) and device.type != "cuda":
+        raise UserError("--cuda_graph needs a GPU; leave it out", exit_code=2)
+    if args.amp is None:
+        args.amp = "bf16" if args.fast and multiplies_bf16() else "off"
+
+
+def _parser(script: Script) -> Parser:
+    """A parser of the flags that do not depend on the network."""
+    parser = Parser(
+        description=script.description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=script.model, help="default: %(default)s; --model=X --help shows X's flags")
+    parser.add_argument("--list_models", nargs="?", const="*", metavar="PATTERN", help="print the networks and exit")
+    parser.add_argument("--list_checkpoints", nargs="?", const="*", metavar="PATTERN", help="print released weights")
+    add_common(parser, script.datasets)
+    add_training(parser) if script.training else add_evaluation(parser)
+    for add_more in script.add_flags:
+        add_more(parser)
+    return parser
+
+
+def _find_network(
+    parser: Parser, script: Script, argv: list[str]
+) -> tuple[registry.Entry, str, Checkpoint | None, dict]:
+    """The network and the dataset that a command or its checkpoint names, that checkpoint, and what it says of itself.
+
+    Prints the lists and exits where those were asked for.
+    """
+    known, _ = parser.parse_known_args(_without_help(argv))
+    if known.list_models is not None or known.list_checkpoints is not None:
+        _print_lists(known, script)
+        sys.exit(0)
+    given = known.pretrained
+    checkpoint = Checkpoint.open(given, known.dataset, known.cache) if given else None
+    described = _described(checkpoint, script)
+    if described.get("dataset", script.datasets[0]) not in script.datasets:
+        raise UserError(f"{given} is of {described['dataset']}, which another script evaluates")
+    parser.set_defaults(**{key: described[key] for key in ("model", "dataset") if key in described})
+    known, _ = parser.parse_known_args(_without_help(argv))
+    return registry.entry(known.model, known.dataset), known.dataset, checkpoint, described
+
+
+def _described(checkpoint: Checkpoint | None, script: Script) -> dict:
+    """What a checkpoint says of its own network, so that an evaluation need not repeat it."""
+    if script.training or checkpoint is None:
+        return {}
+    try:
+        return checkpoint.describe()
+    except ValueError:
+        return {}  # said again, with the right exit code, when it is loaded
+
+
+def _published_defaults(script: Script, entry: registry.Entry, dataset: str) -> dict:
+    """Published values of common flags: those of the network before those of the script."""
+    published = {**script.defaults, **entry.defaults}
+    if dataset != entry.dataset:  # images of another kind keep their own normalisation
+        published = {key: value for key, value in published.items() if key not in ("mean", "std")}
+    return published
+
+
+def _own_flags(described: dict, model_flags: list[str], dataset: str) -> dict:
+    """The flags with which a checkpoint's network was built, and its images were prepared where they are the same."""
+    own = set(model_flags)
+    if described.get("dataset") == dataset:
+        own |= {"mean", "std", "resize", "crop"}
+    return {key: described[key] for key in own if key in described}
+
+
+def _without_help(argv: list[str]) -> list[str]:
+    """A command without -h and --help, to learn from it which network's help is wanted."""
+    return [word for word in argv if word not in ("-h", "--help")]
+
+
+def _check_training(parser: Parser, args: argparse.Namespace) -> None:
+    args.compile |= args.fast
+    if args.starting_epoch >= args.epochs:
+        parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")
+    if args.warmup_epochs >= args.epochs:
+        parser.error(f"--warmup_epochs {args.warmup_epochs:g} leaves none of --epochs {args.epochs} for the schedule")
+    if args.nesterov and not args.momentum:
+        parser.error("--nesterov is a form of momentum: give --momentum above 0")
+
+
+#: what an evaluation script can do instead of evaluating, and the flags that mean nothing then
+TASKS = {
+    "image": ("export", "budget", "query_table", "extract", "report"),
+    "export": ("budget", "query_table", "extract", "report", "fold", "fast", "amp"),
+}
+
+
+def _check_evaluation(parser: Parser, args: argparse.Namespace) -> None:
+    for task, useless in TASKS.items():
+        given = [flag for flag in useless if getattr(args, flag)]
+        if getattr(args, task) and given:
+            parser.error(f"--{given[0]} does not go together with --{task}: leave one of them out")
+    if args.export and args.export[0] not in export.FORMATS:
+        parser.error(f"--export {args.export[0]} is not a format; use {' or '.join(export.FORMATS)}, and then the file")
+    if not args.pretrained:
+        parser.error("--pretrained is missing: a checkpoint file, or one of the names that --list_checkpoints prints")
+
+
+def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
+    return any(action.dest == flag for action in parser._actions)
+
+
+#: what authors' scripts call some of our flags
+SPELLINGS = {
+    "arch": "model",
+    "data": "dataset",
+    "data_path": "dataset_path",
+    "data_root": "dataset_path",
+    "gpu": "visible_device",
+    "lr_type": "lr_schedule",
+    "start_epoch": "starting_epoch",
+    "wd": "weight_decay",
+    "weights": "pretrained",
+}
+LETTERS = {"-T": "T", "-b": "batch_size", "-j": "workers"}
+
+
+def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
+    """Put the content of `@file` in its place; of flags' spellings make ours, with underscores for hyphens."""
+    words = []
+    for word in argv:
+        if word.startswith("@"):
+            file = word[1:]
+            if file in inside:
+                raise UserError(f"the argument file {file} contains itself", exit_code=2)
+            try:
+                inner = shlex.split(Path(file).read_text(), comments=True)
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot read the arguments in {file}: {error}", exit_code=2) from error
+            words += normalise(inner, (*inside, file))
+        elif word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            words.append(f"--{SPELLINGS.get(name, name)}{equals}{value}")
+        else:
+            words.append(f"--{LETTERS[word]}" if word in LETTERS else word)
+    return words
+
+
+def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[str]:
+    """Let a training command become an evaluation by its script's name alone, as the authors' scripts did."""
+    training = Parser(add_help=False, allow_abbrev=False)
+    add_training(training)
+    add_image_training(training)
+    add_flags(training, entry.objective_flags())
+    _, left = training.parse_known_args(unknown)
+    if len(left) < len(unknown):
+        say(f"of no use to an evaluation: {' '.join(word for word in unknown if word not in left)}")
+    return left
+
+
+def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry: registry.Entry) -> str:
+    flag = unknown[0].partition("=")[0]
+    own = [f"--{f.name}" for f in (*entry.model_flags(), *entry.objective_flags())]
+    known = [option for action in parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(flag, known, n=2)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{flag} is not a flag of {entry.name}; {hint}its own flags are {', '.join(own) or 'none'}; --help shows all"
+
+
+def _print_lists(known: argparse.Namespace, script: Script) -> None:
+    networks = {registry.SAME_NETWORKS.get(dataset, dataset) for dataset in script.datasets}
+    if known.list_models is not None:
+        print(f"{'name':32} {'dataset':9} {'system':13} {'params':>11}")
+        for entry in registry.list_models(known.list_models):
+            if entry.dataset in networks:
+                with torch.device("meta"):
+                    params = profile.count_params(registry.create_model(entry.name, entry.dataset))
+                print(f"{entry.name:32} {entry.dataset:9} {entry.system:13} {params:11,}")
+    if known.list_checkpoints is not None:
+        print(f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags")
+        for entry in list_checkpoints(known.list_checkpoints):
+            if entry.dataset in networks:
+                flags = " ".join(f"--{name}={value}" for name, value in entry.flags.items())
+                error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
+                print(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's main; end with one sentence and an exit code. `python3 -X dev` shows tracebacks instead.
+
+    Exits with 2 for a command that cannot be, 1 for what failed, 128 + signal where a signal stopped it.
+    """
+    try:
+        main()
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stdout = None
+        sys.exit(1)
+    except Stopped as stop:
+        say(stop)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except torch.OutOfMemoryError:
+        print("error: the GPU's memory is full: lower --batch_size, or add --accumulate", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if sys.flags.dev_mode or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        print(f"error: the network could not be compiled ({reason}); leave --compile and --fast out", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        if sys.flags.dev_mode:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, UserError) else 1)
+
+
+def folder_name(args: argparse.Namespace) -> str:
+    """dataset-model-flags, for the folders of runs and reports."""
+    flags = {**args.model_flags, **args.objective_flags}
+    values = [f"{name}{_plain(value)}" for name, value in flags.items() if value not in (None, False, ())]
+    return "-".join([args.dataset, args.model, *values]).replace("/", "_")
+
+
+def _plain(value: object) -> str:
+    return "_".join(str(part) for part in value) if isinstance(value, tuple) else f"{value}"
+
+
+def all_flags(args: argparse.Namespace) -> dict:
+    """Every resolved flag of a command as one flat dictionary of plain values."""
+    others = ("model_flags", "objective_flags", "checkpoint")
+    common = {key: value for key, value in vars(args).items() if key not in others}
+    return common | args.model_flags | args.objective_flags

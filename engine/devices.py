@@ -1,0 +1,167 @@
+"""The devices of a process: which it uses, how several share a network, and in which precision they compute."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel
+
+from models import profile
+from models.adaptive import AdaptiveModel
+from utils import UserError
+
+#: what `--amp` can be
+DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# The devices of this process
+
+
+def start_device(visible: str | None = None) -> torch.device:
+    """Choose the device of this process, and join the others when torchrun started several.
+
+    Call it before anything else asks CUDA: it sets CUDA_VISIBLE_DEVICES, which CUDA reads once.
+
+    Args:
+        visible: CUDA device numbers such as "0,1", numbered as nvidia-smi does; None is the first, or, under torchrun
+            or where CUDA_VISIBLE_DEVICES is set, whatever is visible.
+
+    Raises:
+        UserError: there are fewer GPUs than `visible` names, or than torchrun starts processes.
+    """
+    choose_devices(visible)
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    if cuda and visible is not None and torch.cuda.device_count() < len(visible.split(",")):
+        raise UserError(f"--visible_device {visible} names GPUs that are not there; nvidia-smi -L lists them")
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if cuda and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+            raise UserError(
+                f"torchrun starts {os.environ['LOCAL_WORLD_SIZE']} processes but only {torch.cuda.device_count()} "
+                "CUDA devices are visible: give --nproc_per_node at most that"
+            )
+        dist.init_process_group("nccl" if cuda else "gloo")
+    if not cuda:
+        keep_freed_memory()
+        return torch.device("cpu")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def choose_devices(visible: str | None) -> None:
+    """Make CUDA see the devices that `start_device` describes, and no others."""
+    if visible is None and "WORLD_SIZE" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        visible = "0"
+    if visible is not None:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that tensors free for the next ones, instead of returning it to the system.
+
+    Memory that comes anew from the system comes page by page, and each page interrupts the step. glibc only.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h's numbers of the two settings
+    with contextlib.suppress(OSError, AttributeError):
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(trim_threshold, -1)
+        c_library.mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
+
+
+def device_name() -> str:
+    """What the run computes on, for people: the GPU's or the processor's name."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return profile.device_name(torch.device("cpu"))
+
+
+# Precision
+
+
+def multiplies_bf16() -> bool:
+    """Whether the GPU, or else the processor, has instructions for bf16; without them it is slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not say
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def autocast(device: torch.device, amp: str):
+    """A context in which the forward pass runs in half precision, as `--amp` says."""
+    dtype = DTYPES[amp]
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+# A network on several devices
+
+
+def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: str | None = None) -> nn.Module:
+    """Wrap a network for its devices: DataParallel where one process sees several GPUs, torch.compile if `compiled`.
+
+    Processes that torchrun starts hold an unwrapped copy each and average gradients once a step.
+    DistributedDataParallel would reduce within every backward, and leave out what the step's last sub-network does not
+    use.
+
+    Args:
+        mode: of torch.compile.
+    """
+    if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
+        if compiled:
+            raise UserError("--compile and several GPUs need a process for each: start the script with torchrun")
+        return DataParallel(model)
+    if compiled:
+        # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
+        for limit in ("recompile_limit", "accumulated_recompile_limit"):
+            setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1000))
+        return torch.compile(model, dynamic=False, mode=mode)
+    return model
+
+
+def broadcast(model: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers."""
+    if dist.is_initialized():
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Replace every gradient by its mean over the processes, in one message."""
+    if not dist.is_initialized():
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    message = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(message)
+    message /= dist.get_world_size()
+    parts = message.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+def average_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The mean of each value over the processes."""
+    if not dist.is_initialized():
+        return values
+    message = torch.tensor(list(values.values()), device=device)
+    dist.all_reduce(message)
+    return dict(zip(values, (message / dist.get_world_size()).tolist(), strict=True))
+
+
+# Values on a device
+
+
+class DelayedValue:
+    """A copy of a number on the device that is read some steps later, when it has long been computed: no waiting."""
+
+    def __init__(self, value: Tensor):
+        self.copy = torch.empty(value.shape, pin_memory=value.is_cuda).copy_(value, non_blocking=True)
+        self.done = torch.cuda.current_stream().record_event() if value.is_cuda else None
+
+    def read(self) -> float:
+        if self.done is not None:
+            self.done.synchronize()
+        return self.copy.item()

@@ -1,0 +1,82 @@
+"""ONE evaluation loop, for every family, dataset and device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataloader import Data
+from engine.devices import autocast
+from models import profile
+from models.adaptive import Point, bare, top_hits
+from utils import UserError, rank, show_progress
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one point achieved: one line of every table."""
+
+    point: str
+    params: int
+    macs: float  # mean over the images
+    top1: float  # percent correct
+    top5: float
+    images: int
+    latency: tuple[profile.Latency, ...] = ()  # one for each batch size that was timed
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    points: Iterable[Point | str] | None = None,
+    data: Data | None = None,
+    amp: str = "off",
+    latency_batches: Sequence[int] = (),
+    seconds: float = 0.5,
+) -> list[Row]:
+    """Evaluate a network at its points (its ladder by default): one row each, in their order.
+
+    Args:
+        batches: (images, labels) to evaluate on; every process of a run has its own share.
+        data: has the images, other than `batches`, from which thresholds and batch-norm statistics may be found.
+        amp: off, bf16 or fp16.
+        latency_batches: also time forward passes of that many images at once, images of the first batch.
+        seconds: spent on timing each point with each of these.
+    """
+    network = bare(model)
+    wanted = tuple(network.ladder if points is None else [network.point(point) for point in points])
+    totals = None  # [point, (top-1 hits, top-5 hits, MACs, images)]
+    with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
+        wanted = network.prepare(wanted, network.preparation(data) if data else ())
+        for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
+            if totals is None:
+                first = images
+                if model is not network:  # a replica can neither count itself nor remember what it counted
+                    for point in wanted:
+                        network.infer(images[:1], point)
+            results = network.sweep(images, wanted) if model is network else (model(images, p, True) for p in wanted)
+            sums = [_sums(logits, labels, macs) for logits, macs in results]
+            totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
+    if totals is None:
+        raise UserError("there are no images to evaluate on")
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+    rows = []
+    params = profile.count_params(network)
+    timed = latency_batches if rank() == 0 else ()
+    for point, (top1, top5, macs, count) in zip(wanted, totals.tolist(), strict=True):
+        with autocast(first.device, amp):
+            times = [profile.latency(network, first, point, batch, seconds) for batch in timed]
+        rows.append(Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, tuple(times)))
+    return rows
+
+
+def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:
+    """Over a batch: top-1 hits, top-5 hits, multiply-accumulates, images."""
+    top1, top5 = top_hits(logits, labels)
+    return torch.stack([top1.sum(), top5.sum(), macs.sum(), torch.ones_like(labels).sum()])

@@ -1,0 +1,254 @@
+"""The flags of the four scripts, by topic, and the types of their values.
+
+A flag that the authors' scripts have keeps their name, meaning and default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+from models import registry
+from models.deploy import export
+
+# Types of values
+
+
+def finite(text: str) -> float:
+    """A finite number: not nan, not inf."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+finite.__name__ = "float"  # what argparse calls it where a text is not a number at all
+
+
+def _number(kind: Callable, least, open_end: bool = False) -> Callable:
+    """An argparse type: a number not below `least`, or above it with `open_end`."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not (value > least if open_end else value >= least):
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if open_end else 'at least'} {least}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+positive = _number(int, 1)
+natural = _number(int, 0)
+above_zero = _number(finite, 0.0, open_end=True)
+not_negative = _number(finite, 0.0)
+
+
+def fraction(text: str) -> float:
+    """From 0 to below 1."""
+    value = not_negative(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """A number that every generator takes."""
+    value = natural(text)
+    if value >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text} is not below 2**63")
+    return value
+
+
+def _colours(kind: Callable) -> Callable:
+    """An argparse type: a number for red, green and blue, such as 0.5,0.4,0.3."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        values = tuple(kind(part) for part in text.split(","))
+        if len(values) != 3:
+            raise argparse.ArgumentTypeError(f"{text} is not three numbers: red,green,blue")
+        return values
+
+    parse.__name__ = "three numbers"
+    return parse
+
+
+def batches(text: str) -> tuple[int, ...]:
+    """Batch sizes: (1, 64) from "1,64", none from "0"."""
+    return () if text == "0" else tuple(positive(part) for part in text.split(","))
+
+
+def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
+    """Pairs of (epoch, factor), in order: ((150, 0.1), (225, 0.01)) from "150:0.1,225:0.01"."""
+    pairs = [part.split(":") for part in text.split(",") if part]
+    return tuple(sorted((int(epoch), finite(factor)) for epoch, factor in pairs))
+
+
+# Groups of flags
+
+
+def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
+    """Flags of all four scripts; the first of `datasets` is the default."""
+    add = parser.add_argument_group("data and device").add_argument
+    add("--dataset", choices=datasets, default=datasets[0], help="default: %(default)s")
+    add("--dataset_path", metavar="DIR", help="folder of the images; without it ./data/, filled by download")
+    add(
+        "--batch_size",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="images a step, all devices together (%(default)s)",
+    )
+    add(
+        "--mean",
+        type=_colours(finite),
+        metavar="R,G,B",
+        help="subtracted from 0..1 pixels (default: as published)",
+    )
+    add("--std", type=_colours(above_zero), metavar="R,G,B", help="divides them (default: as published)")
+    add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
+    add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
+    add("--seed", type=seed, default=0, help="of weights, order and augmentation (default: 0)")
+    add("--cache", metavar="DIR", help="folder for downloaded checkpoints (default: torch.hub's)")
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that train: those of the recipe, and of the run."""
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--subset", type=positive, metavar="N", help="train on N images, drawn with --seed")
+    add("--valid", type=natural, default=0, metavar="N", help="hold N training images out (default: 0)")
+    add("--epochs", type=positive, default=300, help="default: %(default)s")
+    add("--lr", type=above_zero, default=0.1, help="highest learning rate (default: %(default)s)")
+    schedules = ("multistep", "cosine", "linear", "exponential", "onecycle", "constant")
+    add("--lr_schedule", choices=schedules, default="multistep", help="default: %(default)s")
+    add(
+        "--lr_steps",
+        type=lr_steps,
+        default="150:0.1,225:0.01",
+        metavar="E:F,..",
+        help="multistep: from epoch E on (from 0) the rate is lr*F (%(default)s)",
+    )
+    add("--lr_decay", type=above_zero, default=0.98, help="exponential: factor an epoch (default: %(default)s)")
+    add("--warmup_epochs", type=not_negative, default=0.0, help="linear rise at the start (default: 0)")
+    add("--momentum", type=not_negative, default=0.9, help="of SGD (default: %(default)s)")
+    add("--nesterov", action="store_true", help="Nesterov's form of it")
+    add("--weight_decay", type=not_negative, default=5e-4, help="default: %(default)s")
+    add("--accumulate", type=positive, default=1, metavar="N", help="batches averaged into a step (default: 1)")
+    add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0 does not clip (default: 0)")
+    add("--ema", type=fraction, default=0.0, metavar="DECAY", help="evaluate an average of the weights, e.g. 0.999")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--cuda_graph", action="store_true", help="on a GPU: start each step with one launch instead of thousands")
+    add(
+        "--fast",
+        action="store_true",
+        help="speeds up training: --compile, and bf16 where the device has it; random widths come from a grid",
+    )
+    add("--deterministic", action="store_true", help="forbid algorithms whose result varies on a GPU")
+    add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="around the random crop (default: zeros)")
+    add = parser.add_argument_group("run").add_argument
+    add("--pretrained", metavar="FILE|NAME", help="start from these weights, and their optimizer where it fits")
+    add(
+        "--starting_epoch",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="epochs already behind --pretrained (default: 0)",
+    )
+    add("--save", metavar="DIR", help="folder of the run (default: ./checkpoint/<dataset>-<model>-<flags>)")
+    add("--resume", metavar="auto|FILE", help="continue this run from its newest checkpoint, or from FILE")
+    add("--checkpoint_steps", type=natural, default=0, metavar="N", help="save every N steps too (default: each epoch)")
+    add("--fallback", choices=("digits",), help="images to use, loudly, where no source of the dataset works")
+    add("--tensorboard", action="store_true", help="also write TensorBoard's event files into the folder")
+
+
+def add_image_folder(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that read images from disk."""
+    parser.set_defaults(dataset_path="/media/data/ILSVRC2012/")
+    add = parser.add_argument_group("images on disk").add_argument
+    add("--workers", type=natural, default=min(16, os.cpu_count()), metavar="N", help="processes that decode images")
+    add("--resize", type=positive, default=256, metavar="PIXELS", help="shorter side before the centre crop (256)")
+    add("--crop", type=positive, default=224, metavar="PIXELS", help="side of what the network sees (default: 224)")
+
+
+def add_image_training(parser: argparse.ArgumentParser) -> None:
+    """Flags of the script that trains on images from disk, beside those of `add_image_folder`."""
+    add = parser.add_argument_group("training on images on disk").add_argument
+    add(
+        "--min_scale",
+        type=above_zero,
+        default=0.08,
+        help="smallest share of an image that a crop takes (default: 0.08)",
+    )
+    add("--color_jitter", type=fraction, default=0.0, help="change of brightness, contrast, saturation, e.g. 0.4")
+    add("--new_head", action="store_true", help="keep a fresh classifier where --pretrained has other classes")
+
+
+class _Words(argparse.Action):
+    """Joins several words of one flag into a string: `--skip_cfg True True False False`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, " ".join(values))
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Flags of the scripts that evaluate."""
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--pretrained", metavar="FILE|NAME", help="weights to evaluate: a file, or a published checkpoint by name")
+    names = ("--point", "--skip_cfg")  # the second is what the authors of adaptive depth call it
+    add(
+        *names,
+        nargs="+",
+        action=_Words,
+        metavar="NAME,..",
+        help="points to evaluate, or all (default: its ladder)",
+    )
+    add("--skip", dest="point", action="store_const", const="skip", help="the same as --point=skip")
+    add("--budget", metavar="COST", help="run the point that fits best: 120M (MACs), 0.5x (of the full network) or 8ms")
+    add("--query_table", metavar="FILE", help="write all points with cost and accuracy; with --budget: choose from it")
+    add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as one of its own")
+    add("--fold", action="store_true", help="merge what is linear into single convolutions before the evaluation")
+    add("--fast", action="store_true", help="speeds up evaluation: --fold and --amp=bf16 where they are supported")
+    add("--image", nargs="+", metavar="FILE", help="instead: say what these images are, and what each of them costs")
+    formats = "|".join(export.FORMATS)
+    add("--export", nargs=2, metavar=(formats, "FILE"), help="instead: write the network at --point for other programs")
+    add(
+        "--latency_batch",
+        type=batches,
+        default="1,64",
+        metavar="N,..",
+        help="images at once, for each timing; 0: none (%(default)s)",
+    )
+    add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")
+
+
+def add_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
+    """Add flags of a model or objective to a parser or group; returns their names."""
+    names = []
+    for flag in flags:
+        names.append(flag.name)
+        kind = finite if flag.type is float else flag.type
+        text = f"{flag.help} (default: {flag.default})".replace("%", "%%")
+        if flag.type is bool:
+            group.add_argument(f"--{flag.name}", action="store_true", default=flag.default, help=text)
+            if flag.default:
+                group.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help="switch that off")
+        elif flag.many:
+            group.add_argument(
+                f"--{flag.name}", type=_sequence(kind), default=flag.default, metavar="N,N,..", help=text
+            )
+        else:
+            metavar = None if flag.choices else flag.type.__name__.upper()
+            group.add_argument(
+                f"--{flag.name}", type=kind, default=flag.default, choices=flag.choices, metavar=metavar, help=text
+            )
+    return names
+
+
+def _sequence(kind: Callable) -> Callable:
+    def parse(text: str) -> tuple:
+        return tuple(kind(part) for part in text.replace("-", ",").replace(" ", ",").split(",") if part)
+
+    parse.__name__ = f"list of {kind.__name__}"
+    return parse

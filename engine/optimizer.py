@@ -1,0 +1,72 @@
+"""The optimizer of a run, SGD whose update is one fused operation, and the average of the weights that it makes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.recipe import Recipe
+from utils import say
+
+
+def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
+    """SGD with the recipe's settings; a parameter group may bring its own `weight_decay` and `lr_scale`."""
+    return torch.optim.SGD(
+        groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=True
+    )
+
+
+def trained_parameters(optimizer: torch.optim.SGD) -> list[nn.Parameter]:
+    """All parameters of an optimizer, group after group."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def add_momentum(optimizer: torch.optim.SGD) -> None:
+    """Give every parameter that has no momentum yet a momentum of zero.
+
+    The fused update would make the missing ones itself, but all or none, and of whatever lay in memory.
+    """
+    for parameter in trained_parameters(optimizer):
+        state = optimizer.state[parameter]
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def load_momentum(optimizer: torch.optim.SGD, state: dict) -> None:
+    """Load a saved optimizer's momentum, but none of its settings; say so where it is of other parameters."""
+    if not _fits(state, optimizer):
+        say("the file's optimizer is of other parameters: starting with a fresh one")
+        return
+    ours = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, ours, strict=True):
+        group.update(settings)
+
+
+def _fits(state: dict, optimizer: torch.optim.SGD) -> bool:
+    """Whether a saved optimizer belongs to parameters of these shapes, in this order and these groups."""
+    if not all("momentum" in group for group in state["param_groups"]):
+        return False
+    if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
+        return False
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    buffers = [state["state"].get(index, {}).get("momentum_buffer") for index in indices]
+    return all(b is None or b.shape == p.shape for b, p in zip(buffers, trained_parameters(optimizer), strict=True))
+
+
+def state_for_file(optimizer: torch.optim.SGD) -> dict:
+    """An optimizer's state with learning rates as plain numbers, which are tensors where steps are recorded."""
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["lr"] = float(group["lr"])
+    return state
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Average weights and batch-norm statistics alike; counters are copied."""
+    ours, theirs = ([*m.parameters(), *m.buffers()] for m in (average, model))
+    floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
+    torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1 - decay)
+    for i in set(range(len(ours))) - set(floats):
+        ours[i].copy_(theirs[i])

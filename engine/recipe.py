@@ -1,0 +1,78 @@
+"""The recipe of a training run: its length, its learning-rate schedule, its optimizer's settings, its precision."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run goes, apart from its objective.
+
+    Args:
+        epochs: passes over the training images.
+        lr: the schedule's highest rate.
+        lr_schedule: multistep, cosine (to 0, every step), linear (to 0 at the last step, as slimmable networks were
+            trained), exponential (x lr_decay every epoch), onecycle (up for 30 % of the steps, then cosine to 0),
+            constant.
+        lr_steps: for multistep, pairs (epoch counted from 0, factor on lr that holds from there on).
+        lr_decay: for exponential.
+        warmup_epochs: the rate rises linearly over these; cosine, linear and onecycle fill the epochs that are left.
+        accumulate: batches whose gradients are averaged into one step.
+        amp: off, bf16 or fp16.
+        cuda_graph: start each step with one launch, see `engine.cuda_graph`.
+        ema: decay per step of an average of weights and buffers, which is then evaluated and saved; 0 is off.
+        checkpoint_steps: save after that many steps within an epoch too; 0 does not.
+        starting_epoch: epochs counted as done, for weights trained elsewhere.
+    """
+
+    epochs: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    lr_schedule: str = "multistep"
+    lr_steps: tuple[tuple[int, float], ...] = ()
+    lr_decay: float = 0.98
+    warmup_epochs: float = 0.0
+    accumulate: int = 1
+    clip_grad_norm: float = 0.0
+    amp: str = "off"
+    compile: bool = False
+    cuda_graph: bool = False
+    ema: float = 0.0
+    checkpoint_steps: int = 0
+    starting_epoch: int = 0
+
+    @classmethod
+    def of(cls, flags) -> Recipe:
+        """The recipe in a namespace of flags."""
+        return cls(**{field.name: getattr(flags, field.name) for field in fields(cls)})
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of the step with this number, counted from 0 over the whole run."""
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        left = self.epochs * steps_per_epoch - warmup
+        # a warm-up's last step has the full rate already; the linear schedule was published as falling before each step
+        taken = step - warmup + (1 if warmup or self.lr_schedule == "linear" else 0)
+        return self.lr * self._shape(step // steps_per_epoch, taken / left)
+
+    def _shape(self, epoch: int, done: float) -> float:
+        """Factor on lr in an epoch (from 0), when this share of the schedule's steps is behind."""
+        if self.lr_schedule == "multistep":
+            return ([1.0] + [factor for start, factor in self.lr_steps if epoch >= start])[-1]
+        if self.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if self.lr_schedule == "linear":
+            return max(0.0, 1 - done)
+        if self.lr_schedule == "exponential":
+            return self.lr_decay**epoch
+        if self.lr_schedule == "onecycle":
+            rise = 0.3
+            if done < rise:
+                return 0.04 + 0.96 * done / rise
+            return 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
+        return 1.0

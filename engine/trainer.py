@@ -1,0 +1,363 @@
+"""ONE training loop, for every family, dataset and device: what a run, an epoch and a step are."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel
+from tqdm import tqdm
+
+from dataloader import Data
+from engine import cuda_graph
+from engine.devices import DelayedValue, autocast, average_gradients, average_over_processes, broadcast, parallel
+from engine.evaluation import Row, evaluate
+from engine.optimizer import (
+    add_momentum,
+    load_momentum,
+    make_optimizer,
+    state_for_file,
+    trained_parameters,
+    update_average,
+)
+from engine.recipe import Recipe
+from engine.run import Run, Stopped
+from models.adaptive import AdaptiveModel, Objective
+from models.checkpoints import Checkpoint, training_content
+from utils import UserError, restore_rng_state, rng_state, say, show_progress, world_size
+
+#: steps between two looks at the running loss
+LOOK_EVERY = 50
+
+
+def fit(
+    model: AdaptiveModel,
+    objective: Objective,
+    data: Data,
+    run: Run,
+    recipe: Recipe,
+    device: torch.device,
+    start: Checkpoint | None = None,
+) -> None:
+    """Train; evaluate, record and save after every epoch; continue where `run.checkpoint` stopped.
+
+    Args:
+        data: `data.train` is trained on; the network is evaluated at its `watched` points on `data.valid`, or on
+            `data.test` where nothing was held out, as the authors did.
+        start: the file that the network's weights came from; its optimizer is used too where it fits, as the authors'
+            scripts did.
+
+    Raises:
+        Stopped: a signal asked to stop; everything is saved.
+        UserError: the loss is no longer finite; the last good checkpoint is named.
+    """
+    trainer = Trainer(model, objective, data, run, recipe, device)
+    if run.checkpoint:
+        trainer.load_state_dict(run.checkpoint)
+        say(f"resuming {run.folder} after epoch {trainer.epoch}, step {trainer.step}")
+    else:
+        trainer.epoch = recipe.starting_epoch
+        trainer.first_optimizer = start.optimizer if start else None
+    # a best file that stayed in another folder cannot be evaluated at the end
+    trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
+    with run.stoppable():
+        while trainer.epoch < recipe.epochs:
+            trainer.train_epoch()
+            trainer.finish_epoch()
+    if not trainer.best_file(model.main.name).exists():  # a finished run that was resumed in another folder
+        run.save(trainer.state_dict(), ("best.pth",))
+    where = "" if data.valid is None else ", held-out images"
+    for point, (top1, epoch) in trainer.best.items():
+        say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch}{where})")
+
+
+class Trainer:
+    """A run in memory: what an epoch does, and what a checkpoint holds.
+
+    Raises:
+        UserError: there is nothing to train on, or the recipe, the objective and the device do not go together.
+    """
+
+    def __init__(
+        self,
+        model: AdaptiveModel,
+        objective: Objective,
+        data: Data,
+        run: Run,
+        recipe: Recipe,
+        device: torch.device,
+    ):
+        self.objective, self.data, self.run, self.recipe, self.device = objective, data, run, recipe, device
+        self.model = model.to(device, memory_format=torch.channels_last)
+        broadcast(self.model)
+        self.average = copy.deepcopy(model) if recipe.ema else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
+        self._check()
+        if recipe.compile:
+            objective.restrict_draws()
+        # where steps differ, torch records a graph for each point, of its forward and its backward pass; between those
+        # graphs gradients must not lie in their memory, which each may use anew
+        self.keeps_gradients = recipe.cuda_graph and objective.draws
+        self.wrapped = parallel(self.model, device, recipe.compile, "reduce-overhead" if self.keeps_gradients else None)
+        self.captured: cuda_graph.CapturedStep | None = None
+        self.optimizer: torch.optim.SGD | None = None
+        self.first_optimizer: dict | None = None  # state with which the first optimizer begins
+        self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
+        self.epoch, self.step = 0, 0  # epochs done, steps done in the one under way
+        self.rate, self.started = recipe.lr, time.perf_counter()
+
+    def _check(self) -> None:
+        """Refuse what cannot work before anything is trained."""
+        if self.recipe.cuda_graph:
+            cuda_graph.check(self.objective, self.device, self.recipe, world_size())
+        if not len(self.data.train):
+            raise UserError("there is no whole batch to train on: give more images (--subset, --valid)")
+        if self.objective.step_per_loss and self.recipe.accumulate > 1:
+            raise UserError("--accumulate is not supported by an objective that steps after every loss: leave it out")
+
+    @property
+    def evaluated(self) -> AdaptiveModel:
+        """The network that is evaluated and saved: the average of the weights where one is kept."""
+        return self.average if self.average is not None else self.model
+
+    # An epoch: train, evaluate, record, save
+
+    def train_epoch(self) -> None:
+        """Train for what is left of the epoch under way."""
+        self.begin_epoch()
+        train = self.data.train
+        batches = train.epoch(self.epoch, start=self.step)
+        title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
+        running, delayed = torch.zeros((), device=self.device), None
+        with tqdm(batches, title, len(train), initial=self.step, leave=False, disable=not show_progress()) as bar:
+            for images, labels in bar:
+                running += self.train_step(images, labels)
+                if self.step % LOOK_EVERY == 0:
+                    if delayed is not None:
+                        mean = self._finite(delayed.read()) / LOOK_EVERY
+                        bar.set_postfix_str(f"loss {mean:.3f}", refresh=False)
+                    delayed = DelayedValue(running)
+                    running.zero_()
+                if self.step == len(train):
+                    break  # the end of an epoch is saved after its evaluation
+                self._save_within_epoch(running)
+        if delayed is not None:
+            self._finite(delayed.read())
+        self._finite(running.item())
+
+    def begin_epoch(self) -> None:
+        """Ask the objective what this epoch trains, and make an optimizer where the phase needs a new one."""
+        self.model.train()
+        phase = self.objective.begin_epoch(self.model, self.epoch)
+        fresh = phase.fresh and self.step == 0
+        if self.optimizer is None or fresh:
+            self._make_optimizer(phase.groups)
+        if self.first_optimizer and not fresh:
+            load_momentum(self.optimizer, self.first_optimizer)
+        self.first_optimizer = None
+        if self.recipe.momentum:
+            add_momentum(self.optimizer)
+        if self.step == 0:
+            self.objective.means.clear()
+        self.started = time.perf_counter()
+
+    def _make_optimizer(self, groups: list[dict]) -> None:
+        """A fresh optimizer, and with it what steps with it: a recorded step, or gradients that stay in place."""
+        self.optimizer = make_optimizer(groups, self.recipe)
+        if self.recipe.cuda_graph and not self.objective.draws:
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(self.recipe.lr, device=self.device)
+            self.captured = cuda_graph.CapturedStep(
+                lambda images, labels: self._step(self.wrapped, images, labels, update=True), self.objective.means
+            )
+        if self.keeps_gradients:
+            for parameter in trained_parameters(self.optimizer):
+                parameter.grad = torch.zeros_like(parameter)
+
+    def finish_epoch(self) -> None:
+        """Evaluate, record, save, print."""
+        seconds = time.perf_counter() - self.started
+        means = average_over_processes(self.objective.means.read(), self.device)
+        broadcast(self.model)  # batch-norm statistics of the first process, as in the checkpoint
+        broadcast(self.evaluated)
+        rows = self._evaluate()
+        self.epoch, self.step = self.epoch + 1, 0
+        better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]
+        self.best |= {row.point: (row.top1, self.epoch) for row in better}
+        best = [row for row in rows if row in better or not self.best_file(row.point).exists()]
+        self.run.log(
+            {
+                "epoch": self.epoch,
+                "lr": self.rate,
+                "seconds": round(seconds, 3),
+                "train": means,
+                "test" if self.data.valid is None else "valid": {
+                    row.point: {"top1": row.top1, "top5": row.top5} for row in rows
+                },
+            }
+        )
+        self._save(tuple(self.best_file(row.point).name for row in best))
+        self._print_epoch(means, rows, seconds)
+        stop = self._stop_signal()
+        if stop is not None:
+            raise Stopped(stop, self.run.folder)
+
+    def _evaluate(self) -> list[Row]:
+        """What the network achieves at its watched points on held-out images, or on the test images without any."""
+        several = isinstance(self.wrapped, DataParallel) and self.average is None
+        network = self.wrapped if several else self.evaluated
+        images = self.data.test if self.data.valid is None else self.data.valid
+        return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp)
+
+    def _print_epoch(self, means: dict[str, float], rows: list[Row], seconds: float) -> None:
+        """The lines of the authors' scripts, and the objective's other means beside them."""
+        say(f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s")
+        say("  " + "  ".join(f"Training_Acc_Top{k} = {means[f'top{k}']:.3f}" for k in (1, 5) if f"top{k}" in means))
+        losses = {name: value for name, value in means.items() if name not in ("top1", "top5")}
+        if losses:
+            say("  " + "  ".join(f"{name} = {value:.4g}" for name, value in losses.items()))
+        images = "Test" if self.data.valid is None else "Valid"
+        for row in rows:
+            label = "" if len(rows) == 1 else f" [{row.point}]"
+            best = "  (best so far)" if self.best[row.point][1] == self.epoch else ""
+            say(f"  {images}_Acc_top1{label} = {row.top1:.3f}  {images}_Acc_top5{label} = {row.top5:.3f}{best}")
+
+    # A step: a backward for each loss, then the optimizer
+
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on one batch, at the rate of the schedule. Returns the sum of the losses, on the device."""
+        steps = len(self.data.train)
+        self._set_rate(self.recipe.rate(self.epoch * steps + self.step, steps))
+        self.step += 1
+        update = self.step % self.recipe.accumulate == 0 or self.step == steps
+        if (self.recipe.compile or self.captured) and len(images) < self.data.train.batch_size // world_size():
+            # compiling once more for a smaller last batch would cost more than it saves, and a graph has one shape
+            return self._step(self.model, images, labels, update)
+        return self.captured(images, labels) if self.captured else self._step(self.wrapped, images, labels, update)
+
+    def _set_rate(self, rate: float) -> None:
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            scaled = rate * group.get("lr_scale", 1.0)
+            if self.captured:
+                group["lr"].fill_(scaled)
+            else:
+                group["lr"] = scaled
+
+    def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool) -> Tensor:
+        """`train_step` on the device alone, with `update` saying whether the optimizer steps after the last loss."""
+        total = torch.zeros((), device=self.device)
+        for loss in losses_of(self.objective, model, images, labels, self.recipe.amp):
+            self.scaler.scale(loss / self.recipe.accumulate).backward()
+            total += loss.detach()
+            if self.objective.step_per_loss:
+                self._update()
+        if update and not self.objective.step_per_loss:
+            self._update()
+        return total
+
+    def _update(self) -> None:
+        """One optimizer step with the gradients of all processes."""
+        average_gradients(self.model)
+        if self.recipe.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
+        if self.average is not None:
+            update_average(self.average, self.model, self.recipe.ema)
+
+    # Checkpoints
+
+    def _save_within_epoch(self, running: Tensor) -> None:
+        """Save where a signal asked to stop, and every `checkpoint_steps`. Raises Stopped after the former.
+
+        Args:
+            running: the loss since it was last looked at.
+        """
+        if self.step % self.recipe.accumulate:
+            return  # gradients under way are no part of a checkpoint
+        stop, every = self._stop_signal(), self.recipe.checkpoint_steps
+        if stop or (every and self.step % every == 0):
+            self._finite(running.item())
+            self._save()
+        if stop:
+            raise Stopped(stop, self.run.folder)
+
+    def _stop_signal(self) -> int | None:
+        """The signal that asked to stop; several processes agree on it, now and then."""
+        if not dist.is_initialized():
+            return self.run.stop_signal
+        if self.step % LOOK_EVERY:
+            return None
+        signal = torch.tensor(self.run.stop_signal or 0, device=self.device)
+        dist.all_reduce(signal, dist.ReduceOp.MAX)
+        return int(signal) or None
+
+    def _save(self, best: tuple[str, ...] = ()) -> None:
+        """Save, unless the weights are no longer finite."""
+        self._finite(torch.stack(torch._foreach_norm(list(self.model.parameters()))).sum().item())
+        self.run.save(self.state_dict(), best)
+
+    def _finite(self, value: float) -> float:
+        """The same loss or norm. Raises UserError where it is not a finite number."""
+        if not math.isfinite(value):
+            files = [self.run.folder / name for name in ("last.pth", "previous.pth")]
+            good = next((f"the last good checkpoint is {path}" for path in files if path.exists()), None)
+            hint = good or "no checkpoint was written yet"
+            raise UserError(f"the loss is no longer finite; {hint}; a lower --lr often helps")
+        return value
+
+    def best_file(self, point: str) -> Path:
+        """Where the run keeps the weights with which a point was best."""
+        return self.run.folder / ("best.pth" if point == self.model.main.name else f"best-{point}.pth")
+
+    def state_dict(self) -> dict:
+        """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs."""
+        top1, _ = self.best.get(self.evaluated.main.name, (0.0, 0))
+        training = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": dict(self.best),
+            "objective": self.objective.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": rng_state(),
+            "flags": self.run.flags,
+            "valid_index": self.data.valid_index,
+            "classes": list(self.data.classes),
+        }
+        if self.average is not None:
+            training["raw_weights"] = self.model.state_dict()
+        # no optimizer: the run was finished when it was resumed
+        optimizer = state_for_file(self.optimizer) if self.optimizer else self.first_optimizer
+        return training_content(self.evaluated.state_dict(), optimizer, top1, training)
+
+    def load_state_dict(self, checkpoint: Checkpoint) -> None:
+        """Continue where a checkpoint stopped; on a CPU the run ends with the same bits as an uninterrupted one."""
+        training = checkpoint.training
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.weights)
+        self.model.load_state_dict(training.get("raw_weights", checkpoint.weights))
+        self.epoch, self.step, self.best = training["epoch"], training["step"], dict(training["best"])
+        self.objective.load_state_dict(training["objective"], self.device)
+        self.scaler.load_state_dict(training["scaler"])
+        self.first_optimizer = checkpoint.optimizer
+        restore_rng_state(training["rng"])
+
+
+def losses_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str) -> Iterator[Tensor]:
+    """The losses of one step, each computed in half precision as `amp` says; backward passes between them are not."""
+    losses = objective(model, images, labels)
+    while True:
+        with autocast(images.device, amp):
+            loss = next(losses, None)
+        if loss is None:
+            return
+        yield loss
