@@ -17,7 +17,8 @@ from dataloader import Data
 from models import checkpoints, export, profile
 from models.adaptive import AdaptiveModel, Point
 from models.query_table import Budget, QueryTable
-from report import latency_head, latency_note, latency_text, write
+from reporting import figures
+from reporting.run_report import latency_head, latency_note, latency_text, write
 
 
 def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, path: Path) -> None:
@@ -60,7 +61,7 @@ def judge(model: AdaptiveModel, load: Callable[[], Data], args, device: torch.de
     print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
     print(f"Eval_Acc_top5 = {chosen.top5:.3f}")
     write(rows, folder, cli.all_flags(args), data, model)
-    for file in model.report(data, folder) if utils.world_size() == 1 else ():
+    for file in figures.write(model.report(data), folder) if utils.world_size() == 1 else ():
         print(f"written: {file}")
     if args.query_table and not budget:
         utils.write_json(args.query_table, table.content())

@@ -9,9 +9,9 @@
 import cli
 import dataloader
 import engine
-import report
 import utils
 from models import create_model, create_objective, load_checkpoint, registry
+from reporting import run_report
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=True)
 
@@ -27,7 +27,7 @@ def main(argv=None):
     run = utils.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
     utils.say(f"{args.model} on {data.source}; {utils.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, start)
-    report.of_run(model, data, run)
+    run_report.of_run(model, data, run)
 
 
 def load_data(args, device):

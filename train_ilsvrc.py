@@ -9,9 +9,9 @@ own, on one machine or many. `--dataset_path=fake` tries everything with generat
 import cli
 import dataloader
 import engine
-import report
 import utils
 from models import create_model, create_objective, load_checkpoint
+from reporting import run_report
 
 SCRIPT = cli.Script(
     __doc__,
@@ -50,7 +50,7 @@ def main(argv=None):
     run = utils.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
     utils.say(f"{args.model} on {data.source}; {utils.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, start)
-    report.of_run(model, data, run)
+    run_report.of_run(model, data, run)
 
 
 if __name__ == "__main__":

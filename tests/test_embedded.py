@@ -11,13 +11,13 @@ from torch import nn
 
 import cli
 import models.embedded.objectives as objectives
-import tables
 import train_cifar10
 import train_ilsvrc
 from models import create_model, create_objective, load_checkpoint, profile
 from models.checkpoints import load_state
 from models.embedded.network import load_extracted
 from models.registry import UsageError, list_models
+from reporting import published
 from tests.parity import check, fill
 
 EVALUATED = [name for name in check.names("embedded") if name.endswith("_eval")]
@@ -707,7 +707,7 @@ def test_every_published_network_name_is_there():
 # Tables and recipes
 
 
-ROWS = [row for row in tables.published_rows("embedded") if row.model]
+ROWS = [row for row in published.published_rows("embedded") if row.model]
 RECIPES = sorted(
     path
     for path in (Path(__file__).parent.parent / "recipes").iterdir()
@@ -719,7 +719,7 @@ RECIPES = sorted(
 def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
     params, _, flops = row.count()
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
-    wrong = [name for name, (count, text) in printed.items() if text and not tables.agrees(count, text)]
+    wrong = [name for name, (count, text) in printed.items() if text and not published.agrees(count, text)]
     assert wrong == row.disagrees.split()
     assert row.note or not wrong
     if row.recipe:
