@@ -8,10 +8,10 @@
 
 import dataloader
 import engine
-import report
 import utils
 from engine import cli
 from models import create_model, create_objective, registry
+from reporting import run_report
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=True)
 
@@ -29,7 +29,7 @@ def main(argv=None):
     run = engine.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
     utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
-    report.of_run(model, data, run)
+    run_report.of_run(model, data, run)
 
 
 def load_data(args, device):

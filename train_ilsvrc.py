@@ -8,10 +8,10 @@ own, on one machine or many. `--dataset_path=fake` tries everything with generat
 
 import dataloader
 import engine
-import report
 import utils
 from engine import cli, flags
 from models import create_model, create_objective
+from reporting import run_report
 
 SCRIPT = cli.Script(
     __doc__,
@@ -45,12 +45,10 @@ def main(argv=None):
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
-    if args.checkpoint:
-        args.checkpoint.load_into(model, args.new_head)
     run = engine.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
     utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
-    report.of_run(model, data, run)
+    run_report.of_run(model, data, run)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint, extracted_content
 from models.deploy import export
 from models.query_table import Budget, QueryTable
-from report import latency_head, latency_note, latency_text, write
+from reporting import figures
+from reporting.run_report import latency_head, latency_note, latency_text, write
 from utils import make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
 
@@ -64,7 +65,7 @@ def evaluate(
     print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
     print(f"Eval_Acc_top5 = {chosen.top5:.3f}")
     write(rows, folder, cli.all_flags(args), data, model)
-    for file in model.report(data, folder) if world_size() == 1 else ():
+    for file in figures.write(model.report(data), folder) if world_size() == 1 else ():
         print(f"written: {file}")
     if args.query_table and not budget:
         write_json(args.query_table, table.content())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import profile
+from models.figures import Figure, Table
 from utils import UserError
 
 
@@ -187,15 +187,11 @@ class AdaptiveModel(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} cannot be folded; evaluate it without --fold")
 
-    def report(self, data, folder: Path) -> list[Path]:
-        """Write what only this family can show of an evaluated network: pictures and tables. Most have nothing.
+    def report(self, data) -> Sequence[Table | Figure]:
+        """Tables and figures, as data, that only this family can show of an evaluated network. Most have none.
 
         Args:
-            data: `data.test` is walked once more; `data.classes` are the names.
-            folder: exists already.
-
-        Returns:
-            The files written.
+            data: `data.test` is run once more; `data.classes` are the names.
         """
         return []
 

@@ -5,4 +5,4 @@ set -eu
 cd "$(dirname "$0")/.."
 python3 train_cifar10.py @recipes/demo --model=ResNet32 --save=checkpoint/demo-plain --resume=auto
 python3 train_cifar10.py @recipes/demo --model=ResNet32_SingleShared --shared_rank=8 --save=checkpoint/demo-shared --resume=auto
-python3 report.py compare checkpoint/demo-plain checkpoint/demo-shared --out reports/demo
+python3 -m reporting compare checkpoint/demo-plain checkpoint/demo-shared --out reports/demo

@@ -18,7 +18,7 @@ for recipe in "$@"; do
     name=$recipe${seed:+-seed$seed}
     [ ! -e "results/measured/$name/evaluation.json" ] || continue # kept already
     python3 train_cifar10.py "@recipes/$recipe" ${seed:+--seed=$seed} $fast --resume=auto --save="checkpoint/$name"
-    python3 report.py keep "checkpoint/$name" "$name"
+    python3 -m reporting keep "checkpoint/$name" "$name"
   done
 done
-python3 report.py page
+python3 -m reporting page

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-import tables
 import train_cifar10
 import train_ilsvrc
 from engine import cli
 from models import create_model, create_objective, load_checkpoint, profile
-from models.dmnn import coarse, gates, objective, pictures
+from models.dmnn import coarse, gates, objective, report
 from models.dmnn import paths as paths_module
 from models.dmnn.paths import add_paths, merging_pays
 from models.dmnn.resnet import multi_path_resnet
+from reporting import figures, published
 from tests.parity import check, fill
 from tools.coarse_categories import ROOT, Hierarchy
 
@@ -716,7 +716,7 @@ def test_rates_and_costs_of_a_report_are_those_of_a_slow_count(tmp_path):
     scale = torch.rand(12, 1, 1, 1) * 4
     batches = list(zip((torch.randn(12, 3, side, side) * scale).split(5), torch.arange(12).split(5), strict=True))
     data = SimpleNamespace(test=batches, classes=[f"class {label}" for label in range(100)], shape=(3, side, side))
-    files = {path.name for path in model.report(data, tmp_path)}
+    files = {path.name for path in figures.write(model.report(data), tmp_path)}
     assert {path.name for path in tmp_path.iterdir()} == files
     assert files >= {"macs.png", "rates.png", "rates-groups.png", "easy-hard.png"}
     routed = torch.cat([run(model, images)[0].gates for images, _ in batches])
@@ -734,16 +734,16 @@ def test_rates_and_costs_of_a_report_are_those_of_a_slow_count(tmp_path):
 
 def test_easy_images_cost_least_and_hard_ones_most():
     macs, labels = torch.tensor([5, 1, 9, 7, 3]), torch.tensor([0, 0, 0, 1, 0])
-    routes = pictures.Routes(labels, labels, macs, torch.zeros(5, 1, 1, dtype=torch.bool))
-    assert pictures.easy_and_hard(routes, 0, 2) == ([1, 4], [2, 0])
-    assert pictures.easy_and_hard(routes, 0, 8) == ([1, 4], [2, 0]), "no image is both easy and hard"
-    assert pictures.widest_class(routes) == 0
+    routes = report.Routes(labels, labels, macs, torch.zeros(5, 1, 1, dtype=torch.bool))
+    assert report.easy_and_hard(routes, 0, 2) == ([1, 4], [2, 0])
+    assert report.easy_and_hard(routes, 0, 8) == ([1, 4], [2, 0]), "no image is both easy and hard"
+    assert report.widest_class(routes) == 0
 
 
 # Tables and recipes
 
 
-ROWS = [row for row in tables.published_rows("dmnn") if row.model]
+ROWS = [row for row in published.published_rows("dmnn") if row.model]
 RECIPES = sorted(
     path
     for path in (Path(__file__).parent.parent / "recipes").iterdir()
@@ -756,7 +756,7 @@ def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
     params, _, flops = row.count()
     assert (flops is None) == (row.point == "gated" or not row.flops)  # means over images are not countable
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
-    wrong = [name for name, (n, text) in printed.items() if text and n is not None and not tables.agrees(n, text)]
+    wrong = [name for name, (n, text) in printed.items() if text and n is not None and not published.agrees(n, text)]
     assert wrong == row.disagrees.split()
     assert row.note or not wrong
     if row.recipe:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import tables
 import train_cifar10
 import train_ilsvrc
 from models import Checkpoint, create_model, create_objective, load_checkpoint, profile
@@ -18,6 +17,7 @@ from models.checkpoints import extracted_content
 from models.embedded import objective as objectives
 from models.registry import list_models
 from models.state_dicts import load_state
+from reporting import published
 from tests.parity import check, fill
 from utils import UserError
 
@@ -709,7 +709,7 @@ def test_every_published_network_name_is_there():
 # Tables and recipes
 
 
-ROWS = [row for row in tables.published_rows("embedded") if row.model]
+ROWS = [row for row in published.published_rows("embedded") if row.model]
 RECIPES = sorted(
     path
     for path in (Path(__file__).parent.parent / "recipes").iterdir()
@@ -721,7 +721,7 @@ RECIPES = sorted(
 def test_a_published_row_is_our_count_or_listed_as_different(row):
     params, _, flops = row.count()
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
-    wrong = [name for name, (count, text) in printed.items() if text and not tables.agrees(count, text)]
+    wrong = [name for name, (count, text) in printed.items() if text and not published.agrees(count, text)]
     assert wrong == row.disagrees.split()
     assert row.note or not wrong
     if row.recipe:

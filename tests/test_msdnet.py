@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import tables
 from benchmarks.fast import with_lone_bottlenecks
 from engine import Recipe, cli
 from models import create_model, create_objective, profile, registry
@@ -22,6 +21,7 @@ from models.msdnet.counting import authors_costs
 from models.msdnet.layers import rescale_gradient
 from models.msdnet.multi_exit import BudgetPoint, Exit
 from models.msdnet.objective import kl_divergence
+from reporting import figures, published
 from tests.parity import check
 
 NETWORKS = [name for name in check.names("msdnet") if check.load("msdnet", name)["keys"]]
@@ -259,7 +259,7 @@ def published_steps(dataset):
 # Tables and recipes
 
 ROOT = Path(__file__).parent.parent
-ROWS = tables.published_rows("msdnet")
+ROWS = published.published_rows("msdnet")
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*-msdnet*")) + sorted(
     path.name for path in (ROOT / "recipes").glob("*-imta-*")
 )
@@ -268,8 +268,8 @@ RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*-msdnet*")) + s
 @pytest.mark.parametrize("row", [row for row in ROWS if row.flops and row.dataset != "ilsvrc"], ids=lambda row: row.row)
 def test_a_published_row_is_what_we_count(row):
     params, _, flops = row.count()
-    assert tables.agrees(flops, row.flops)
-    assert tables.agrees(params, row.params)
+    assert published.agrees(flops, row.flops)
+    assert published.agrees(params, row.params)
 
 
 def typed(recipe):
@@ -296,7 +296,7 @@ def test_a_recipe_trains_as_the_network_was_published(recipe):
         if flag in words and not (lua and flag == "nesterov"):
             assert str(value) == words[flag] or float(value) == float(words[flag])
     with torch.device("meta"):
-        tables.Published(**{field: "" for field in tables.Published.__annotations__} | {
+        published.PublishedRow(**{field: "" for field in published.PublishedRow.__annotations__} | {
             "model": words["model"], "dataset": words["dataset"],
             "flags": " ".join(f"--{k}" if v is True else f"--{k}={v}" for k, v in words.items() if k in own),
         }).build()  # fmt: skip
@@ -661,7 +661,7 @@ def test_a_report_shows_every_budget_expected_and_spent(tmp_path, capsys):
     model = small()
     judged = batches(count=3, seed=1)
     data = SimpleNamespace(valid=batches(), test=judged)
-    files = model.report(data, tmp_path)
+    files = figures.write(model.report(data), tmp_path)
     assert sorted(path.name for path in files) == ["budgets.csv", "budgets.json", "budgets.png"]
     assert all(path.stat().st_size for path in files)
     row = json.loads((tmp_path / "budgets.json").read_text())[19]
@@ -671,4 +671,4 @@ def test_a_report_shows_every_budget_expected_and_spent(tmp_path, capsys):
     assert row["spent_macs"] == pytest.approx(macs.double().mean().item())
     assert row["top1"] == pytest.approx(100 * (logits.argmax(1) == 0).double().mean().item())
     assert "budget-p20" in capsys.readouterr().out
-    assert model.report(SimpleNamespace(valid=None, test=judged), tmp_path) == []
+    assert model.report(SimpleNamespace(valid=None, test=judged)) == []

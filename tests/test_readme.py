@@ -12,16 +12,18 @@ import pytest
 
 import eval_cifar10
 import eval_ilsvrc
-import report
-import tables
 import train_cifar10
 import train_ilsvrc
 from engine import cli
 from models import registry
+from reporting import __main__ as reporting_command
+from reporting import pages
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results" / "README.md"]
 SCRIPTS = {f"{script.__name__}.py": script for script in (train_cifar10, train_ilsvrc, eval_cifar10, eval_ilsvrc)}
+#: packages that are commands
+PACKAGES = (["-m", "benchmarks"], ["-m", "reporting"])
 #: flags of other programs
 FOREIGN = {"nproc_per_node"}
 
@@ -60,7 +62,7 @@ def of_ours(words):
     if words[:1] == ["torchrun"]:
         start = next(i for i, word in enumerate(words) if word.endswith(".py"))
         yield words[start:]
-    elif words[:1] == ["python3"] and (words[1].endswith(".py") or words[1:3] == ["-m", "benchmarks"]):
+    elif words[:1] == ["python3"] and (words[1].endswith(".py") or words[1:3] in PACKAGES):
         yield words[1:]
 
 
@@ -106,7 +108,7 @@ def test_every_command_parses(page, monkeypatch, capsys):
     assert not {command: error for command, error in said.items() if error}
 
 
-@pytest.mark.parametrize("command", ["train_cifar10.py --lamdaR=10", "report.py tabels", "report.py keep only"])
+@pytest.mark.parametrize("command", ["train_cifar10.py --lamdaR=10", "-m reporting tabels", "-m reporting keep only"])
 def test_a_command_that_does_not_parse_is_found(command, monkeypatch, capsys):
     assert mistake(command.split(), monkeypatch, capsys)
 
@@ -117,7 +119,7 @@ def known_flags(capsys):
         with pytest.raises(SystemExit):
             cli.parse(script.SCRIPT, ["--help"])
         texts.append(capsys.readouterr().out)
-    texts += [report.command_line().format_help(), (ROOT / "report.py").read_text()]
+    texts += [reporting_command.command_line().format_help(), (ROOT / "reporting" / "__main__.py").read_text()]
     names = set(re.findall(r"--(\w+)", "\n".join(texts)))
     for entry in registry.entries():
         names |= {flag.name for flag in (*entry.model_flags(), *entry.objective_flags())}
@@ -151,5 +153,5 @@ def test_every_piece_of_python_is_python(page):
 
 
 def test_results_are_not_stale():
-    assert (ROOT / "results" / "README.md").read_text() == tables.results_page(), "run: python3 report.py page"
-    assert (ROOT / "README.md").read_text() == tables.front_page(), "run: python3 report.py page"
+    assert (ROOT / "results" / "README.md").read_text() == pages.results_page(), "run: python3 -m reporting page"
+    assert (ROOT / "README.md").read_text() == pages.front_page(), "run: python3 -m reporting page"

@@ -3,31 +3,32 @@
 import csv
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-import pictures
-import report
-import tables
 import train_cifar10
 import train_ilsvrc
 from engine import cli
+from reporting import curves, measured, pages, pictures, published, tables
+from reporting.compare import compare
 
 ROOT = Path(__file__).parents[1]
-ROWS = tables.published_rows()
+ROWS = published.published_rows()
 
 
 @pytest.mark.parametrize("system", sorted({row.system for row in ROWS}))
 def test_counts_agree_with_the_published_digits_or_are_known_to_disagree(system):
     wrong = []
-    for row in tables.published_rows(system):
+    for row in published.published_rows(system):
         if not row.model:
             continue
         params, _, flops = row.count()
         for column, counted, printed in (("params", params, row.params), ("flops", flops, row.flops)):
             known = column in row.disagrees.split()
-            if printed and counted is not None and tables.agrees(counted, printed) == known:
+            if printed and counted is not None and published.agrees(counted, printed) == known:
                 wrong.append(f"{row.table}, {row.row}: {column} {printed}, counted {counted:,} (listed: {known})")
     assert not wrong, "\n".join(wrong)
 
@@ -46,7 +47,7 @@ def test_counts_agree_with_the_published_digits_or_are_known_to_disagree(system)
     ],
 )
 def test_agreement_is_rounding_or_truncation(counted, printed, expected):
-    assert tables.agrees(counted, printed) is expected
+    assert published.agrees(counted, printed) is expected
 
 
 def test_every_row_has_a_source_and_its_recipe_exists():
@@ -88,17 +89,17 @@ def test_evaluations_with_one_latency_or_none_are_still_read(tmp_path):
     for old, new in ((one, [one]), (None, [])):
         record["rows"][0]["latency"] = old
         file.write_text(json.dumps(record))
-        assert tables.load_run(tmp_path / "run")["rows"][0]["latency"] == new
+        assert measured.load_run(tmp_path / "run")["rows"][0]["latency"] == new
     record["rows"][0]["latency"] = [{"median": 1.0}]
     file.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="is not an evaluation"):
-        tables.load_run(tmp_path / "run")
+        measured.load_run(tmp_path / "run")
 
 
 def test_compare_names_runs_marks_the_frontier_and_keeps_every_latency(tmp_path, capsys):
     one = evaluation(tmp_path / "one", points=(("a", 10e6, 80.0), ("b", 30e6, 85.0)))
     two = evaluation(tmp_path / "two", points=(("a", 20e6, 79.0), ("b", 25e6, 84.0)))
-    report.compare([str(one), str(two), f"third={two}"], str(tmp_path / "out"))
+    compare([str(one), str(two), f"third={two}"], str(tmp_path / "out"))
     with open(tmp_path / "out" / "compare.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["on_frontier"] for row in rows] == ["True", "True", "False", "True", "False", "False"]
@@ -112,29 +113,29 @@ def test_compare_names_runs_marks_the_frontier_and_keeps_every_latency(tmp_path,
 
 
 def test_a_published_curve_has_counted_macs_and_only_the_systems_own_networks():
-    (curve,) = tables.published_curve("shared-basis", "cifar10")
+    (curve,) = published.published_curves("shared-basis", "cifar10")
     assert curve.published
     rows = {row["point"]: row for row in curve.rows}
     assert rows["ResNet32-S8U1"]["top1"] == pytest.approx(91.92)
     assert rows["ResNet32-S8U1"]["macs"][0] == pytest.approx(47.628928)
     assert not any("plain" in row["point"].lower() or row["point"] == "ResNet32" for row in curve.rows)
-    (gated,) = tables.published_curve("dmnn", "cifar100")
+    (gated,) = published.published_curves("dmnn", "cifar100")
     assert [row["macs"][0] for row in gated.rows] == [180, 220, 260], "means over images, as published"
-    assert tables.published_curve("plain", "cifar10") == []
+    assert published.published_curves("plain", "cifar10") == []
 
 
 def test_frontier_leaves_out_what_a_cheaper_row_beats_and_what_has_no_cost():
     rows = [{"ms": 3, "top1": 5}, {"ms": 1, "top1": 4}, {"ms": 2, "top1": 4}, {"top1": 9}, {"ms": 3, "top1": 6}]
-    assert pictures.frontier(rows, "ms") == [{"ms": 1, "top1": 4}, {"ms": 3, "top1": 6}]
+    assert curves.frontier(rows, "ms") == [{"ms": 1, "top1": 4}, {"ms": 3, "top1": 6}]
 
 
 def test_names_of_points_cover_no_other_point_and_no_other_name(tmp_path):
     points = [(f"w{i}-r32", (10 + i) * 1e6, 70 + i / 3) for i in range(40)]
-    record = tables.load_run(evaluation(tmp_path / "run", points=points))
-    curve = pictures.Curve.of(record, "crowded")
+    record = measured.load_run(evaluation(tmp_path / "run", points=points))
+    curve = curves.Curve.of(record, "crowded")
     with pictures.figure_file(tmp_path / "crowded.png", (5, 3)) as figure:
         axes = figure.subplots()
-        pictures._draw(axes, [curve], pictures._styles([curve]), "macs", names=True)
+        pictures._draw_panel(axes, [curve], pictures._styles([curve]), "macs", names=True)
         boxes = [text.get_window_extent() for text in axes.texts]
         dots = [tuple(axes.transData.transform((row["macs"][0], row["top1"]))) for row in curve.rows]
     assert 2 <= len(boxes) < 40
@@ -143,54 +144,72 @@ def test_names_of_points_cover_no_other_point_and_no_other_name(tmp_path):
 
 
 def test_a_kept_run_has_no_paths_of_its_machine_and_is_on_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MEASURED", tmp_path / "measured")
+    monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured")
     run = evaluation(tmp_path / "runs" / "one", model="ResNet32_SingleShared", epochs=2)
-    tables.keep(str(run), "short-one")
+    measured.keep(str(run), "short-one")
     texts = [file.read_text() for file in (tmp_path / "measured" / "short-one").iterdir()]
     assert len(texts) == 2
     assert not any("/home" in text or "/data" in text or str(tmp_path) in text for text in texts)
-    ((title, stem, _, (kept,)),) = tables.sections()
+    ((title, stem, _, (kept,)),) = pages.sections()
     assert (title, kept.name, kept.errors("full")) == ("Short runs", "short-one", [10.0, 10.0])
     table = tables.runs_table([kept])
     assert "| short-one | full | 1,000 | 40.50M | 2 | cifar10, all | 3 | 10.00 | 10.00 | 60 | a chip, 1 thread" in table
     assert "python3 train_cifar10.py --dataset_path=mine --save=one  # short-one" in table
-    tables.draw_runs([kept], tmp_path / stem)
+    pictures.draw_runs([kept], tmp_path / stem)
     assert {path.name for path in tmp_path.glob("*.png")} == {"short-runs-costs.png", "short-runs-epochs.png"}
     with pytest.raises(ValueError, match="no new name"):
-        tables.keep(str(run), "short-one")
+        measured.keep(str(run), "short-one")
 
 
 def test_what_is_not_a_finished_run_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MEASURED", tmp_path / "measured")
+    monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured")
     run = evaluation(tmp_path / "run", epochs=2)
     (run / "log.jsonl").write_text((run / "log.jsonl").read_text().splitlines()[0] + "\n")
     with pytest.raises(ValueError, match="1 of 2 epochs"):
-        tables.keep(str(run), "name")
+        measured.keep(str(run), "name")
     (run / "log.jsonl").unlink()
     with pytest.raises(ValueError, match="no training run"):
-        tables.keep(str(run), "name")
+        measured.keep(str(run), "name")
     assert not (tmp_path / "measured").exists()
 
 
 def test_a_short_run_under_a_recipes_name_says_its_epochs(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MEASURED", tmp_path)
+    monkeypatch.setattr(measured, "MEASURED", tmp_path)
     row = next(row for row in ROWS if row.recipe == "cifar10-resnet32-s8u1")
     evaluation(tmp_path / row.recipe, epochs=2)
-    assert tables.measured(row) == "10.00 (2 epochs, seed 3)"
+    assert measured.measured_errors(row) == "10.00 (2 epochs, seed 3)"
 
 
 def test_seeds_of_one_command_are_a_mean_and_a_spread(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MEASURED", tmp_path)
+    monkeypatch.setattr(measured, "MEASURED", tmp_path)
     row = next(row for row in ROWS if row.recipe == "cifar10-resnet32-s8u1")
     for name, top1 in ((row.recipe, 90.0), (f"{row.recipe}-seed1", 91.0), (f"{row.recipe}-double", 1.0)):
         folder = evaluation(tmp_path / name, epochs=2)
         text = (folder / "evaluation.json").read_text()
         (folder / "evaluation.json").write_text(text.replace("90.0", str(top1)))
-    assert tables.measured(row) == "9.50 ± 0.71 (2 epochs, 2 seeds)"
-    runs = [run for run in tables.kept_runs() if not run.name.endswith("double")]
+    assert measured.measured_errors(row) == "9.50 \u00b1 0.71 (2 epochs, 2 seeds)"
+    runs = [run for run in measured.kept_runs() if not run.name.endswith("double")]
     assert not any(run.is_short for run in runs)
     line = tables.seeds_table(runs).splitlines()[-1]
-    assert line == f"| {row.recipe} | full | 3, 3 | 9.50 ± 0.71 | 9.00 to 10.00 | 10.00 ± 0.00 |"
+    assert line == f"| {row.recipe} | full | 3, 3 | 9.50 \u00b1 0.71 | 9.00 to 10.00 | 10.00 \u00b1 0.00 |"
     assert tables.seeds_table(runs[:1]) == ""
-    assert [each["top1"] for each in tables.mean_of(runs)["rows"]] == [90.5]
-    tables.draw_runs(runs, tmp_path / "runs")
+    assert [each["top1"] for each in measured.mean_over_seeds(runs)["rows"]] == [90.5]
+    pictures.draw_runs(runs, tmp_path / "runs")
+
+
+def python(*words):
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_old_command_names_the_new_one_and_still_runs():
+    done = python("report.py", "compare", "--help")
+    assert done.returncode == 0
+    assert "--no_published" in done.stdout
+    assert done.stderr == "report.py is now: python3 -m reporting compare --help\n"
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    modules = [f"reporting.{file.stem}" for file in (ROOT / "reporting").glob("*.py")]
+    scripts = "train_cifar10, train_ilsvrc, eval_cifar10, eval_ilsvrc"
+    done = python("-c", f"import sys, {', '.join(modules)}, {scripts}; print('matplotlib' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr

@@ -15,12 +15,12 @@ import torch
 
 import engine
 import eval_cifar10
-import report
 import train_cifar10
 import utils
 from engine import cli
 from images import downloads
 from models import create_model
+from reporting import __main__ as reporting_command
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--dataset=digits", "--subset=192", "--batch_size=32", "--model=ResNet20", "--lr=0.05"]
@@ -388,11 +388,11 @@ def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, monkeypatch, capsy
         flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", f"--report={tmp_path}/{name}"]
         assert call(monkeypatch, capsys, eval_cifar10, *flags)[0] == 0
     flags = ["compare", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both"]
-    code, out, _ = call(monkeypatch, capsys, report, *flags)
+    code, out, _ = call(monkeypatch, capsys, reporting_command, *flags)
     assert code == 0
     assert out.count("ResNet20") == 2
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"compare.csv", "compare.png", "compare.svg"}
-    code, _, err = call(monkeypatch, capsys, report, "compare", tmp_path, "--out", tmp_path / "both")
+    code, _, err = call(monkeypatch, capsys, reporting_command, "compare", tmp_path, "--out", tmp_path / "both")
     assert (code, "no evaluation" in err) == (1, True)
 
 

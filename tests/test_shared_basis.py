@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import tables
 from engine import cli
 from models import create_model, create_objective, profile, registry
 from models.shared_basis import basis, layers
 from models.shared_basis.objective import BasisLoss
+from reporting import published
 from tests.parity import check, fill
 
 ROOT = Path(__file__).parents[1]
@@ -481,14 +481,14 @@ def test_a_file_with_channel_attention_names_the_flag():
 # Tables and recipes
 
 
-ROWS = tables.published_rows("shared-basis")
+ROWS = published.published_rows("shared-basis")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}-{row.row}")
 def test_a_published_row_is_our_count_or_listed_as_different(row):
     params, _, flops = row.count()
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}
-    wrong = [name for name, (count, text) in printed.items() if text and not tables.agrees(count, text)]
+    wrong = [name for name, (count, text) in printed.items() if text and not published.agrees(count, text)]
     assert wrong == row.disagrees.split()
     assert row.note or not wrong
 

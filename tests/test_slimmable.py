@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import engine
-import tables
 from models import Checkpoint, create_model, create_objective, load_checkpoint
 from models.adaptive import resize
 from models.checkpoints import extracted_content
@@ -23,6 +22,7 @@ from models.query_table import Budget, Measured, QueryTable
 from models.slimmable.forms import Universal
 from models.slimmable.layers import Cut, Scaled, UniversalBatchNorm, make_divisible
 from models.slimmable.objective import divergence, smoothed_cross_entropy, soft_cross_entropy
+from reporting import published
 from tests.parity import check, fill
 
 FAMILY = "mutualnet"
@@ -59,7 +59,7 @@ def logits_error(logits, recorded):
 def by_network():
     """Published rows with MACs, by (model, flags)."""
     rows = {}
-    for row in tables.published_rows("slimmable"):
+    for row in published.published_rows("slimmable"):
         if row.model and row.flops:
             rows.setdefault((row.model, row.flags), []).append(row)
     return rows
@@ -701,7 +701,7 @@ def test_counted_macs_agree_with_every_published_row(network):
     for row in by_network()[network]:
         point = model.find_point(row.point)
         counted = model.published_flops(row.flops_means, (3, 224, 224), point)
-        assert tables.agrees(counted, row.flops), row
+        assert published.agrees(counted, row.flops), row
         if row.flops.endswith("M"):
             assert abs(counted / 1e6 - float(row.flops[:-1])) < 1
         if row.table.startswith("US-Net, MobileNetV") and row.table[-1] in "12":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.adaptive import AdaptiveModel, Point
 from models.deploy import folding
-from models.dmnn import pictures
+from models.dmnn import report
 from models.dmnn.coarse import Grouping
 from models.dmnn.gates import open_gates
 from models.dmnn.layers import Execution, GatedBlock
@@ -197,9 +197,9 @@ class GatedNetwork(AdaptiveModel):
         controllers = sum(layer.weight.numel() for layer in deciding)
         return Costs(sum(macs.values()) - sum(map(sum, paths)), controllers, paths)
 
-    def report(self, data, folder):
-        """Costs of images, rates of paths, easy and hard images; see `models.dmnn.pictures`."""
-        return pictures.write(self, data, folder)
+    def report(self, data):
+        """Costs of images, rates of paths, easy and hard images; see `models.dmnn.report`."""
+        return report.report(self, data)
 
     def fold(self, batches=()):
         """A copy for inference: batch norms inside the convolutions, no category heads."""

@@ -188,9 +188,9 @@ class MultiExit(AdaptiveModel):
                 macs = profile.count_macs(self, images.shape[1:], point)
                 yield logits[point.exit], torch.full((len(images),), macs, device=images.device)
 
-    def report(self, data, folder):
-        """The published sweep of budgets as table, JSON and picture; nothing where no images were held out."""
-        return report.write_budgets(self, data, folder) if data.valid is not None else []
+    def report(self, data):
+        """The published sweep of budgets as tables and a figure; nothing if no images were held out."""
+        return report.report(self, data) if data.valid is not None else []
 
     def published_flops(self, convention, shape, point=None):
         """Costs as every family counts them, and `authors`: as the tables of this family do (see `counting`)."""

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import load_checkpoint, profile, registry
-from models.deploy import export
 from models.adaptive import AdaptiveModel, Point
+from models.deploy import export
 from tests.models.cases import CLASSES, Case, fixed_points, subject
 from utils import UserError
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import registry
-from models.deploy import folding
 from models.adaptive import AdaptiveModel, Objective, Point
+from models.deploy import folding
 from tests import test_export, test_fast
 from tests.models import cases, checks
 

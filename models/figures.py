@@ -1,0 +1,138 @@
+"""Tables and figures as plain data: what a network's `report` adds to an evaluation.
+
+Nothing here draws. `reporting.figures` writes each of them to the file that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with the same keys.
+
+    Args:
+        file: name that ends in .csv or .json.
+        text: what to print of it, if anything.
+    """
+
+    file: str
+    rows: Sequence[Mapping[str, object]]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values occur.
+
+    Args:
+        values: float (n,).
+        marks: values by their labels, each a vertical line.
+    """
+
+    file: str
+    values: Tensor
+    marks: Mapping[str, float]
+    title: str
+    xlabel: str
+    ylabel: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot.
+
+    Args:
+        style: as matplotlib abbreviates marker and line: "o-", "--".
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: str
+
+
+@dataclass(frozen=True)
+class LinePlot:
+    """Lines on common axes."""
+
+    file: str
+    lines: Sequence[Line]
+    xlabel: str
+    ylabel: str
+
+
+@dataclass(frozen=True)
+class SharePanels:
+    """Shares between 0 and 1 over the positions 0, 1, ...: lines in panels, one below the other.
+
+    Args:
+        panels: a panel for each label of a vertical axis: lines of shares, float (positions,), by their labels.
+        reference: in every panel's lines, the label of the one that the others are compared with.
+        dividers: positions before which a vertical line is drawn.
+    """
+
+    file: str
+    panels: Mapping[str, Mapping[str, Tensor]]
+    reference: str
+    dividers: Sequence[int]
+    xlabel: str
+
+
+@dataclass(frozen=True)
+class ShareMap:
+    """A matrix of shares between 0 and 1 as colours.
+
+    Args:
+        shares: float (rows, columns).
+        dividers: columns before which a vertical line is drawn.
+        label: what the colours mean.
+    """
+
+    file: str
+    shares: Tensor
+    dividers: Sequence[int]
+    xlabel: str
+    ylabel: str
+    label: str
+
+
+@dataclass(frozen=True)
+class DifferenceMaps:
+    """Matrices of differences, positive or negative, as colours of one scale: panels beside each other.
+
+    Args:
+        panels: differences, float (rows, columns), by the panels' titles.
+        rows: names of the rows, which all panels share.
+        dividers: columns before which a vertical line is drawn.
+        label: what the colours mean.
+    """
+
+    file: str
+    panels: Mapping[str, Tensor]
+    rows: Sequence[str]
+    dividers: Sequence[int]
+    xlabel: str
+    label: str
+
+
+@dataclass(frozen=True)
+class ContactSheet:
+    """Rows of small images.
+
+    Args:
+        rows: pairs of a caption and an image (3, H, W) in any range.
+        columns: images that fit in a row.
+    """
+
+    file: str
+    rows: Sequence[Sequence[tuple[str, Tensor]]]
+    columns: int
+    title: str
+
+
+Figure = Histogram | LinePlot | SharePanels | ShareMap | DifferenceMaps | ContactSheet

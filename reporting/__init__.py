@@ -1,0 +1,5 @@
+"""What runs achieved beside what was published: tables, pictures, and the pages made of them.
+
+`python3 -m reporting` is the command line. Nothing here draws before it is asked to: matplotlib is imported by the
+functions that draw.
+"""

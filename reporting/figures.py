@@ -1,0 +1,153 @@
+"""The tables and figures that a network's `report` returns (`models.figures`), written to files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import utils
+from models import figures
+from models.figures import Table
+
+
+def write(parts: Iterable[Table | figures.Figure], folder: str | Path) -> list[Path]:
+    """Write tables as CSV or JSON and figures as PNG into a folder; returns the files."""
+    files = []
+    for part in parts:
+        path = Path(folder) / part.file
+        with utils.replacing(path) as temporary:
+            if isinstance(part, Table):
+                _write_table(part, temporary, path.suffix)
+            else:
+                DRAW[type(part)](part).savefig(temporary, format="png", dpi=150)
+        files.append(path)
+    return files
+
+
+def _write_table(table: Table, path: Path, suffix: str) -> None:
+    if table.text:
+        print(table.text)
+    if suffix == ".json":
+        path.write_text(json.dumps(table.rows, indent=2) + "\n")
+        return
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, table.rows[0])
+        writer.writeheader()
+        writer.writerows(table.rows)
+
+
+def _new_figure(width: float, height: float, **subplots):
+    """A figure of that size in inches, and its axes."""
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**subplots)
+
+
+def _divide(axes, dividers: Sequence[int], color: str) -> None:
+    for position in dividers:
+        axes.axvline(position - 0.5, color=color, linewidth=1.5)
+
+
+def _draw_histogram(part: figures.Histogram):
+    figure, axes = _new_figure(6.4, 4.0)
+    axes.hist(part.values.numpy(), bins=40, color="tab:blue")
+    styles = ({"color": "black"}, {"color": "tab:red", "linestyle": "--"})
+    for i, (label, value) in enumerate(part.marks.items()):
+        axes.axvline(value, linewidth=1, label=label, **styles[i % len(styles)])
+    axes.set_xlabel(part.xlabel)
+    axes.set_ylabel(part.ylabel)
+    axes.set_title(part.title)
+    axes.legend()
+    return figure
+
+
+def _draw_lines(part: figures.LinePlot):
+    figure, axes = _new_figure(6.4, 4.4)
+    for line in part.lines:
+        small = {"markersize": 3} if len(line.x) > 20 else {}
+        thin = {"linewidth": 1} if line.style == "--" else {}
+        axes.plot(line.x, line.y, line.style, label=line.label, **small, **thin)
+    axes.set_xlabel(part.xlabel)
+    axes.set_ylabel(part.ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _draw_share_panels(part: figures.SharePanels):
+    count = len(next(iter(part.panels.values()))[part.reference])
+    figure, grid = _new_figure(
+        max(6.4, 0.2 * count + 2), 2.2 * len(part.panels) + 0.6, nrows=len(part.panels), sharex=True, squeeze=False
+    )
+    for (axes,), (ylabel, lines) in zip(grid, part.panels.items(), strict=True):
+        for label, shares in lines.items():
+            if label != part.reference:
+                axes.plot(shares.numpy(), marker="o", markersize=3, linewidth=1.2, label=label)
+        reference = lines[part.reference].numpy()
+        axes.plot(reference, color="black", linestyle=":", linewidth=1.2, label=part.reference)
+        _divide(axes, part.dividers, "lightgray")
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_ylabel(ylabel)
+    axes.set_xlabel(part.xlabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_share_map(part: figures.ShareMap):
+    rows, columns = part.shares.shape
+    figure, axes = _new_figure(max(4.0, 0.3 * columns + 1.5), 0.4 * rows + 1.6)
+    image = axes.imshow(part.shares.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    _divide(axes, part.dividers, "white")
+    axes.set_xlabel(part.xlabel)
+    axes.set_ylabel(part.ylabel)
+    axes.set_yticks(range(rows))
+    figure.colorbar(image, label=part.label)
+    return figure
+
+
+def _draw_difference_maps(part: figures.DifferenceMaps):
+    limit = max(max(cells.abs().max().item() for cells in part.panels.values()), 0.01)
+    size = (2.4 * min(len(part.panels), 4) + 2.6, 0.17 * len(part.rows) + 1.2)
+    figure, (panels,) = _new_figure(*size, ncols=len(part.panels), sharey=True, squeeze=False)
+    for axes, (title, cells) in zip(panels, part.panels.items(), strict=True):
+        columns = cells.shape[1]
+        image = axes.imshow(
+            cells.numpy(), vmin=-limit, vmax=limit, cmap="RdBu_r", aspect="auto", interpolation="nearest"
+        )
+        _divide(axes, part.dividers, "black")
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(part.xlabel, fontsize=8)
+        axes.set_xticks(range(0, columns, max(1, columns // 4)))
+        axes.tick_params(labelsize=7)
+    panels[0].set_yticks(range(len(part.rows)), part.rows)
+    figure.colorbar(image, ax=list(panels)).set_label(part.label, fontsize=8)
+    return figure
+
+
+def _draw_contact_sheet(part: figures.ContactSheet):
+    figure, panels = _new_figure(
+        1.2 * part.columns, 1.5 * len(part.rows), nrows=len(part.rows), ncols=part.columns, squeeze=False
+    )
+    for row, images in zip(panels, part.rows, strict=True):
+        for axes in row:
+            axes.axis("off")
+        for axes, (caption, image) in zip(row, images, strict=False):
+            low, high = image.amin(), image.amax()  # stretched to the range that can be shown
+            axes.imshow(((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0).numpy())
+            axes.set_title(caption, fontsize=7)
+    figure.suptitle(part.title, fontsize=10)
+    return figure
+
+
+#: how each kind of figure is drawn
+DRAW = {
+    figures.Histogram: _draw_histogram,
+    figures.LinePlot: _draw_lines,
+    figures.SharePanels: _draw_share_panels,
+    figures.ShareMap: _draw_share_map,
+    figures.DifferenceMaps: _draw_difference_maps,
+    figures.ContactSheet: _draw_contact_sheet,
+}

@@ -1,0 +1,174 @@
+"""Our own runs: evaluations on disk, and the runs that are kept in results/measured/."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import utils
+from models import published
+from reporting.published import RESULTS, ROOT, PublishedRow
+from utils import UserError
+
+RECIPES, MEASURED = ROOT / "recipes", RESULTS / "measured"
+
+
+def load_run(path: str | Path) -> dict:
+    """The evaluation in a run's folder, or in the JSON file itself. Raises UserError where there is none."""
+    path = Path(path)
+    file = path / "evaluation.json" if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text())
+        for row in record["rows"]:
+            row["point"], row["params"], row["macs"], row["top1"], row["top5"], row["images"]
+            if isinstance(row["latency"], dict):  # the first files had one batch size only
+                row["latency"] = [row["latency"]]
+            for timing in row["latency"] or ():
+                timing["median"], timing["low"], timing["high"], timing["batch"], timing["device"], timing["threads"]
+            row["latency"] = row["latency"] or []
+        record["model"], record["dataset"], record["flags"], record["rows"][0]
+    except FileNotFoundError:
+        raise UserError(f"there is no evaluation in {path}; evaluate the run first") from None
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{file} is not an evaluation written by this project") from error
+    return record
+
+
+# Runs in results/measured/
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A training run in results/measured/<name>/: evaluation.json, and log.jsonl with a record for each epoch."""
+
+    name: str
+    record: dict
+    log: list[dict]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it follows no published recipe; a run that does has the recipe's name."""
+        return not (RECIPES / without_seed(self.name)).is_file()
+
+    def errors(self, point: str) -> list[float]:
+        """Top-1 errors after each epoch, on the images that the run evaluated then; empty for another point."""
+        evaluated = [record.get("test") or record["valid"] for record in self.log]
+        return [100 - points[point]["top1"] for points in evaluated if point in points]
+
+    @property
+    def watched(self) -> str:
+        """The most expensive of the points that were evaluated after every epoch."""
+        return max((row for row in self.record["rows"] if self.errors(row["point"])), key=lambda r: r["macs"])["point"]
+
+
+def kept_runs() -> list[KeptRun]:
+    """All kept runs, sorted by name."""
+    runs = []
+    for log in sorted(MEASURED.glob("*/log.jsonl")):
+        epochs = [json.loads(line) for line in log.read_text().splitlines()]
+        runs.append(KeptRun(log.parent.name, load_run(log.parent), epochs))
+    return runs
+
+
+def by_command(runs: Iterable[KeptRun]) -> dict[str, list[KeptRun]]:
+    """Runs that differ in their seeds only, by the name that they share."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(without_seed(run.name), []).append(run)
+    return groups
+
+
+def without_seed(name: str) -> str:
+    """The name that runs of one command with several seeds share: NAME, NAME-seed1, NAME-seed2."""
+    return re.sub(r"-seed\d+$", "", name)
+
+
+def mean_over_seeds(group: Sequence[KeptRun]) -> dict:
+    """The evaluation of the first of these runs, with the mean accuracy of all of them."""
+    first, rows = group[0].record, []
+    for row in first["rows"]:
+        same = [other["top1"] for run in group for other in run.record["rows"] if other["point"] == row["point"]]
+        rows.append(row | {"top1": statistics.fmean(same)})
+    return first | {"rows": rows}
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation of several numbers; a single number alone."""
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} \u00b1 {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def keep(run: str, name: str) -> None:
+    """Copy the evaluation and the log of a finished run to results/measured/<name>/, without this machine's paths.
+
+    Raises:
+        UserError: the run is not finished or was evaluated by another command, or the name is taken or not valid.
+    """
+    record, log = load_run(run), Path(run) / "log.jsonl"
+    if "epochs" not in record["flags"] or not log.is_file():
+        raise UserError(f"{run} is no training run that was evaluated at its end; give the folder of one (--save)")
+    lines = log.read_text().splitlines()
+    if len(lines) + record["flags"]["starting_epoch"] != record["flags"]["epochs"]:
+        raise UserError(f"{log} has {len(lines)} of {record['flags']['epochs']} epochs; finish it with --resume=auto")
+    if Path(name).name != name or (MEASURED / name / "evaluation.json").exists():
+        raise UserError(f"{name} is no new name in results/measured; give one that is, or remove that folder")
+    folder = utils.make_folder(MEASURED / name, "another NAME")
+    utils.write_json(folder / "evaluation.json", without_paths(record))
+    with utils.replacing(folder / "log.jsonl") as temporary:
+        temporary.write_text("".join(line + "\n" for line in lines))
+    print(f"written: {folder}; now: python3 -m reporting page")
+
+
+def without_paths(value):
+    """A JSON value in which absolute paths are cut to their last part: a machine's folders are not a result."""
+    if isinstance(value, dict):
+        return {key: without_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_paths(part) for part in value]
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/'\"]+/)+", "", value) if isinstance(value, str) else value
+
+
+# What was measured for a published row
+
+
+def evaluations_of(row: PublishedRow) -> list[tuple[dict, dict]]:
+    """Pairs (point, evaluation): the row's point in every kept evaluation of its recipe, with any seed."""
+    found = []
+    files = sorted(MEASURED.glob(f"{row.recipe}*/*.json")) if row.recipe else []
+    for file in [file for file in files if without_seed(file.parent.name) == row.recipe]:
+        record = load_run(file)
+        points = {point["point"]: point for point in record["rows"]}
+        name = row.point or list(points)[-1]
+        found += [(points[name], record)] if name in points else []
+    return found
+
+
+def measured_errors(row: PublishedRow) -> str:
+    """Errors of a row that were measured here, and with whose weights; for several seeds mean and spread."""
+    found, trained = [], {}
+    for point, record in evaluations_of(row):
+        error = 100 - point["top1"]
+        if authors_weights(record):
+            found.append(f"{error:.2f} (authors' weights)")
+        else:
+            trained.setdefault(record["flags"]["epochs"], []).append((error, training_text(record)))
+    for epochs, runs in trained.items():
+        errors = [error for error, _ in runs]
+        text = f"{epochs} epochs, {len(runs)} seeds" if len(runs) > 1 else runs[0][1]
+        found.append(f"{mean_and_spread(errors)} ({text})")
+    return ", ".join(found)
+
+
+def authors_weights(record: dict) -> str | None:
+    """Name of the published checkpoint that was evaluated, as typed; None where the weights were trained here."""
+    given = str(record["flags"].get("pretrained"))
+    return given if published.find(given) and "epochs" not in record["flags"] else None
+
+
+def training_text(record: dict) -> str:
+    """How long a run trained, in words."""
+    return f"{record['flags']['epochs']} epochs, seed {record['flags']['seed']}"

@@ -1,0 +1,120 @@
+"""Published tables: the rows of results/published/*.csv, and what this code counts for their networks."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine import cli
+from models import create_model, profile, registry
+from models.adaptive import AdaptiveModel
+from reporting.curves import Curve, system_name
+from utils import UserError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+PUBLISHED = RESULTS / "published"
+#: image shapes for which the tables count
+SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 224)}
+UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row of a published table; every field is text, as printed there."""
+
+    table: str
+    row: str
+    dataset: str
+    model: str
+    flags: str
+    point: str
+    params: str
+    flops: str
+    flops_means: str
+    top1_error: str
+    top5_error: str
+    recipe: str
+    source: str
+    disagrees: str
+    note: str
+    system: str
+
+    def build(self) -> AdaptiveModel:
+        """The row's network, without weights."""
+        return _build(self.model, self.dataset, self.flags)
+
+    def count(self) -> tuple[int, int | None, float | None]:
+        """Parameters, MACs, and the count by the convention of the published FLOPs (None where none are published).
+
+        Where the cost depends on the image both counts are None: only an evaluation can count.
+        """
+        model = self.build()
+        point, shape = model.point(self.point or None), SHAPES[self.dataset]
+        if point.per_image:
+            return profile.count_params(model), None, None
+        flops = None
+        if self.flops:
+            flops = model.published_flops(self.flops_means, shape, point)
+        return profile.count_params(model), profile.count_macs(model, shape, point), flops
+
+
+@functools.lru_cache(maxsize=8)
+def _build(name: str, dataset: str, flags: str) -> AdaptiveModel:
+    """Cached, because neighbouring rows are often points of one network, which remembers what it counted."""
+    entry = registry.entry(name, dataset)
+    parser = cli.Parser(allow_abbrev=False)
+    names = cli.add_flags(parser, entry.model_flags())
+    cli.add_flags(parser, entry.objective_flags())
+    args = parser.parse_args(cli.normalise(shlex.split(flags)))
+    with torch.device("meta"):
+        return create_model(name, dataset, **{flag: getattr(args, flag) for flag in names})
+
+
+def published_rows(system: str | None = None) -> list[PublishedRow]:
+    """Rows of results/published/<system>-<table>.csv. Raises UserError for an unknown system."""
+    rows = []
+    for file in sorted(PUBLISHED.glob("*.csv")):
+        with open(file, newline="") as stream:
+            rows += [PublishedRow(**line, system=file.stem.rpartition("-")[0]) for line in csv.DictReader(stream)]
+    systems = sorted({row.system for row in rows})
+    if system is not None and system not in systems:
+        raise UserError(f"there are no tables of {system!r}; there are {', '.join(systems)}")
+    return [row for row in rows if system in (None, row.system)]
+
+
+def parse_amount(printed: str) -> float:
+    """The number that is printed as "0.31M" or "4.11G"."""
+    return float(printed[:-1]) * UNITS[printed[-1]]
+
+
+def agrees(counted: float, printed: str) -> bool:
+    """Whether a count, rounded or truncated to the printed digits, gives what was printed ("0.31M", "4.11G")."""
+    digits = len(printed[:-1].partition(".")[2])
+    step = 10.0**-digits
+    value, difference = float(printed[:-1]), (counted - parse_amount(printed)) / UNITS[printed[-1]]
+    return abs(difference) <= step / 2 + 1e-9 * value or 0 <= difference < step
+
+
+def published_curves(system: str, dataset: str) -> list[Curve]:
+    """What a system's authors published for their own networks: one curve, or none without accuracies and costs.
+
+    MACs are counted here; where they depend on the image they are the published ones.
+    """
+    points = []
+    for row in published_rows():
+        if (row.system, row.dataset) != (system, dataset) or not row.model or not row.top1_error:
+            continue
+        if system_name(row.model, dataset) != system:
+            continue
+        params, macs, _ = row.count()
+        if macs is None and row.flops_means == "mean of macs":
+            macs = parse_amount(row.flops)
+        costs = {"params": (params / 1e6,) * 3} | ({} if macs is None else {"macs": (macs / 1e6,) * 3})
+        points.append({"point": row.row, "top1": 100 - float(row.top1_error), **costs})
+    return [Curve(f"{system}, published", dataset, system, points, published=True)] if points else []

@@ -1,0 +1,143 @@
+"""Markdown tables: published rows beside what is counted and measured here, and the runs that are kept."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from reporting.curves import frontier
+from reporting.measured import (
+    KeptRun,
+    authors_weights,
+    by_command,
+    evaluations_of,
+    mean_and_spread,
+    measured_errors,
+    training_text,
+)
+from reporting.published import published_rows
+
+
+def published_tables(system: str | None = None) -> str:
+    """Markdown of every published table, with parameters and FLOPs counted here and errors measured here."""
+    lines, current = [], None
+    for row in published_rows(system):
+        if (row.system, row.table) != current:
+            current = row.system, row.table
+            lines += [
+                f"\n### {row.table}\n",
+                "| row | params published | counted | FLOPs published (means) | counted so | MACs counted "
+                "| top-1 error published | measured here | note |",
+                "|---|---|---|---|---|---|---|---|---|",
+            ]
+        params = macs = flops = ""
+        if row.model:
+            counted = row.count()
+            params = f"{counted[0]:,}"
+            macs = "" if counted[1] is None else f"{counted[1] / 1e6:,.2f}M"
+            flops = "" if counted[2] is None else f"{counted[2] / 1e9:.3f}G"
+        means = f"({row.flops_means})" if row.flops else ""
+        mark = " (disagrees)" if row.disagrees else ""
+        lines.append(
+            f"| {_escaped(row.row)} | {row.params} | {params} | {row.flops} {means} | {flops} | {macs} "
+            f"| {row.top1_error} | {measured_errors(row)} | {row.note}{mark} |"
+        )
+    return "\n".join(lines).strip()
+
+
+def checkpoints_table() -> str:
+    """Markdown of the published rows that were measured here: the table in README.md."""
+    lines = [
+        "| row | weights | params | MACs | 2xMACs | top-1 error published | measured here |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in published_rows():
+        for point, record in evaluations_of(row):
+            name = authors_weights(record)
+            weights, macs = f"`--pretrained={name}`" if name else training_text(record), point["macs"] / 1e6
+            lines.append(
+                f"| {_escaped(row.row)} | {weights} | {point['params']:,} | {macs:.2f}M | {2 * macs:.2f}M "
+                f"| {row.top1_error} | {100 - point['top1']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Text for a Markdown table."""
+    return text.replace("*", "\\*")
+
+
+# Kept runs
+
+
+def runs_table(runs: Sequence[KeptRun]) -> str:
+    """Markdown of kept runs and their commands: a row for each point that was watched, and some of the frontier."""
+    head = ("run", "point", "params", "MACs", "epochs", "images", "seed", "test error, best checkpoint", "last epoch")
+    lines = [_table_row(*head, "seconds an epoch", "device", "commit"), "|" + "---|" * 12]
+    for run in runs:
+        flags, rows = run.record["flags"], run.record["rows"]
+        threads = {timing["threads"] for row in rows for timing in row["latency"]}
+        device = ", ".join([run.record["device"], *(f"{count} thread{'s' * (count != 1)}" for count in threads)])
+        held_out = "" if "test" in run.log[0] else " (held-out images)"
+        for row in _shown(run):
+            errors = run.errors(row["point"])
+            line = _table_row(
+                run.name,
+                row["point"],
+                f"{row['params']:,}",
+                f"{row['macs'] / 1e6:.2f}M",
+                flags["epochs"],
+                f"{run.record['dataset']}, {_trained_on(flags)}",
+                flags["seed"],
+                f"{100 - row['top1']:.2f}",
+                f"{errors[-1]:.2f}{held_out}" if errors else "",
+                f"{statistics.median(record['seconds'] for record in run.log):.0f}",
+                device,
+                run.record["code"],
+            )
+            lines.append(line)
+    commands = [f"{run.record['command']}  # {run.name}" for run in runs]
+    return "\n".join([*lines, "", "```", *commands, "```"])
+
+
+def _shown(run: KeptRun) -> list[dict]:
+    """Points of a run for its table: those that were watched, and up to five of the frontier."""
+    rows = run.record["rows"]
+    best = rows if len(rows) <= 6 else _evenly_spaced(frontier(rows), 5)
+    return [row for row in rows if row in best or run.errors(row["point"])]
+
+
+def seeds_table(runs: Sequence[KeptRun]) -> str:
+    """Markdown of test errors over seeds, for commands that were run with several; empty if there are none."""
+    lines = []
+    for name, group in by_command(runs).items():
+        for shown in _shown(group[0]) if len(group) > 1 else []:
+            point = shown["point"]
+            best = [100 - row["top1"] for run in group for row in run.record["rows"] if row["point"] == point]
+            last = [run.errors(point)[-1] for run in group if run.errors(point)]
+            seeds = ", ".join(str(run.record["flags"]["seed"]) for run in group)
+            extremes = f"{min(best):.2f} to {max(best):.2f}"
+            last_epoch = mean_and_spread(last) if last else ""
+            lines.append(_table_row(name, point, seeds, mean_and_spread(best), extremes, last_epoch))
+    if lines:
+        head = ("command", "point", "seeds", "test error, best checkpoint", "from, to", "last epoch")
+        lines = [_table_row(*head), "|" + "---|" * len(head), *lines]
+    return "\n".join(lines)
+
+
+def _table_row(*cells: object) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _trained_on(flags: dict) -> str:
+    """Which of the training images, in words."""
+    text = f"{flags['subset']:,}" if flags["subset"] else "all"
+    return text + (f" but {flags['valid']:,}" if flags["valid"] else "")
+
+
+def _evenly_spaced(rows: Sequence, count: int) -> list:
+    """At most `count` of the rows, both ends among them."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
