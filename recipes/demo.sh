@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train a plain ResNet32 and one of shared filter bases for a few minutes on real images, and compare them.
-# Run again, it continues where it was stopped.
+# Train a plain ResNet32 and one with shared filter bases for a few minutes on real images, and compare them.
+# If it is interrupted, run it again: it continues where it stopped.
 set -eu
 cd "$(dirname "$0")/.."
 python3 train_cifar10.py @recipes/demo --model=ResNet32 --save=checkpoint/demo-plain --resume=auto

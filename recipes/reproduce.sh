@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train the published CIFAR rows, the most instructive first, and keep what they reach in results/measured/.
-# Days on a GPU for all of them: names of recipes as arguments do only those. Run again, it continues where it stopped.
-# SEEDS="1 2" trains each with these seeds, too; without it the seed is the recipe's. Stages build on the recipe's seed.
+# Train the published CIFAR rows, the most instructive first, and record the results in results/measured/.
+# All of them take days on a GPU; name recipes as arguments to train only those. Run it again and it continues.
+# SEEDS="1 2" also trains each recipe with these seeds. Second stages always start from the run with the recipe's seed.
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- \
@@ -13,10 +13,10 @@ cd "$(dirname "$0")/.."
   cifar10-mutualnet-wrn28-10 cifar100-mutualnet-wrn28-10
 for recipe in "$@"; do
   fast=--fast
-  case $recipe in *mutualnet*) fast=--amp=bf16 ;; esac # --fast would draw widths from a grid
+  case $recipe in *mutualnet*) fast=--amp=bf16 ;; esac # --fast would draw the widths from a grid
   for seed in "" ${SEEDS:-}; do
     name=$recipe${seed:+-seed$seed}
-    [ ! -e "results/measured/$name/evaluation.json" ] || continue # kept already
+    [ ! -e "results/measured/$name/evaluation.json" ] || continue # already recorded
     python3 train_cifar10.py "@recipes/$recipe" ${seed:+--seed=$seed} $fast --resume=auto --save="checkpoint/$name"
     python3 -m reporting keep "checkpoint/$name" "$name"
   done

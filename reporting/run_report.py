@@ -15,7 +15,7 @@ import torch
 import engine
 import utils
 from dataloader import Data
-from models import profile
+from models import Checkpoint, profile
 from models.adaptive import AdaptiveModel
 from reporting.curves import Curve, network_label
 from reporting.pictures import draw_curves

@@ -1,4 +1,4 @@
-"""README.md and docs/ keep their word: commands parse, what is named exists, generated tables are those of the data."""
+"""What the pages say is true: commands parse, what is named exists, generated tables are those of the data."""
 
 import argparse
 import ast
@@ -20,7 +20,8 @@ from reporting import __main__ as reporting_command
 from reporting import pages
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results" / "README.md"]
+WRITTEN = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*WRITTEN, ROOT / "results" / "README.md"]
 SCRIPTS = {f"{script.__name__}.py": script for script in (train_cifar10, train_ilsvrc, eval_cifar10, eval_ilsvrc)}
 #: packages that are commands
 PACKAGES = (["-m", "benchmarks"], ["-m", "reporting"])
@@ -31,9 +32,9 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relati
 
 
 def blocks(page, language):
-    """The lines of a page's fenced blocks in a language."""
+    """The lines of a page's fenced blocks in a language; a backslash continues a line on the next."""
     inside = None
-    for line in page.read_text().splitlines():
+    for line in page.read_text().replace("\\\n", "").splitlines():
         if line.startswith("```"):
             inside = line[3:].strip() if inside is None else None
         elif inside == language:
@@ -102,6 +103,22 @@ def mistake(words, monkeypatch, capsys):
     return "it does not parse its arguments"
 
 
+def test_readme_begins_with_install_and_test_commands():
+    _, first, _ = (ROOT / "README.md").read_text().split("```", 2)
+    install, test = first.strip().splitlines()  # .ci/run runs the second one
+    assert install == "python3 -m pip install -r requirements.txt && bash recipes/demo.sh"
+    assert test == "python3 -m pip install -r requirements-dev.txt && python3 -m pytest"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_line_of_a_page_is_longer_than_120(page):
+    assert [line for line in page.read_text().splitlines() if len(line) > 120] == []
+
+
 @every_page
 def test_every_command_parses(page, monkeypatch, capsys):
     said = {shlex.join(words): mistake(words, monkeypatch, capsys) for words in commands(page)}
@@ -123,7 +140,7 @@ def known_flags(capsys):
     names = set(re.findall(r"--(\w+)", "\n".join(texts)))
     for entry in registry.entries():
         names |= {flag.name for flag in (*entry.model_flags(), *entry.objective_flags())}
-    return names | {f"no_{name}" for name in names} | FOREIGN
+    return names | {f"no_{name}" for name in names} | FOREIGN | set(cli.SPELLINGS)
 
 
 def test_every_flag_that_is_named_exists(capsys):

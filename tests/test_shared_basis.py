@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine import cli
-from models import create_model, create_objective, profile, registry
+from models import create_model, create_objective, profile
 from models.shared_basis import basis, layers
 from models.shared_basis.objective import BasisLoss
 from reporting import published
 from tests.parity import check, fill
 
-ROOT = Path(__file__).parents[1]
 FIXTURES = [check.load("shared_basis", name) for name in check.names("shared_basis")]
 TRAINED = [fixture for fixture in FIXTURES if "train" in fixture]
 
@@ -491,16 +488,3 @@ def test_a_published_row_is_our_count_or_listed_as_different(row):
     wrong = [name for name, (count, text) in printed.items() if text and not published.agrees(count, text)]
     assert wrong == row.disagrees.split()
     assert row.note or not wrong
-
-
-@pytest.mark.parametrize("row", [row for row in ROWS if row.recipe], ids=lambda row: row.recipe)
-def test_a_recipe_is_of_its_rows_network(row):
-    words = cli.normalise([f"@{ROOT / 'recipes' / row.recipe}"])
-    typed = dict(word.removeprefix("--").split("=") for word in words)
-    assert typed["model"] == row.model
-    assert typed["dataset"] == row.dataset
-    assert set(row.flags.split()) <= set(words)
-    entry = registry.entry(row.model, row.dataset)
-    own = {flag.name for flag in entry.model_flags() + entry.objective_flags()}
-    common = {"model", "dataset", "lr", "momentum", "weight_decay", "batch_size", "epochs", "lr_steps"}
-    assert typed.keys() <= common | own

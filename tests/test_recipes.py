@@ -1,0 +1,81 @@
+"""Each recipe resolves to the flags recorded in recipes.json, says where it comes from, and repeats no default."""
+
+import json
+import shlex
+from pathlib import Path
+
+import cli
+import pytest
+import tables
+
+import train_cifar10
+import train_ilsvrc
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+#: "cifar" and "ilsvrc" hold the usual values of each script, the line of a recipe the rest
+RECORD = json.loads(Path(__file__).with_name("recipes.json").read_text())
+FILES = sorted(path for path in RECIPES.iterdir() if path.suffix != ".sh")
+#: for any network, which the user names beside them
+FOR_ANY_NETWORK = {"demo", "short"}
+#: the number of processor cores
+DEPENDS_ON_MACHINE = {"workers"}
+
+every_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+
+
+def lines(path):
+    """The arguments in a recipe, one on each line."""
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def resolved(name, words):
+    """Every flag of a command with its value, as JSON has it (a tuple is a list)."""
+    script = train_ilsvrc.SCRIPT if name.startswith("ilsvrc-") else train_cifar10.SCRIPT
+    flags = json.loads(json.dumps(cli.all_flags(cli.parse(script, words))))
+    return {flag: value for flag, value in flags.items() if flag not in DEPENDS_ON_MACHINE}
+
+
+@every_recipe
+def test_a_recipe_resolves_to_its_recorded_flags(path):
+    flags = resolved(path.name, [f"@{path}"])
+    usual = RECORD["ilsvrc" if path.name.startswith("ilsvrc-") else "cifar"]
+    own = {flag: value for flag, value in flags.items() if flag not in usual or usual[flag] != value}
+    line = f'"{path.name}": {json.dumps(own)}'
+    assert flags == usual | RECORD.get(path.name, {}), f"if this is meant, its line in tests/recipes.json is\n{line}"
+
+
+def test_every_recorded_recipe_exists():
+    assert RECORD.keys() - {"cifar", "ilsvrc"} == {path.name for path in FILES}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name not in FOR_ANY_NETWORK], ids=lambda p: p.name)
+def test_no_recipe_repeats_a_default(path):
+    flags, words = resolved(path.name, [f"@{path}"]), lines(path)
+    repeated = []
+    for word in words:
+        if not word.startswith(("--model=", "--dataset=")):
+            rest = [other for other in words if other != word]
+            try:
+                unchanged = resolved(path.name, rest) == flags
+            except SystemExit:  # the network cannot be built without this flag
+                unchanged = False
+            repeated += [word] * unchanged
+    assert not repeated
+
+
+@every_recipe
+def test_a_recipe_begins_with_its_source(path):
+    first, text = path.read_text().partition("\n")[0], path.read_text()
+    assert first.startswith("# ")
+    if path.name not in FOR_ANY_NETWORK:
+        assert any(part in first for part in ("arXiv ", "wchkang/", "this project's own"))
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("row", [row for row in tables.published_rows() if row.recipe], ids=lambda r: f"{r.recipe}")
+def test_a_published_row_is_of_its_recipes_network(row):
+    typed = [f"--dataset={row.dataset}", f"--model={row.model}", *shlex.split(row.flags)]
+    flags = resolved(row.recipe, [f"@{RECIPES / row.recipe}"])
+    named = {word.removeprefix("--").removeprefix("no_").partition("=")[0] for word in typed}
+    expected = resolved(row.recipe, typed)
+    assert {name: flags[name] for name in named} == {name: expected[name] for name in named}
