@@ -4,7 +4,6 @@ import copy
 import itertools
 from pathlib import Path
 
-import cli
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import nn
 
 import train_cifar10
 import train_ilsvrc
+from engine import cli
 from models import Checkpoint, create_model, create_objective, load_checkpoint, profile
 from models.checkpoints import extracted_content
 from models.embedded import objective as objectives

@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from models.slimmable.objectives import MutualLearning
 from torch import nn
 
 import dataloader
@@ -17,6 +16,7 @@ import engine
 import utils
 from models import Checkpoint, create_model
 from models.adaptive import AdaptiveModel, CrossEntropy, Objective, Phase, Point
+from models.slimmable.objective import MutualLearning
 
 CPU = torch.device("cpu")
 

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 
 from benchmarks.fast import with_lone_bottlenecks
 from engine import Recipe, cli
-from models import create_model, create_objective, profile, registry
-from models.checkpoints import load_state, state_dict_of
+from models import Checkpoint, create_model, create_objective, profile, registry
 from models.msdnet import budget
 from models.msdnet.counting import authors_costs
 from models.msdnet.layers import rescale_gradient
 from models.msdnet.multi_exit import BudgetPoint, Exit
 from models.msdnet.objective import kl_divergence
+from models.state_dicts import load_state
 from reporting import figures, published
 from tests.parity import check
 
@@ -428,7 +428,7 @@ def test_rescaling_multiplies_the_gradient_alone():
         assert rescale_gradient(x, 0.25) is x
 
 
-def test_a_stage_one_file_starts_stage_two_under_every_prefix():
+def test_a_stage_one_file_starts_stage_two_under_every_prefix(tmp_path):
     torch.manual_seed(0)
     stage_one = create_model("msdnet_ge", "cifar10", **SMALL)
     for prefix in ("module.", "", "module.net.module.", "net."):
@@ -438,10 +438,10 @@ def test_a_stage_one_file_starts_stage_two_under_every_prefix():
         saved = {prefix + key: value for key, value in stage_one.state_dict().items()}
         if "net." in prefix:
             saved |= {prefix.partition("net.")[0] + key: value for key, value in own.items()}
-        state, _ = state_dict_of({"state_dict": saved})
+        torch.save({"state_dict": saved}, tmp_path / "stage1.pth")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            load_state(model, state, "stage1.pth")
+            Checkpoint.open(tmp_path / "stage1.pth").load_into(model)
         assert bool(caught) == ("net." not in prefix)  # new heads without weights are no silent matter
         for key, value in stage_one.state_dict().items():
             assert torch.equal(model.state_dict()[f"net.module.{key}"], value)
