@@ -1,7 +1,9 @@
 """Images on disk: listing, decoding, augmentation, order, and what cannot be read."""
 
 import io
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -443,6 +445,17 @@ def test_a_killed_worker_is_reported(folder):
     data.train.dataset.train = Killer()
     with pytest.raises(ValueError, match=r"DataLoader worker .*--workers"):
         list(data.train.epoch(0))
+
+
+def test_workers_leave_signals_to_the_main_process(folder):
+    data = load(folder, batch_size=2, workers=2)
+    others = set(multiprocessing.active_children())
+    epoch = data.train.epoch(0)
+    next(epoch)
+    for worker in set(multiprocessing.active_children()) - others:
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    assert equal(epoch, load(folder, batch_size=2).train.epoch(0, start=1))
 
 
 def run_code(code, folder):
