@@ -93,6 +93,7 @@ def mistake(words, monkeypatch, capsys):
             patch.setattr(sys, "argv", words)
             if script == "-m":
                 patch.setattr(sys, "argv", words[1:])
+                patch.delitem(sys.modules, f"{words[1]}.__main__", raising=False)  # runpy warns about it
                 runpy.run_module(words[1], run_name="__main__")
             else:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
