@@ -18,7 +18,7 @@ from models import profile
 from models.slimmable.forms import Universal
 from models.slimmable.layers import Cut
 from models.slimmable.network import SlimPoint
-from models.slimmable.resnet import ResNet
+from models.slimmable.resnet import SlimResNet
 
 
 class SlimBackbone(nn.Module):
@@ -38,9 +38,9 @@ class SlimBackbone(nn.Module):
 
     out_channels = 256
 
-    def __init__(self, model: ResNet, point: SlimPoint | str):
+    def __init__(self, model: SlimResNet, point: SlimPoint | str):
         super().__init__()
-        if not (isinstance(model, ResNet) and isinstance(model.form, Universal)):
+        if not (isinstance(model, SlimResNet) and isinstance(model.form, Universal)):
             raise ValueError(f"{type(model).__name__} is not a MutualNet ResNet; give one such as mutualnet_resnet50")
         self.model = model
         starts = [place for place, layer in enumerate(model.features) if getattr(layer, "shortcut", None) is not None]
