@@ -71,6 +71,7 @@ class SlimBackbone(nn.Module):
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """What the stages give for images (N, 3, H, W), zero beyond the width: `0` to `3`, as torchvision's names."""
+        self.model.prepared.trained |= self.training  # the network itself is not called
         cut, x, maps = self._cuts[self.point.name], images, {}
         for place, layer in enumerate(self.model.features):
             x = layer(x, cut)
