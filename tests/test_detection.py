@@ -109,7 +109,7 @@ def test_a_point_without_calibrated_statistics_is_refused(point):
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(ValueError, match="MobileNetV2 is not a MutualNet ResNet"):
+    with pytest.raises(ValueError, match="SlimMobileNetV2 is not a MutualNet ResNet"):
         SlimBackbone(create_model("mutualnet_mobilenet_v2", "ilsvrc"), "w1")
-    with pytest.raises(ValueError, match="ResNet is not a MutualNet ResNet; give one such as mutualnet_resnet50"):
+    with pytest.raises(ValueError, match="SlimResNet is not a MutualNet ResNet; give one such as mutualnet_resnet50"):
         SlimBackbone(create_model("s_resnet50", "ilsvrc"), "w1")

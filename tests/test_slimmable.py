@@ -440,12 +440,32 @@ def test_a_replica_follows_the_weights_of_the_original(calibrated):
     check_forgotten(model._replicate_for_data_parallel())
 
 
-def test_no_pass_takes_the_fingerprint_of_unchanged_weights(calibrated, monkeypatch):
+def test_only_the_first_pass_after_training_reads_the_weights(calibrated, monkeypatch):
     model, logits = calibrated
-    monkeypatch.setattr(model, "fingerprint", lambda: pytest.fail("a pass waited for the device"))
+    taken, fingerprint = [], model.fingerprint
+    monkeypatch.setattr(model, "fingerprint", lambda: taken.append(0) or fingerprint())
     check_kept(model, logits)
-    model.train()(next(batches())[0], "w0.93-r32")
-    check_kept(model.eval(), logits)
+    for _ in range(2):
+        model.train()(next(batches())[0], "w0.93-r32")
+    assert not taken
+    for _ in range(2):
+        check_kept(model.eval(), logits)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_of_a_fused_optimizer_are_noticed(calibrated, compiled):
+    model, _ = calibrated
+    images, _ = next(batches())
+    with torch.no_grad():
+        model(images, "w0.9-r32")
+    run = torch.compile(model.train(), backend="eager", fullgraph=True) if compiled else model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    run(images, model.full).sum().backward()
+    optimizer.step()
+    check_forgotten(model.eval())
+    with torch.no_grad():
+        assert torch.equal(model(images, "w0.9-r32"), as_views(model, images, "w0.9-r32"))
 
 
 def test_training_frees_the_plans_of_inference(calibrated):

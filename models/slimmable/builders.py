@@ -5,7 +5,7 @@ from __future__ import annotations
 from models.registry import register
 from models.slimmable import autoslim
 from models.slimmable.forms import Switchable, Universal
-from models.slimmable.mobilenet import Inverted, MobileNetV1, MobileNetV2, mobilenet_v1, mobilenet_v2
+from models.slimmable.mobilenet import InvertedShape, SlimMobileNetV1, SlimMobileNetV2, mobilenet_v1, mobilenet_v2
 from models.slimmable.network import evenly
 from models.slimmable.objective import (
     AutoSlimTraining,
@@ -14,9 +14,9 @@ from models.slimmable.objective import (
     SwitchableTraining,
     UniversalTraining,
 )
-from models.slimmable.resnet import DEPTHS, ResNet, Shape, switchable_resnet, universal_resnet
-from models.slimmable.shufflenet import ShuffleNet
-from models.slimmable.wideresnet import WideResNet
+from models.slimmable.resnet import DEPTHS, BottleneckShape, SlimResNet, switchable_resnet, universal_resnet
+from models.slimmable.shufflenet import SlimShuffleNet
+from models.slimmable.wideresnet import SlimWideResNet
 
 ILSVRC = ("ilsvrc",)
 SIZES = (224, 192, 160, 128)
@@ -74,7 +74,7 @@ def mutualnet_mobilenet_v1(
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
-) -> MobileNetV1:
+) -> SlimMobileNetV1:
     """MutualNet's MobileNetV1: any width from 0.25 to 1 at any of four resolutions."""
     form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return mobilenet_v1(num_classes, form, **points)
@@ -88,7 +88,7 @@ def mutualnet_mobilenet_v2(
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
-) -> MobileNetV2:
+) -> SlimMobileNetV2:
     """MutualNet's MobileNetV2: any width from 0.7 to 1 at any of four resolutions.
 
     Args:
@@ -112,7 +112,7 @@ def mutualnet_resnet(
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
-) -> ResNet:
+) -> SlimResNet:
     """MutualNet's ResNet: any width from 0.9 to 1 at any of four resolutions."""
     form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return universal_resnet(num_classes, form, depth, **points)
@@ -129,7 +129,7 @@ def mutualnet_wrn(
     resolution_list: tuple[int, ...] = (32, 28, 24, 20),
     width_mult_list_test: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
-) -> WideResNet:
+) -> SlimWideResNet:
     """MutualNet's WideResNet-28-10, or a smaller one: any width from 0.9 to 1 at any of four resolutions.
 
     Args:
@@ -138,7 +138,7 @@ def mutualnet_wrn(
         dropoutrate: share of activations dropped within a block.
     """
     form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
-    return WideResNet(num_classes, form, depth, widen_factor, dropoutrate, **points)
+    return SlimWideResNet(num_classes, form, depth, widen_factor, dropoutrate, **points)
 
 
 @register("us_mobilenet_v1", ILSVRC, UniversalTraining, LINEAR)
@@ -147,7 +147,7 @@ def us_mobilenet_v1(
     width_mult_range: tuple[float, ...] = (0.25, 1.0),
     width_mult_list: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
-) -> MobileNetV1:
+) -> SlimMobileNetV1:
     """US-Net's MobileNetV1: any width from 0.25 to 1.
 
     Args:
@@ -164,7 +164,7 @@ def us_mobilenet_v2(
     width_mult_range: tuple[float, ...] = (0.35, 1.0),
     width_mult_list: tuple[float, ...] | None = None,
     calibration_batches: int = 9,
-) -> MobileNetV2:
+) -> SlimMobileNetV2:
     """US-Net's MobileNetV2: any width from 0.35 to 1.
 
     Args:
@@ -176,7 +176,7 @@ def us_mobilenet_v2(
 
 
 @register("s_mobilenet_v1", ILSVRC, SwitchableTraining, EXPONENTIAL)
-def s_mobilenet_v1(num_classes: int, width_mult_list: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)) -> MobileNetV1:
+def s_mobilenet_v1(num_classes: int, width_mult_list: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)) -> SlimMobileNetV1:
     """Slimmable MobileNetV1: four widths.
 
     Args:
@@ -186,7 +186,7 @@ def s_mobilenet_v1(num_classes: int, width_mult_list: tuple[float, ...] = (0.25,
 
 
 @register("s_mobilenet_v2", ILSVRC, SwitchableTraining, EXPONENTIAL)
-def s_mobilenet_v2(num_classes: int, width_mult_list: tuple[float, ...] = (0.35, 0.5, 0.75, 1.0)) -> MobileNetV2:
+def s_mobilenet_v2(num_classes: int, width_mult_list: tuple[float, ...] = (0.35, 0.5, 0.75, 1.0)) -> SlimMobileNetV2:
     """Slimmable MobileNetV2: four widths.
 
     Args:
@@ -196,7 +196,7 @@ def s_mobilenet_v2(num_classes: int, width_mult_list: tuple[float, ...] = (0.35,
 
 
 @register({"s_resnet50": {"depth": 50}}, ILSVRC, SwitchableTraining, STEPS | {"batch_size": 256})
-def s_resnet(num_classes: int, depth: int, width_mult_list: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)) -> ResNet:
+def s_resnet(num_classes: int, depth: int, width_mult_list: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)) -> SlimResNet:
     """Slimmable ResNet-50: four widths.
 
     Args:
@@ -206,13 +206,13 @@ def s_resnet(num_classes: int, depth: int, width_mult_list: tuple[float, ...] = 
 
 
 @register("s_shufflenet", ILSVRC, SwitchableTraining, LINEAR)
-def s_shufflenet(num_classes: int, width_mult_list: tuple[float, ...] = (0.5, 1.0, 2.0)) -> ShuffleNet:
+def s_shufflenet(num_classes: int, width_mult_list: tuple[float, ...] = (0.5, 1.0, 2.0)) -> SlimShuffleNet:
     """Slimmable ShuffleNet: three widths.
 
     Args:
         width_mult_list: the widths, each with batch norms of its own; the largest is the widest stem.
     """
-    return ShuffleNet(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+    return SlimShuffleNet(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
 
 
 def found(lists: tuple[str, ...]):
@@ -222,32 +222,32 @@ def found(lists: tuple[str, ...]):
 
 
 @register("autoslim_mobilenet_v1", ILSVRC, AutoSlimTraining, AUTOSLIM)
-def autoslim_mobilenet_v1(num_classes: int) -> MobileNetV1:
+def autoslim_mobilenet_v1(num_classes: int) -> SlimMobileNetV1:
     """AutoSlim's MobileNetV1 of 150, 325 and 572 million MACs, as widths 1, 2 and 3."""
     form, layers = found(autoslim.MOBILENET_V1)
-    return MobileNetV1(num_classes, form, layers, resolutions=SIZES[:1])
+    return SlimMobileNetV1(num_classes, form, layers, resolutions=SIZES[:1])
 
 
-def inverted_residuals(num_classes, lists, strides, kernels) -> MobileNetV2:
+def inverted_residuals(num_classes, lists, strides, kernels) -> SlimMobileNetV2:
     """A network whose layers are: stem, outputs of the first block, (middle, outputs) of the others, tail."""
     form, (stem, first, *layers, tail) = found(lists)
     middles, outputs = [stem, *layers[0::2]], [first, *layers[1::2]]
     blocks, inputs = [], stem
     for middle, output, stride, kernel in zip(middles, outputs, strides, kernels, strict=True):
-        blocks.append(Inverted(middle, output, stride, stride == 1 and inputs == output, kernel))
+        blocks.append(InvertedShape(middle, output, stride, stride == 1 and inputs == output, kernel))
         inputs = output
-    return MobileNetV2(num_classes, form, stem, blocks, tail, resolutions=SIZES[:1])
+    return SlimMobileNetV2(num_classes, form, stem, blocks, tail, resolutions=SIZES[:1])
 
 
 @register("autoslim_mobilenet_v2", ILSVRC, AutoSlimTraining, AUTOSLIM)
-def autoslim_mobilenet_v2(num_classes: int) -> MobileNetV2:
+def autoslim_mobilenet_v2(num_classes: int) -> SlimMobileNetV2:
     """AutoSlim's MobileNetV2 of 207, 305 and 505 million MACs, as widths 1, 2 and 3."""
     strides = (1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)
     return inverted_residuals(num_classes, autoslim.MOBILENET_V2, strides, (3,) * 17)
 
 
 @register("autoslim_mnasnet", ILSVRC, AutoSlimTraining, AUTOSLIM)
-def autoslim_mnasnet(num_classes: int) -> MobileNetV2:
+def autoslim_mnasnet(num_classes: int) -> SlimMobileNetV2:
     """AutoSlim's MNasNet of 217, 315 and 532 million MACs, as widths 1, 2 and 3."""
     strides = (1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1)
     kernels = (3, 3, 3, 3, 5, 5, 5, 5, 5, 5, 3, 3, 5, 5, 5, 5, 3)
@@ -255,7 +255,7 @@ def autoslim_mnasnet(num_classes: int) -> MobileNetV2:
 
 
 @register("autoslim_resnet50", ILSVRC, AutoSlimTraining, STEPS | {"batch_size": 256, "min_scale": 0.25})
-def autoslim_resnet50(num_classes: int) -> ResNet:
+def autoslim_resnet50(num_classes: int) -> SlimResNet:
     """AutoSlim's ResNet-50 of 570 million and 1, 2 and 3 billion MACs, as widths 1 to 4."""
     form, layers = found(autoslim.RESNET50)
     stem, blocks, rest = layers[0], [], iter(layers[1:])
@@ -263,5 +263,5 @@ def autoslim_resnet50(num_classes: int) -> ResNet:
         next(rest)  # the shortcut's channels, which are those of the stage
         for i in range(count):
             first, second, outputs = next(rest), next(rest), next(rest)
-            blocks.append(Shape(first, second, outputs, 2 if stage and not i else 1, begins=not i))
-    return ResNet(num_classes, form, stem, blocks, resolutions=SIZES[:1])
+            blocks.append(BottleneckShape(first, second, outputs, 2 if stage and not i else 1, begins=not i))
+    return SlimResNet(num_classes, form, stem, blocks, resolutions=SIZES[:1])

@@ -18,7 +18,7 @@ from models import profile
 from models.slimmable.forms import Universal
 from models.slimmable.layers import Cut
 from models.slimmable.network import SlimPoint
-from models.slimmable.resnet import ResNet
+from models.slimmable.resnet import SlimResNet
 
 
 class SlimBackbone(nn.Module):
@@ -38,9 +38,9 @@ class SlimBackbone(nn.Module):
 
     out_channels = 256
 
-    def __init__(self, model: ResNet, point: SlimPoint | str):
+    def __init__(self, model: SlimResNet, point: SlimPoint | str):
         super().__init__()
-        if not (isinstance(model, ResNet) and isinstance(model.form, Universal)):
+        if not (isinstance(model, SlimResNet) and isinstance(model.form, Universal)):
             raise ValueError(f"{type(model).__name__} is not a MutualNet ResNet; give one such as mutualnet_resnet50")
         self.model = model
         starts = [place for place, layer in enumerate(model.features) if getattr(layer, "shortcut", None) is not None]
@@ -71,6 +71,7 @@ class SlimBackbone(nn.Module):
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         """What the stages give for images (N, 3, H, W), zero beyond the width: `0` to `3`, as torchvision's names."""
+        self.model.prepared.trained |= self.training  # the network itself is not called
         cut, x, maps = self._cuts[self.point.name], images, {}
         for place, layer in enumerate(self.model.features):
             x = layer(x, cut)

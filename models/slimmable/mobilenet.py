@@ -41,7 +41,7 @@ class Separable(Sliced, nn.Module):
 
 
 @dataclass(frozen=True)
-class Inverted:
+class InvertedShape:
     """Shape of an inverted residual: channels between, channels out, stride, kernel, whether the input is added."""
 
     middle: Channels
@@ -51,10 +51,10 @@ class Inverted:
     kernel: int = 3
 
 
-class InvertedResidual(Sliced, nn.Module):
+class SlimInvertedResidual(Sliced, nn.Module):
     """Expansion (where there is one), depthwise convolution, projection without activation."""
 
-    def __init__(self, form: Form, inputs: Channels, shape: Inverted):
+    def __init__(self, form: Form, inputs: Channels, shape: InvertedShape):
         super().__init__()
         expansion = [] if shape.middle == inputs else conv_norm(form, inputs, shape.middle, 1)
         self.identity = shape.identity
@@ -68,7 +68,7 @@ class InvertedResidual(Sliced, nn.Module):
         return x + self.body(x, cut) if self.identity else self.body(x, cut)
 
 
-class MobileNetV1(Slimmable):
+class SlimMobileNetV1(Slimmable):
     """A stem and 13 separable convolutions.
 
     Args:
@@ -89,7 +89,7 @@ class MobileNetV1(Slimmable):
         return self.classifier(pool(self.features(images, cut)), cut)
 
 
-class MobileNetV2(Slimmable):
+class SlimMobileNetV2(Slimmable):
     """A stem, inverted residuals, and a wide pointwise convolution before the classifier.
 
     Args:
@@ -99,13 +99,15 @@ class MobileNetV2(Slimmable):
         **points: as for `Slimmable`.
     """
 
-    def __init__(self, num_classes: int, form: Form, stem: Channels, blocks: list[Inverted], tail: Channels, **points):
+    def __init__(
+        self, num_classes: int, form: Form, stem: Channels, blocks: list[InvertedShape], tail: Channels, **points
+    ):
         super().__init__(form, multiple=32, **points)
         inputs = [stem, *(block.outputs for block in blocks)]
         last_norm = form.whole_norm(tail.largest) if isinstance(tail, Fixed) else form.norm(tail)
         self.features = Chain(
             Chain(*conv_norm(form, Fixed(3), stem, 3, 2)),
-            *(InvertedResidual(form, *shape) for shape in zip(inputs, blocks)),
+            *(SlimInvertedResidual(form, *shape) for shape in zip(inputs, blocks)),
             Chain(SlimConv2d(inputs[-1], tail, 1), last_norm, nn.ReLU6(inplace=True)),
         )
         self.classifier = Chain(SlimLinear(tail, num_classes))
@@ -115,18 +117,18 @@ class MobileNetV2(Slimmable):
         return self.classifier(pool(self.features(images, cut)), cut)
 
 
-def mobilenet_v1(num_classes: int, form: Form, **points) -> MobileNetV1:
+def mobilenet_v1(num_classes: int, form: Form, **points) -> SlimMobileNetV1:
     """The published MobileNetV1 in a form."""
     basic = [32] + [channels for channels, count, _ in V1_STAGES for _ in range(count)]
-    return MobileNetV1(num_classes, form, [form.channels(count) for count in basic], **points)
+    return SlimMobileNetV1(num_classes, form, [form.channels(count) for count in basic], **points)
 
 
-def mobilenet_v2(num_classes: int, form: Form, **points) -> MobileNetV2:
+def mobilenet_v2(num_classes: int, form: Form, **points) -> SlimMobileNetV2:
     """The published MobileNetV2 in a form."""
     basic, blocks = 32, []
     for expansion, channels, count, stride in V2_STAGES:
         for i in range(count):
             middle = form.channels(basic * expansion, expansion)
-            blocks.append(Inverted(middle, form.channels(channels), 1 if i else stride, identity=i > 0))
+            blocks.append(InvertedShape(middle, form.channels(channels), 1 if i else stride, identity=i > 0))
             basic = channels
-    return MobileNetV2(num_classes, form, form.channels(32), blocks, form.tail(1280), **points)
+    return SlimMobileNetV2(num_classes, form, form.channels(32), blocks, form.tail(1280), **points)

@@ -147,10 +147,13 @@ class Slimmable(AdaptiveModel):
         """What a forward pass at `point` takes. Raises ValueError where the point's statistics are unknown."""
         self.form.check(point.width)
         compiling = torch.compiler.is_compiling()
-        if self.training or device.type == "meta":
-            if self.training and not compiling:
-                self.prepared.plans.clear()  # they hold copies of weights that are about to change
+        if device.type == "meta":
             return Cut(point.width, self.training)
+        if self.training:
+            self.prepared.trained = True
+            if not compiling:
+                self.prepared.plans.clear()  # they hold copies of the weights
+            return Cut(point.width, True)
         if not compiling:  # a graph cannot look at the weights: it takes what was measured last
             self._look_at_weights()
         statistics = self.prepared.statistics_of(point.width, point.resolution, device)
@@ -200,6 +203,7 @@ class Slimmable(AdaptiveModel):
         """
         points = tuple(points)
         if isinstance(self.form, Switchable):
+            self.prepared.renew("")
             return points
         self.prepared.renew(self.fingerprint())
         ready = {self.at(width) for width in self.form.listed} if self._running_statistics_are_calibrated() else ()

@@ -20,9 +20,12 @@ class Prepared:
     """Batch-norm statistics and plans of points, all of them made from the same weights.
 
     Whether the network still has these weights is seen by the storage and the version counter of each parameter: that
-    takes microseconds and never waits for the device, so it is looked at before every forward pass. It misses only what
-    was written through a parameter's `.data`. Where something has changed, the weights' fingerprint decides, because
-    weights that were moved to another device or copied with the network are still the same.
+    takes microseconds and never waits for the device, so it is looked at before every forward pass. Fused optimizers do
+    not count what they write, so a pass in train mode says that it was there (`trained`). Only what is written through
+    a parameter's `.data`, or by a replayed CUDA graph, is not seen before `prepare` is called.
+
+    Where something may have changed, the weights' fingerprint decides, because weights that were moved to another
+    device or copied with the network are still the same.
 
     Args:
         network: fully built; its parameters may be replaced later, its modules may not.
@@ -37,6 +40,8 @@ class Prepared:
         #: released file, at the largest resolution; or unknown, because a file's were of no use
         self.running_statistics: Literal["moving", "calibrated", "unknown"] = "moving"
         self.plans: dict[object, Plan] = {}
+        #: whether a pass in train mode has run since `renew`
+        self.trained = False
         # the modules' dictionaries: through them a replica of DataParallel sees the original's weights
         self._parameters = [
             (module._parameters, name)
@@ -51,8 +56,10 @@ class Prepared:
         return self.__dict__ | {"plans": {}, "_seen": []}
 
     def unchanged(self) -> bool:
-        """Whether the weights are those that `renew` saw, by storage and version."""
-        return bool(self._seen) and all(
+        """Whether the weights are surely those that `renew` saw."""
+        if self.trained or not self._seen:
+            return False
+        return all(
             [
                 owner.get(name) is tensor
                 and tensor.data_ptr() == address
@@ -73,7 +80,7 @@ class Prepared:
         if fingerprint != self.fingerprint:
             self.statistics, self.fingerprint = {}, fingerprint
         self.plans.clear()
-        self._seen = []
+        self.trained, self._seen = False, []
         for owner, name in self._parameters:
             tensor = owner[name]
             version = None if tensor.is_inference() else tensor._version

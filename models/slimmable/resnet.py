@@ -16,7 +16,7 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 @dataclass(frozen=True)
-class Shape:
+class BottleneckShape:
     """Channels of a bottleneck after its first, second and last convolution, its stride, and its stage's beginning."""
 
     first: Channels
@@ -26,10 +26,10 @@ class Shape:
     begins: bool = False
 
 
-class Bottleneck(Sliced, nn.Module):
+class SlimBottleneck(Sliced, nn.Module):
     """1x1, 3x3 and 1x1 convolutions beside the input, which is projected where a stage begins."""
 
-    def __init__(self, form: Form, inputs: Channels, shape: Shape):
+    def __init__(self, form: Form, inputs: Channels, shape: BottleneckShape):
         super().__init__()
         self.body = Chain(
             SlimConv2d(inputs, shape.first, 1),
@@ -50,7 +50,7 @@ class Bottleneck(Sliced, nn.Module):
         return F.relu(self.body(x, cut) + shortcut, inplace=True)
 
 
-class ResNet(Slimmable):
+class SlimResNet(Slimmable):
     """A stem, bottlenecks, and the classifier.
 
     Args:
@@ -59,7 +59,7 @@ class ResNet(Slimmable):
         **points: as for `Slimmable`.
     """
 
-    def __init__(self, num_classes: int, form: Form, stem: Channels, blocks: list[Shape], **points):
+    def __init__(self, num_classes: int, form: Form, stem: Channels, blocks: list[BottleneckShape], **points):
         super().__init__(form, multiple=32, **points)
         inputs = [stem, *(block.outputs for block in blocks)]
         self.features = Chain(
@@ -69,7 +69,7 @@ class ResNet(Slimmable):
                 nn.ReLU(inplace=True),
                 nn.MaxPool2d(3, stride=2, padding=1),
             ),
-            *(Bottleneck(form, *shape) for shape in zip(inputs, blocks)),
+            *(SlimBottleneck(form, *shape) for shape in zip(inputs, blocks)),
         )
         self.classifier = Chain(SlimLinear(inputs[-1], num_classes))
         self.finish()
@@ -78,7 +78,7 @@ class ResNet(Slimmable):
         return self.classifier(pool(self.features(images, cut)), cut)
 
 
-def universal_resnet(num_classes: int, form: Universal, depth: int, **points) -> ResNet:
+def universal_resnet(num_classes: int, form: Universal, depth: int, **points) -> SlimResNet:
     """MutualNet's ResNet: a bottleneck's inner channels are a quarter of its rounded outputs."""
     blocks = []
     for stage, count in enumerate(DEPTHS[depth]):
@@ -86,16 +86,16 @@ def universal_resnet(num_classes: int, form: Universal, depth: int, **points) ->
         inner = form.channels(outputs // 4, 0.25)
         for i in range(count):
             stride = 2 if stage and not i else 1
-            blocks.append(Shape(inner, inner, form.channels(outputs), stride, begins=not i))
-    return ResNet(num_classes, form, form.channels(64, 0.25), blocks, **points)
+            blocks.append(BottleneckShape(inner, inner, form.channels(outputs), stride, begins=not i))
+    return SlimResNet(num_classes, form, form.channels(64, 0.25), blocks, **points)
 
 
-def switchable_resnet(num_classes: int, form: Switchable, depth: int, **points) -> ResNet:
+def switchable_resnet(num_classes: int, form: Switchable, depth: int, **points) -> SlimResNet:
     """S-ResNet: channels are cut without rounding to multiples of 8."""
     blocks = []
     for stage, count in enumerate(DEPTHS[depth]):
         counts = [int(256 * 2**stage * width) for width in form.listed]
         inner, outputs = form.each(n // 4 for n in counts), form.each(counts)
         for i in range(count):
-            blocks.append(Shape(inner, inner, outputs, 2 if stage and not i else 1, begins=not i))
-    return ResNet(num_classes, form, form.each(int(64 * width) for width in form.listed), blocks, **points)
+            blocks.append(BottleneckShape(inner, inner, outputs, 2 if stage and not i else 1, begins=not i))
+    return SlimResNet(num_classes, form, form.each(int(64 * width) for width in form.listed), blocks, **points)

@@ -57,7 +57,7 @@ class ShuffleBlock(Sliced, nn.Module):
         return torch.cat([F.relu(out, inplace=True), F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1)
 
 
-class ShuffleNet(Slimmable):
+class SlimShuffleNet(Slimmable):
     """Three parallel stems, 16 blocks, and the classifier. Arguments as for `Slimmable`."""
 
     def __init__(self, num_classes: int, form: Switchable, **points):

@@ -46,7 +46,7 @@ class WideGroup(Sliced, nn.Module):
         return self.layer(x, cut)
 
 
-class WideResNet(Slimmable):
+class SlimWideResNet(Slimmable):
     """Wide residual network.
 
     Args:
