@@ -228,6 +228,19 @@ def check_counts(case):
         assert macs.tolist() == wanted, f"infer says {macs.tolist()} MACs at {point}, {wanted} are executed"
 
 
+@promise
+@torch.no_grad()
+def check_sweep(case):
+    """Several points at once, as evaluations run them, give what `infer` gives at each."""
+    model, points, images = subject(case)
+    found = list(model.sweep(images, points))
+    assert len(found) == len(points), f"sweep gives {len(found)} results for {len(points)} points"
+    for point, (logits, macs) in zip(points, found, strict=True):
+        off = difference(logits, first_logits(case)[point])
+        assert off <= TOLERANCE, f"logits of sweep at {point} differ by {off:.1e} from those of a forward pass"
+        assert torch.equal(macs, model.infer(images, point)[1]), f"sweep and infer count other MACs at {point}"
+
+
 def executed_macs(model: AdaptiveModel, image: Tensor, point: Point) -> int:
     with FlopCounterMode(display=False) as counter:
         run(model, image, point)
@@ -313,6 +326,6 @@ def check_export(case):
 ON_META = (check_points, check_classes, check_step, check_gradients, check_flags)
 #: and those that are checked with values
 WITH_VALUES = (
-    *(check_logits, check_order, check_batches, check_counts),
+    *(check_logits, check_order, check_batches, check_counts, check_sweep),
     *(check_state, check_files, check_fold, check_copies),
 )
