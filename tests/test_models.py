@@ -1,61 +1,12 @@
-"""What every registered network must keep, whatever its family: a new one cannot escape these."""
+"""Names and flags in the registry, and what is counted of a network; `tests/models` is about every network."""
 
 import pytest
 import torch
 from torch import nn
 
-from models import create_model, create_objective, list_models, profile, registry
-from models.adaptive import AdaptiveModel, Point
+from models import create_model, list_models, profile, registry
+from models.adaptive import AdaptiveModel
 from utils import UserError
-
-#: kept for the authors' checkpoints only (CIFAR MobileNetV2_skip has one classifier for both networks)
-UNUSED = {"linear_skip.weight", "linear_skip.bias"}
-SIDES = {"cifar10": 32, "cifar100": 32, "ilsvrc": 224}
-
-
-def built_on_meta(entry):
-    with torch.device("meta"):
-        return create_model(entry.name, entry.dataset)
-
-
-every_network = pytest.mark.parametrize("entry", registry.entries(), ids=lambda e: f"{e.dataset}-{e.name}")
-
-
-@every_network
-def test_a_training_step_reaches_every_parameter_and_never_waits_for_the_device(entry):
-    """On the meta device there are no values: reading one, as .item() or an if would, raises."""
-    model, objective = built_on_meta(entry), create_objective(entry.name, entry.dataset)
-    side = SIDES[entry.dataset]
-    images = torch.empty(4, 3, side, side, device="meta")
-    labels = torch.zeros(4, dtype=torch.int64, device="meta")
-    model.train()
-    groups = objective.begin_epoch(model, 0).groups
-    for loss in objective(model, images, labels):
-        loss.backward()
-    trained = [parameter for group in groups for parameter in group["params"]]
-    missing = [n for n, p in model.named_parameters() if p.grad is None and any(p is t for t in trained)]
-    assert set(missing) <= UNUSED
-    assert len({id(p) for p in trained}) == len(trained), "a parameter in two groups would be stepped twice"
-    assert {"top1", "top5"} < objective.means.sums.keys()
-
-
-@every_network
-def test_points_have_names_of_their_own_and_run(entry):
-    model = built_on_meta(entry)
-    points = model.points
-    assert len({point.name for point in points}) == len(points)
-    assert model.point(None) == model.main
-    assert model.main in points
-    assert all(isinstance(point, Point) and model.point(point.name) == point for point in points)
-    with pytest.raises(UserError, match="nowhere"):
-        model.point("nowhere")
-
-
-@every_network
-def test_flags_are_documented(entry):
-    flags = entry.model_flags() + entry.objective_flags()
-    assert not [flag.name for flag in flags if not flag.help]
-    assert entry.summary
 
 
 def test_help_comes_from_docstring_then_base_class_then_table(monkeypatch):

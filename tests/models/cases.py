@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -79,21 +79,30 @@ class Case:
 
 def every_case() -> list[Case]:
     """All networks as they are registered, and those again that have flags to make them small."""
-    cases = [Case(entry) for entry in registry.entries()]
+    cases = [Case(entries[0]) for entries in alike()]
     return cases + [Case(case.entry, small=True) for case in cases if Case(case.entry, small=True).flags]
 
 
 def small_cases() -> list[Case]:
     """One network of every builder, or several where it builds different kinds: values are computed for these."""
-    kinds: dict[tuple, list[registry.Entry]] = {}
-    for entry in registry.entries():
-        kind = frozenset((name, repr(value)) for name, value in entry.preset.items() if name not in DEPTHS)
-        kinds.setdefault((entry.builder, SIDES[entry.dataset], kind), []).append(entry)
 
     def depth(entry):
         return [entry.preset[name] for name in DEPTHS if name in entry.preset]
 
-    return [Case(min(entries, key=depth), small=True) for entries in kinds.values()]
+    return [Case(min(entries, key=depth), small=True) for entries in alike(DEPTHS)]
+
+
+def alike(ignored: Sequence[str] = ()) -> list[list[registry.Entry]]:
+    """Groups of names for one network and one objective, such as those of CIFAR-10 and CIFAR-100.
+
+    Args:
+        ignored: arguments in which they may differ.
+    """
+    groups: dict[tuple, list[registry.Entry]] = {}
+    for entry in registry.entries():
+        preset = frozenset((name, repr(value)) for name, value in entry.preset.items() if name not in ignored)
+        groups.setdefault((entry.builder, entry.objective, SIDES[entry.dataset], preset), []).append(entry)
+    return list(groups.values())
 
 
 def cases_of_further_systems(known: Container[str]) -> list[Case]:

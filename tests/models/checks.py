@@ -11,7 +11,6 @@ import functools
 import itertools
 import pickle
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -70,10 +69,15 @@ def promise(check):
 # Without values: checked for every network in its full size
 
 
+@functools.lru_cache(maxsize=1)
+def on_meta(case: Case) -> AdaptiveModel:
+    return case.build_on_meta()
+
+
 @promise
 def check_points(case):
     """Points have names of their own, are found by them, and stand cheapest first."""
-    model = case.build_on_meta()
+    model = on_meta(case)
     points = model.points
     names = [point.name for point in points]
     assert len(set(names)) == len(names), f"two of its points have one name: {', '.join(sorted(names))}"
@@ -93,22 +97,19 @@ def check_points(case):
 @promise
 def check_classes(case):
     """Logits are as many as the classes that are asked for."""
-    images = torch.empty(2, 3, case.side, case.side, device="meta")
-    numbers = (CLASSES, 2 * CLASSES)
     if case.classes != CLASSES:
         assert refuses(case.build_on_meta, CLASSES), f"it takes {CLASSES} classes: remove it from OWN_CLASSES"
-        numbers = (case.classes,)
-    for classes in numbers:
-        model = case.build_on_meta(classes).eval()
-        for point in fixed_points(model)[:1]:
+    model, images = on_meta(case), torch.empty(2, 3, case.side, case.side, device="meta")
+    for point in fixed_points(model)[:1]:
+        with profile.evaluating(model):
             found = run(model, images, point)[0].shape[-1]
-            assert found == classes, f"{found} logits for {classes} classes"
+        assert found == case.classes, f"{found} logits for {case.classes} classes"
 
 
 @functools.lru_cache(maxsize=1)
 def step(case: Case):
     """One training step on the meta device, where reading a value, as `.item()` or an `if` would, raises."""
-    model = case.build_on_meta().train()
+    model = on_meta(case).train()
     objective = registry.create_objective(case.entry.name, case.entry.dataset)
     images = torch.empty(4, 3, case.side, case.side, device="meta")
     labels = torch.zeros(4, dtype=torch.int64, device="meta")
@@ -178,14 +179,19 @@ def check_flags(case):
 # With values: checked for one small network of every kind
 
 
+@functools.lru_cache(maxsize=1)
+def first_logits(case: Case) -> dict[Point, Tensor]:
+    """What the network gives at its points when it runs for the first time."""
+    model, points, images = subject(case)
+    return {point: run(model, images, point) for point in points}
+
+
 @promise
 def check_logits(case):
     """In eval mode logits are one tensor (N, classes) of finite numbers, at every point."""
-    model, points, images = subject(case)
-    for point in points:
-        logits = run(model, images, point)
+    wanted = [3, case.classes]
+    for point, logits in first_logits(case).items():
         assert isinstance(logits, Tensor), f"a {type(logits).__name__} at {point} instead of one tensor of logits"
-        wanted = [3, case.classes]
         assert list(logits.shape) == wanted, f"logits {list(logits.shape)} at {point} instead of {wanted}"
         assert logits.isfinite().all(), f"logits at {point} are not finite"
 
@@ -194,18 +200,17 @@ def check_logits(case):
 def check_order(case):
     """What ran before changes no bit of the logits at any point."""
     model, points, images = subject(case)
-    first = {point: run(model, images[:1], point) for point in points}
+    first = first_logits(case)
     for point in (*reversed(points), *points):
-        again = run(model, images[:1], point)
-        assert torch.equal(again, first[point]), f"logits at {point} depend on the points that ran before"
+        same = torch.equal(run(model, images, point), first[point])
+        assert same, f"logits at {point} depend on the points that ran before"
 
 
 @promise
 def check_batches(case):
     """The logits of an image do not depend on those beside it."""
-    model, points, images = subject(case)
-    for point in points:
-        together = run(model, images, point)
+    model, _, images = subject(case)
+    for point, together in first_logits(case).items():
         alone = torch.cat([run(model, image[None], point) for image in images])
         found = difference(together, alone)
         assert found <= TOLERANCE, f"logits at {point} differ by {found:.1e} between batches of 3 images and of 1"
@@ -217,12 +222,25 @@ def check_counts(case):
     model, points, images = subject(case)
     for point in points:
         logits, macs = model.infer(images, point)
-        found = difference(logits, run(model, images, point))
+        found = difference(logits, first_logits(case)[point])
         assert found <= TOLERANCE, f"logits of infer at {point} differ by {found:.1e} from those of a forward pass"
         assert macs.dtype == torch.int64, f"MACs at {point} are {macs.dtype}, not int64"
         wanted = [executed_macs(model, image[None], point) for image in images[: None if point.per_image else 1]]
         wanted *= 3 // len(wanted)
         assert macs.tolist() == wanted, f"infer says {macs.tolist()} MACs at {point}, {wanted} are executed"
+
+
+@promise
+@torch.no_grad()
+def check_sweep(case):
+    """Several points at once, as evaluations run them, give what `infer` gives at each."""
+    model, points, images = subject(case)
+    found = list(model.sweep(images, points))
+    assert len(found) == len(points), f"sweep gives {len(found)} results for {len(points)} points"
+    for point, (logits, macs) in zip(points, found, strict=True):
+        off = difference(logits, first_logits(case)[point])
+        assert off <= TOLERANCE, f"logits of sweep at {point} differ by {off:.1e} from those of a forward pass"
+        assert torch.equal(macs, model.infer(images, point)[1]), f"sweep and infer count other MACs at {point}"
 
 
 def executed_macs(model: AdaptiveModel, image: Tensor, point: Point) -> int:
@@ -234,11 +252,11 @@ def executed_macs(model: AdaptiveModel, image: Tensor, point: Point) -> int:
 @promise
 def check_state(case):
     """A network that loads the state dict of another one computes the same."""
-    model, points, images = subject(case)
+    model = subject(case).model
     other = case.build(seed=1).eval()
     other.load_state_dict(model.state_dict())
     other.load_prepared_state(model.prepared_state())
-    compare(other, model, points, images[:1], "after its state dict was loaded")
+    compare(other, case, "after its state dict was loaded")
 
 
 @promise
@@ -271,20 +289,27 @@ def check_fold(case):
         return  # nothing to merge
     assert [point.name for point in folded.points] == [point.name for point in model.points], "folding changes points"
     for point in points:
-        found = difference(run(folded, images, point), run(model, images, point))
+        found = difference(run(folded, images, point), first_logits(case)[point])
         assert found <= TOLERANCE, f"folding changes the logits at {point} by {found:.1e}"
 
 
 @promise
 def check_copies(case):
     """Pickled and copied networks compute the same."""
-    model, points, images = subject(case)
+    model = subject(case).model
     try:
         pickled = pickle.dumps(model)
     except Exception as error:
         raise AssertionError(f"it cannot be pickled: {error}") from error
-    compare(pickle.loads(pickled), model, points, images[:1], "after pickling")
-    compare(copy.deepcopy(model), model, points, images[:1], "of a deep copy")
+    compare(pickle.loads(pickled), case, "after pickling")
+    compare(copy.deepcopy(model), case, "of a deep copy")
+
+
+def compare(other: AdaptiveModel, case: Case, when: str) -> None:
+    """Raise AssertionError unless another network gives the logits of the case's, bit for bit."""
+    for point, logits in first_logits(case).items():
+        same = torch.equal(run(other, subject(case).images, point), logits)
+        assert same, f"logits at {point} are others {when}"
 
 
 @promise
@@ -299,16 +324,10 @@ def check_export(case):
     export.difference(program, model, point, shape)
 
 
-def compare(other: AdaptiveModel, model: AdaptiveModel, points: Iterable[Point], images: Tensor, when: str) -> None:
-    for point in points:
-        same = torch.equal(run(other, images, point), run(model, images, point))
-        assert same, f"logits at {point} are others {when}"
-
-
 #: promises that are checked without values, for all networks in their full size
 ON_META = (check_points, check_classes, check_step, check_gradients, check_flags)
 #: and those that are checked with values
 WITH_VALUES = (
-    *(check_logits, check_order, check_batches, check_counts),
+    *(check_logits, check_order, check_batches, check_counts, check_sweep),
     *(check_state, check_files, check_fold, check_copies),
 )

@@ -152,6 +152,13 @@ class MiscountsItself(Toy):
         return logits, macs - self.heads[0].weight.numel()
 
 
+class SweepsBackwards(Toy):
+    caught_by = checks.check_sweep
+
+    def sweep(self, images, points):
+        return super().sweep(images, reversed(points))
+
+
 class LosesWeights(Toy):
     caught_by = checks.check_state
 
@@ -229,6 +236,15 @@ class TrainsTwice(EveryDepth):
         return type(phase)(phase.groups * 2)
 
 
+class ExplainsNothing(EveryDepth):
+    """Has a flag without a help text."""
+
+    caught_by = checks.check_flags
+
+    def __init__(self, unexplained: float = 1.0):
+        super().__init__(unexplained)
+
+
 BROKEN = (*Toy.__subclasses__(), *EveryDepth.__subclasses__())
 CHECKS = (*checks.ON_META, *checks.WITH_VALUES)
 
@@ -289,5 +305,5 @@ def test_a_broken_network_is_caught_by_the_check_responsible(broken, register):
     assert all("cifar10-toy" in message for message in found.values())
 
 
-def test_the_checks_that_catch_are_all_checks_but_that_of_texts():
-    assert {broken.caught_by for broken in BROKEN} == {*CHECKS} - {checks.check_flags}
+def test_every_check_catches_a_broken_network():
+    assert {broken.caught_by for broken in BROKEN} == {*CHECKS}
