@@ -32,7 +32,7 @@ def resolved(name, words):
     """Every flag of a command with its value, as JSON has it (a tuple is a list)."""
     script = train_ilsvrc.SCRIPT if name.startswith("ilsvrc-") else train_cifar10.SCRIPT
     flags = json.loads(json.dumps(cli.all_flags(cli.parse(script, words))))
-    flags["amp"] = flags["amp"] or "off"  # without --fast
+    flags["amp"] = flags["amp"] or "off"  # not given is off, unless with --fast
     return {flag: value for flag, value in flags.items() if flag not in DEPENDS_ON_MACHINE}
 
 
