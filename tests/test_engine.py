@@ -336,7 +336,7 @@ def test_a_foreign_optimizer_is_left_out(tmp_path, capsys):
     state = torch.optim.SGD(nn.Linear(3, 3).parameters(), 0.1).state_dict()
     torch.save({"optimizer_state_dict": state}, tmp_path / "start.pth")
     start = Checkpoint.open(tmp_path / "start.pth")
-    engine.fit(Tiny(), Both(), digits(), utils.Run(tmp_path, {}, None), engine.Recipe(1, 0.1), CPU, start)
+    engine.fit(Tiny(), Both(), digits(), engine.Run(tmp_path, {}, None), engine.Recipe(1, 0.1), CPU, start)
     assert "starting with a fresh one" in capsys.readouterr().out
 
 
@@ -366,7 +366,7 @@ def test_the_rates_that_were_asked_for_hold_with_a_loaded_optimizer(tmp_path):
     state = torch.optim.SGD(Tiny().parameters(), 0.5, momentum=0.1, weight_decay=0.7).state_dict()
     torch.save({"optimizer_state_dict": state}, tmp_path / "start.pth")
     start = Checkpoint.open(tmp_path / "start.pth")
-    run = utils.Run(tmp_path, {}, None)
+    run = engine.Run(tmp_path, {}, None)
     engine.fit(Tiny(), Both(), digits(), run, engine.Recipe(1, 0.1, weight_decay=1e-4), CPU, start)
     (group,) = torch.load(tmp_path / "last.pth", weights_only=True)["optimizer_state_dict"]["param_groups"]
     assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)

@@ -39,4 +39,4 @@ class Extracted(AdaptiveModel):
         return self.network.logits(images, None)
 
     def fold(self, batches=()) -> Extracted:
-        return folding.folded_copy(self, batches)
+        return folding.folded_copy(self)
