@@ -202,7 +202,7 @@ def engine_step(args: Namespace, data: dataloader.Data, images: Tensor, labels: 
 
 
 @dataclass(frozen=True)
-class Rung:
+class Variant:
     """A step that has one change more than the one before it.
 
     Args:
@@ -219,49 +219,51 @@ class Rung:
     goal: bool = False
 
 
-def ladder(system: System, args: Namespace, data: dataloader.Data, images: Tensor, labels: Tensor) -> list[Rung]:
+def variants_of(
+    system: System, args: Namespace, data: dataloader.Data, images: Tensor, labels: Tensor
+) -> list[Variant]:
     """From the plain step to --fast, and on a GPU beyond it."""
     plain = partial(plain_step, system, args, images, labels)
     ours = partial(engine_step, args, data, images, labels)
-    rungs = [
-        Rung("plain", plain),
-        Rung("this network", partial(plain, ours=True)),
-        Rung("fused optimizer", partial(plain, ours=True, fused=True)),
-        Rung("channels-last", partial(ours, compile=False, amp="off")),
-        Rung("--compile", partial(ours, amp="off"), compiled=True),
-        Rung("--fast", ours, compiled=True, goal=True),
+    variants = [
+        Variant("plain", plain),
+        Variant("this network", partial(plain, ours=True)),
+        Variant("fused optimizer", partial(plain, ours=True, fused=True)),
+        Variant("channels-last", partial(ours, compile=False, amp="off")),
+        Variant("--compile", partial(ours, amp="off"), compiled=True),
+        Variant("--fast", ours, compiled=True, goal=True),
     ]
     if args.amp == "off":
-        del rungs[-2]  # --fast is no more than --compile
+        del variants[-2]  # --fast is no more than --compile
     if not system.original:
-        del rungs[1]
+        del variants[1]
     if images.is_cuda:
-        rungs.append(Rung("--fast --cuda_graph", partial(ours, cuda_graph=True), captured=True, goal=True))
-    return rungs
+        variants.append(Variant("--fast --cuda_graph", partial(ours, cuda_graph=True), captured=True, goal=True))
+    return variants
 
 
 def compare(system: System, args: Namespace, rounds: int, device: torch.device, quick: bool) -> Iterator[Result]:
-    """A result for each rung of one system's ladder but the lowest, which is what they are compared with."""
+    """A result for each variant of one system's steps but the plain one, which is what they are compared with."""
     data = noise(args.batch_size, device)
     images, labels = next(data.train.epoch(0))
-    rungs = ladder(system, args, data, images, labels)
+    variants = variants_of(system, args, data, images, labels)
     if quick:
-        rungs = [rungs[0], *rungs[-2:]]
+        variants = [variants[0], *variants[-2:]]
     jobs, counts, notes, first = [], [], [], None
-    for rung in rungs:
-        job, kernels, note = rung.step(), int(rung.captured), ""
+    for variant in variants:
+        job, kernels, note = variant.step(), int(variant.captured), ""
         start = time.perf_counter()
-        if rung.compiled:
+        if variant.compiled:
             loss, sources = run_and_get_code(job)
             kernels = sum(len(KERNEL_CALL.findall(source)) for source in sources)
-            note = f"; amp {args.amp}" if rung.goal else ""
+            note = f"; amp {args.amp}" if variant.goal else ""
             note += f"; compiled in {time.perf_counter() - start:.0f} s"
         else:
             loss = job()
         first = loss.clone() if first is None else first
-        tolerance = LOOSE if rung.compiled or rung.captured else TOLERANCE
-        check_same(f"first loss of {args.model}, {rung.change}", loss, first, tolerance)
-        for _ in range(cuda_graph.CudaRecorder.warm_up_steps if rung.captured else 0):
+        tolerance = LOOSE if variant.compiled or variant.captured else TOLERANCE
+        check_same(f"first loss of {args.model}, {variant.change}", loss, first, tolerance)
+        for _ in range(cuda_graph.CudaRecorder.warm_up_steps if variant.captured else 0):
             job()
         jobs.append(job)
         counts.append(operations(job).count + kernels)
@@ -271,10 +273,10 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
     if device.type == "cuda":
         moved = operations(engine_step(args, data, images, labels, compile=False)).bytes
         floor = moved / bandwidth(device)
-    for rung, seconds, note in list(zip(rungs, times, notes, strict=True))[1:]:
-        what = f"step of {args.model}, {args.dataset}, batch {args.batch_size}, {rung.change}"
-        result = Result.of("fast", what, seconds, times[0], 1 / 1.8 if rung.goal else None, note)
-        if floor and rung.goal:
+    for variant, seconds, note in list(zip(variants, times, notes, strict=True))[1:]:
+        what = f"step of {args.model}, {args.dataset}, batch {args.batch_size}, {variant.change}"
+        result = Result.of("fast", what, seconds, times[0], 1 / 1.8 if variant.goal else None, note)
+        if floor and variant.goal:
             note += f"; floor {1e3 * floor:.2f} ms; {50_000 / args.batch_size * result.ours:.2f} s for 50,000 images"
             result = replace(result, aim=max(1 / 3, 2 * floor / result.plain), note=note)
         yield result

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dataloader import Data
 from engine.devices import autocast
 from models import profile
-from models.adaptive import Point, bare, top_hits
+from models.adaptive import Point, top_hits, unwrap
 from utils import UserError, rank, show_progress
 
 
@@ -39,7 +39,7 @@ def evaluate(
     latency_batches: Sequence[int] = (),
     seconds: float = 0.5,
 ) -> list[Row]:
-    """Evaluate a network at its points (its ladder by default): one row each, in their order.
+    """Evaluate a network at its points (its default points unless others are given): one row each, in their order.
 
     Args:
         batches: (images, labels) to evaluate on; every process of a run has its own share.
@@ -48,8 +48,8 @@ def evaluate(
         latency_batches: also time forward passes of that many images at once, images of the first batch.
         seconds: spent on timing each point with each of these.
     """
-    network = bare(model)
-    wanted = tuple(network.ladder if points is None else [network.point(point) for point in points])
+    network = unwrap(model)
+    wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
     totals = None  # [point, (top-1 hits, top-5 hits, MACs, images)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())

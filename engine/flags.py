@@ -202,7 +202,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=_Words,
         metavar="NAME,..",
-        help="points to evaluate, or all (default: its ladder)",
+        help="points to evaluate, or all (default: its default points)",
     )
     add("--skip", dest="point", action="store_const", const="skip", help="the same as --point=skip")
     add("--budget", metavar="COST", help="run the point that fits best: 120M (MACs), 0.5x (of the full network) or 8ms")

@@ -34,7 +34,7 @@ def evaluate(
     """
     points = _named_points(model, args)
     if args.extract:
-        model.blank(args.extract[0])  # raises where there is nothing to extract
+        model.empty_extract(args.extract[0])  # raises where there is nothing to extract
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
     checkpoint.load_prepared(model)
@@ -43,7 +43,7 @@ def evaluate(
         if file:
             make_folder(Path(file).parent, "its flag")
     if args.extract:
-        points = points or model.ladder
+        points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     data = load()
     budget = _budget(model, args, data.shape)
@@ -56,7 +56,7 @@ def evaluate(
         return
     checkpoint.save_prepared(model)
     table = QueryTable.of(model, rows)
-    main = model.main.name
+    main = model.main_point.name
     if budget and not within:
         main = table.look_up(budget).point
     chosen = next((row for row in rows if row.point == main), rows[-1])
@@ -112,7 +112,7 @@ def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
 def _budget(model: AdaptiveModel, args, shape: Sequence[int]) -> Budget | None:
     if not args.budget:
         return None
-    full = None if model.main.per_image else profile.count_macs(model, shape, model.main)
+    full = None if model.main_point.per_image else profile.count_macs(model, shape, model.main_point)
     return Budget.parse(args.budget, full)
 
 
@@ -147,7 +147,7 @@ def predict(
         load: gives the data set; called only where a point needs to be prepared.
         checkpoint: as for `evaluate`.
     """
-    points = _named_points(model, args) or [model.main]
+    points = _named_points(model, args) or [model.main_point]
     model = _folded(model, args, images.device)
     points = _ready(model, points, load, images.device, checkpoint)
     spent: dict[Point, list[int]] = {point: [] for point in points}
@@ -215,8 +215,8 @@ def write_export(
     form, file = args.export
     export.check_packages(form)
     point = export.fixed_point(model, args.point)
-    if args.point is None and point != model.main:
-        say(f"at the point {model.main} each image decides what runs, which no fixed graph holds: writing {point}")
+    if args.point is None and point != model.main_point:
+        say(f"at {model.main_point} each image decides what runs, which no fixed graph holds: writing the point {point}")
     make_folder(Path(file).parent, "--export")
     (point,) = _ready(model, [point], load, device, checkpoint)
     if rank() != 0:

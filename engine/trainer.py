@@ -70,7 +70,7 @@ def fit(
         while trainer.epoch < recipe.epochs:
             trainer.train_epoch()
             trainer.finish_epoch()
-    if not trainer.best_file(model.main.name).exists():  # a finished run that was resumed in another folder
+    if not trainer.best_file(model.main_point.name).exists():  # a finished run that was resumed in another folder
         run.save(trainer.state_dict(), ("best.pth",))
     where = "" if data.valid is None else ", held-out images"
     for point, (top1, epoch) in trainer.best.items():
@@ -317,11 +317,11 @@ class Trainer:
 
     def best_file(self, point: str) -> Path:
         """Where the run keeps the weights with which a point was best."""
-        return self.run.folder / ("best.pth" if point == self.model.main.name else f"best-{point}.pth")
+        return self.run.folder / ("best.pth" if point == self.model.main_point.name else f"best-{point}.pth")
 
     def state_dict(self) -> dict:
         """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs."""
-        top1, _ = self.best.get(self.evaluated.main.name, (0.0, 0))
+        top1, _ = self.best.get(self.evaluated.main_point.name, (0.0, 0))
         training = {
             "epoch": self.epoch,
             "step": self.step,

@@ -81,8 +81,8 @@ class AdaptiveModel(nn.Module):
     folded_as: str = ""
 
     @property
-    def main(self) -> Point:
-        """The point that None means and that a run is judged by: the last one, the full network.
+    def main_point(self) -> Point:
+        """The point that None means and that a run is evaluated by: the last one, the full network.
 
         A network that was not trained to run in full names another.
         """
@@ -90,11 +90,11 @@ class AdaptiveModel(nn.Module):
 
     @property
     def watched(self) -> tuple[Point, ...]:
-        """Points that are judged after every epoch; the best checkpoint of each is kept."""
-        return (self.main,)
+        """Points that are evaluated after every epoch; the best checkpoint of each is kept."""
+        return (self.main_point,)
 
     @property
-    def ladder(self) -> tuple[Point, ...]:
+    def default_points(self) -> tuple[Point, ...]:
         """The points that an evaluation judges where none is named: all of them, unless they are too many."""
         return self.points
 
@@ -120,7 +120,7 @@ class AdaptiveModel(nn.Module):
     def point(self, which: Point | str | None = None) -> Point:
         """Resolve a point, its name, or None (the network's main point)."""
         if which is None:
-            return self.main
+            return self.main_point
         return which if isinstance(which, Point) else self.find_point(which)
 
     def forward(self, images: Tensor, point: Point | str | None = None, count: bool = False):
@@ -143,7 +143,7 @@ class AdaptiveModel(nn.Module):
             yield self.infer(images, point)
 
     def prepare(self, points: tuple[Point, ...], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[Point, ...]:
-        """Make points ready to be judged, from images that they are not judged on.
+        """Make points ready to be evaluated, from images that they are not evaluated on.
 
         Called once before an evaluation: calibrate batch-norm statistics, find thresholds. Most networks need nothing.
 
@@ -172,7 +172,7 @@ class AdaptiveModel(nn.Module):
         """The sub-network of a point as a smaller network of its own. Raises UserError where there is none."""
         raise UserError(f"{type(self).__name__} has no sub-networks to extract", exit_code=2)
 
-    def blank(self, point: Point | str) -> AdaptiveModel:
+    def empty_extract(self, point: Point | str) -> AdaptiveModel:
         """What `extract` gives, for weights that are yet to be loaded."""
         return self.extract(point)
 
@@ -212,7 +212,7 @@ class AdaptiveModel(nn.Module):
         return state
 
 
-def bare(model: nn.Module) -> AdaptiveModel:
+def unwrap(model: nn.Module) -> AdaptiveModel:
     """The network inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
@@ -303,11 +303,11 @@ class Objective:
         self.means = RunningMeans()
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
-        """Yield scalar losses. `model` is wrapped as it trains; `bare(model)` is the network itself."""
+        """Yield scalar losses. `model` is wrapped as it trains; `unwrap(model)` is the network itself."""
         raise TypeError(f"{type(self).__name__} does not implement __call__")
 
     def begin_epoch(self, model: AdaptiveModel, epoch: int) -> Phase:
-        """Say what `epoch` (from 0) trains; called with the bare network in train mode, again when a run resumes.
+        """Say what `epoch` (from 0) trains; called with the unwrapped network in train mode, again when a run resumes.
 
         May set requires_grad and put parts of the network in eval mode. Must depend on `epoch` alone.
         """

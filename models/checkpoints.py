@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from models import published, registry
-from models.adaptive import AdaptiveModel, Point, bare
+from models.adaptive import AdaptiveModel, Point, unwrap
 from models.state_dicts import load_state
 
 #: what torch and zipfile raise for a file that they cannot read, depending on where it is damaged
@@ -153,7 +153,7 @@ class Checkpoint:
         state = content[key] if key else content
         state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
         if not state:
-            raise ValueError(f"{self.path} holds no weights: no {', '.join(FORMATS)} or bare tensors in it")
+            raise ValueError(f"{self.path} holds no weights: no {', '.join(FORMATS)} or tensors of its own")
         for prefix in ("module.", "_orig_mod."):
             if all(name.startswith(prefix) for name in state):
                 state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -182,13 +182,13 @@ class Checkpoint:
         flags = {name: value for name, value in own.items() if name in known} | flags
         network = registry.create_model(model, dataset, num_classes, **flags)
         if extracted := self._part("extracted"):
-            network = network.blank(extracted["point"])
+            network = network.empty_extract(extracted["point"])
         self.load_into(network)
         return network
 
     def load_into(self, model: torch.nn.Module, new_head: bool = False) -> None:
         """Load the weights into a network, which may be wrapped; arguments and errors as of `load_state`."""
-        load_state(bare(model), self.weights, self.path, new_head)
+        load_state(unwrap(model), self.weights, self.path, new_head)
 
     # What a run needs to go on
 

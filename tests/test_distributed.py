@@ -63,4 +63,4 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert out.count("Epoch 2/2") == 1, "only the first process speaks"
     ones, twos = (eval(log.splitlines()[-1]) for log in (log_one, log_two))
     assert abs(ones["train"]["loss"] - twos["train"]["loss"]) < 1e-4
-    assert ones["test"] == twos["test"], "every test image is judged exactly once"
+    assert ones["test"] == twos["test"], "every test image is evaluated exactly once"

@@ -315,17 +315,17 @@ def executed(model, point, kind=nn.Conv2d):
 
 
 @pytest.mark.parametrize(
-    ("name", "dataset", "cheapest", "dearest"),
+    ("name", "dataset", "cheapest", "costliest"),
     [
         ("ResNet56_DoubleShared_skip", "cifar10", 79, 151),
         ("ResNet50_ADN", "ilsvrc", 32, 53),
         ("MobileNetV2_skip", "cifar100", 1 + 9 * 3 + 4 + 1, 1 + 17 * 3 + 4 + 1),
     ],
 )
-def test_skipped_blocks_are_not_executed(name, dataset, cheapest, dearest):
+def test_skipped_blocks_are_not_executed(name, dataset, cheapest, costliest):
     model = create_model(name, dataset).eval()
     assert executed(model, model.points[0]) == cheapest
-    assert executed(model, model.points[-1]) == dearest
+    assert executed(model, model.points[-1]) == costliest
 
 
 @pytest.mark.parametrize(("name", "dataset"), SMALL)

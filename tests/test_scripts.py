@@ -64,10 +64,10 @@ def test_training_then_evaluation_as_a_user_types_them(tmp_path):
     assert record["flags"]["shared_rank"] == 8
     assert record["flags"]["weight_decay"] == 5e-4
     assert {"command", "code", "torch", "device", "threads"} <= record.keys()
-    judged = shell("eval_cifar10.py", f"--pretrained={tmp_path}/run/best.pth", f"--report={tmp_path}/report")
-    assert judged.returncode == 0, judged.stderr
-    assert "Eval_Acc_top1 = " in judged.stdout
-    assert "150,666" in judged.stdout, "the file knows its own model and ranks"
+    evaluation = shell("eval_cifar10.py", f"--pretrained={tmp_path}/run/best.pth", f"--report={tmp_path}/report")
+    assert evaluation.returncode == 0, evaluation.stderr
+    assert "Eval_Acc_top1 = " in evaluation.stdout
+    assert "150,666" in evaluation.stdout, "the file knows its own model and ranks"
     rows = json.loads((tmp_path / "report" / "evaluation.json").read_text())["rows"]
     assert rows[0]["macs"] == 47_628_928
     assert (tmp_path / "report" / "accuracy-macs.png").stat().st_size > 5000

@@ -61,7 +61,7 @@ class AtPoint(nn.Module):
         model = copy.deepcopy(model).cpu().eval()
         with contextlib.suppress(UserError):  # most networks have no sub-networks
             model = model.extract(point)
-            point = model.main
+            point = model.main_point
         with contextlib.suppress(ValueError):  # nor has every one something to merge
             model = model.fold()
         # torch.export saves weights of other layouts with a warning only

@@ -112,7 +112,7 @@ class GatedNetwork(AdaptiveModel):
         self.register_buffer("group_of_class", groups, persistent=False)
 
     @property
-    def main(self):
+    def main_point(self):
         """`gated`: what the network was trained for."""
         return self.points[0]
 

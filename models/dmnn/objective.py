@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.adaptive import Objective, Phase, bare
+from models.adaptive import Objective, Phase, unwrap
 from models.layers import constant
 
 #: weight of a block's category loss by the stage that it is in (equation 10)
@@ -103,7 +103,7 @@ class PathLoss(Objective):
         self.lambda_res, self.alpha, self.beta, self.lambda_cat = lambda_res, alpha, beta, lambda_cat
 
     def __call__(self, model, images, labels):
-        network = bare(model)
+        network = unwrap(model)
         routed = model(images)
         rates = batch_mean(routed.gates)
         macs = constant(network.costs(images.shape[1:]).paths, rates.device, rates.dtype)
@@ -149,7 +149,7 @@ class TargetRates(Objective):
         routed = model(images)
         rates = batch_mean(routed.gates).squeeze(1)
         classification = F.cross_entropy(routed.logits, labels)
-        targets = constant(tuple(bare(model).target_rates), rates.device, rates.dtype)
+        targets = constant(tuple(unwrap(model).target_rates), rates.device, rates.dtype)
         target = target_loss(rates, targets)
         loss = classification + self.lossfact * target
         self.track(routed.logits, labels, loss=loss, classification=classification, target=target, rate=rates.mean())

@@ -42,7 +42,7 @@ class Embedded(AdaptiveModel):
         return tuple(dict.fromkeys((self.points[0], self.points[-1])))
 
     @property
-    def ladder(self):
+    def default_points(self):
         """Of all patterns those that skip from the first stage on: TTT, TTF, TFF, FFF."""
         return tuple(point for point in self.points if list(point.skip) == sorted(point.skip, reverse=True))
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.adaptive import Objective, Phase, bare
+from models.adaptive import Objective, Phase, unwrap
 from models.embedded.network import Embedded
 from models.embedded.teacher import load_teacher
 from models.shared_basis.basis import BasisBlock, orthogonality
@@ -156,7 +156,7 @@ class EmbeddedLoss(Objective):
         return 0.0
 
     def __call__(self, model, images, labels):
-        network, target = bare(model), self.teach(images)
+        network, target = unwrap(model), self.teach(images)
         for low in self.passes:
             logits = model(images, network.points[0 if low else -1])
             loss = F.cross_entropy(logits, labels)
@@ -265,7 +265,7 @@ class SubPathLoss(Objective):
         return 0.0
 
     def __call__(self, model, images, labels):
-        network = bare(model)
+        network = unwrap(model)
         smallest, largest = (replace(point, features=self.fpn) for point in (network.points[0], network.points[-1]))
         logits, features = self.split(model(images, largest))
         cross_entropy = F.cross_entropy(logits, labels)

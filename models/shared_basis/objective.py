@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from models.adaptive import Objective, bare
+from models.adaptive import Objective, unwrap
 from models.shared_basis.basis import orthogonality
 
 
@@ -27,7 +27,7 @@ class BasisLoss(Objective):
     def __call__(self, model, images, labels):
         logits = model(images)
         cross_entropy = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        similarity = orthogonality(bare(model).similarity_terms()).sum()
+        similarity = orthogonality(unwrap(model).similarity_terms()).sum()
         loss = cross_entropy + self.lambdaR * similarity
         self.track(logits, labels, loss=loss, cross_entropy=cross_entropy, similarity=similarity)
         yield loss

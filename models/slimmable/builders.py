@@ -41,7 +41,7 @@ WIDE = COMMON | {
 #: help of arguments that the docstrings leave out
 ARGUMENTS = {
     "width_mult_range": "narrowest and widest sub-network; weights are stored for the widest.",
-    "width_mult_list": "widths with stored running statistics, judged after every epoch (default: the range's ends).",
+    "width_mult_list": "widths with stored running statistics, evaluated after every epoch (default: the range's ends).",
     "resolution_list": "image sides in pixels that training draws from, the largest first.",
     "width_mult_list_test": "widths of the points (default: every 0.05 of the range).",
     "calibration_batches": "training batches over which a point's statistics are averaged.",
@@ -92,7 +92,7 @@ def mutualnet_mobilenet_v2(
     """MutualNet's MobileNetV2: any width from 0.7 to 1 at any of four resolutions.
 
     Args:
-        width_mult_list: widths with stored running statistics, judged after every epoch.
+        width_mult_list: widths with stored running statistics, evaluated after every epoch.
     """
     form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
     return mobilenet_v2(num_classes, form, **points)

@@ -282,7 +282,7 @@ class Slimmable(AdaptiveModel):
         with profile.evaluating(self):
             return Extracted(self, point, self.cut(point, next(self.parameters()).device)).eval()
 
-    def blank(self, point):
+    def empty_extract(self, point):
         point = self.point(point)
         return Extracted(self, point, Cut(point.width, False)).eval()
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.adaptive import Objective, Phase, bare
+from models.adaptive import Objective, Phase, unwrap
 
 
 def uniform(low: float, high: float, count: int) -> list[float]:
@@ -95,7 +95,7 @@ class MutualLearning(SandwichObjective):
         return [(width, resolutions[i]) for width, i in zip(widths, indices(len(resolutions), len(widths)))]
 
     def __call__(self, model, images, labels):
-        network = bare(model)
+        network = unwrap(model)
         logits = model(images, network.full)
         loss = F.cross_entropy(logits.float(), labels)
         teacher = logits.detach().float().softmax(dim=1)
@@ -133,7 +133,7 @@ class LabelledSandwich(SandwichObjective):
         raise TypeError(f"{type(self).__name__} does not implement widths")
 
     def __call__(self, model, images, labels):
-        network = bare(model)
+        network = unwrap(model)
         logits = model(images, network.full)
         loss = smoothed_cross_entropy(logits, labels, self.label_smoothing)
         teacher = logits.detach().float().softmax(dim=1)

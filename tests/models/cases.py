@@ -147,7 +147,7 @@ def randomise_norms(model: nn.Module) -> None:
 
 def fixed_points(model: AdaptiveModel) -> list[Point]:
     """Those default points at which all images take one path."""
-    return [point for point in model.ladder if not point.per_image]
+    return [point for point in model.default_points if not point.per_image]
 
 
 def smallest_side(model: AdaptiveModel, sides: tuple[int, ...]) -> int:
@@ -162,8 +162,8 @@ def smallest_side(model: AdaptiveModel, sides: tuple[int, ...]) -> int:
 
 def few_points(model: AdaptiveModel, side: int) -> list[Point]:
     """The first, a middle and the last of the default points, the main one, and one made for a mean cost."""
-    points = model.ladder
-    points = [points[0], points[len(points) // 2], points[-1], model.main]
+    points = model.default_points
+    points = [points[0], points[len(points) // 2], points[-1], model.main_point]
     if fixed := fixed_points(model):
         costs = [profile.count_macs(model, (3, side, side), point) for point in (fixed[0], fixed[-1])]
         points.append(model.point_for_budget(sum(costs) / 2))

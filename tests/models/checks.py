@@ -83,9 +83,9 @@ def check_points(case):
     assert len(set(names)) == len(names), f"two of its points have one name: {', '.join(sorted(names))}"
     for point in points:
         assert model.point(point.name) == point, f"by the name {point} another point is found"
-    assert set(model.ladder) <= set(points), "a default point is none of its points"
-    assert model.main in points, f"its main point {model.main} is none of its points"
-    assert model.point(None) == model.main, "without a name another point than the main one is found"
+    assert set(model.default_points) <= set(points), "a default point is none of its points"
+    assert model.main_point in points, f"its main point {model.main_point} is none of its points"
+    assert model.point(None) == model.main_point, "without a name another point than the main one is found"
     assert "nowhere" in refuses(model.point, "nowhere"), "a point `nowhere` is found, or not named in the error"
     fixed = [point for point in points if not point.per_image]
     shapes = [(3, point.resolution or case.side, point.resolution or case.side) for point in fixed]
