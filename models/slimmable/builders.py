@@ -41,7 +41,7 @@ WIDE = COMMON | {
 #: help of arguments that the docstrings leave out
 ARGUMENTS = {
     "width_mult_range": "narrowest and widest sub-network; weights are stored for the widest.",
-    "width_mult_list": "widths with stored running statistics, evaluated after every epoch (default: the range's ends).",
+    "width_mult_list": "widths with stored running statistics, evaluated each epoch (default: the range's ends).",
     "resolution_list": "image sides in pixels that training draws from, the largest first.",
     "width_mult_list_test": "widths of the points (default: every 0.05 of the range).",
     "calibration_batches": "training batches over which a point's statistics are averaged.",
