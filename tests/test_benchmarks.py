@@ -68,7 +68,7 @@ def test_a_step_is_that_of_a_plain_loop():
     assert model.weight.grad is None
 
 
-def test_the_file_keeps_lines_of_other_benchmarks_and_other_machines(tmp_path, monkeypatch):
+def test_results_of_other_benchmarks_and_machines_are_kept(tmp_path, monkeypatch):
     file = tmp_path / "benchmarks.csv"
     old, new = (timing.Result("gated", what, 0.25, 0.5, 0.5, 0.4, "a, note") for what in ("old", "new"))
     monkeypatch.setattr(timing, "machine", lambda: "another")
@@ -90,7 +90,7 @@ def test_the_file_keeps_lines_of_other_benchmarks_and_other_machines(tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["benchmarks.csv"]
 
 
-def test_the_command_measures_what_is_named_and_writes_unless_quick(tmp_path, monkeypatch, capsys):
+def test_the_command_measures_and_writes_unless_quick(tmp_path, monkeypatch, capsys):
     results = [timing.Result("stub", what, 1.0, 2.0, 0.5, aim) for what, aim in (("a", 0.6), ("b", 0.4), ("c", None))]
     monkeypatch.setitem(sys.modules, "benchmarks.stub", SimpleNamespace(measure=lambda device, quick: results))
     monkeypatch.setattr(benchmarks, "NAMES", ["stub", "never"])
@@ -105,7 +105,7 @@ def test_the_command_measures_what_is_named_and_writes_unless_quick(tmp_path, mo
     assert [row["met"] for row in csv.DictReader(benchmarks.FILE.read_text().splitlines())] == ["yes", "no", ""]
 
 
-def test_an_unknown_benchmark_is_one_sentence_that_names_the_others(monkeypatch, capsys):
+def test_an_unknown_benchmark_error_names_the_others(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "nosuch"])
     with pytest.raises(SystemExit) as stop:
         benchmarks.main()
@@ -113,7 +113,7 @@ def test_an_unknown_benchmark_is_one_sentence_that_names_the_others(monkeypatch,
     assert capsys.readouterr().err.startswith("error: there is no benchmark nosuch; use early_exit, embedded, ")
 
 
-def test_views_and_allocations_are_no_operations_and_products_move_bytes():
+def test_views_and_allocations_count_no_operations():
     def step():
         torch.empty(5)
         return (a.view(6).view(2, 3).t().t() @ b).relu()

@@ -113,7 +113,7 @@ def test_a_cuda_graph_trains_as_a_step_that_is_run(system, compiled):
     check_equal(system, torch.device("cuda"), compile=compiled)
 
 
-def test_a_captured_run_equals_a_plain_one_with_partial_batches_averages_and_a_resume(tmp_path, tape, monkeypatch):
+def test_a_captured_and_resumed_run_equals_a_plain_one(tmp_path, tape, monkeypatch):
     data = digits(100, subset=1050)
     options = {"ema": 0.9, "clip_grad_norm": 1.0, "lr_schedule": "cosine"}
     plain, _ = fit(tmp_path / "plain", epochs=3, data=data, **options)

@@ -135,7 +135,7 @@ def test_a_byte_damaged_anywhere_changes_no_weight_unnoticed(tmp_path):
     assert all(message.startswith(f"{path} ") and "\n" not in message for message in messages)
 
 
-def test_damaged_weights_are_refused_and_what_is_beside_them_is_read_without_them(tmp_path, model):
+def test_damaged_weights_are_refused_and_the_rest_is_readable(tmp_path, model):
     path = saved(tmp_path, {"net_state_dict": model.state_dict(), "training": {"flags": {"model": "a name"}}})
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -165,7 +165,7 @@ def trained(tmp_path, model, **more):
     return saved(tmp_path, training_content(model.state_dict(), optimizer.state_dict(), 50.0, training))
 
 
-def test_a_trained_file_knows_its_network_its_classes_and_its_images(tmp_path):
+def test_a_trained_file_records_its_network_classes_and_images(tmp_path):
     model = create_model("ResNet32_DoubleShared", "cifar10", 3, shared_rank=8)
     checkpoint = Checkpoint.open(trained(tmp_path, model))
     described = {"model": "ResNet32_DoubleShared", "dataset": "cifar10", "lr": 0.1, "shared_rank": 8}
@@ -221,7 +221,7 @@ def test_a_file_of_a_sub_network_builds_it_again(tmp_path, name, flags, point):
             torch.testing.assert_close(network.eval()(images), whole(images, point))
 
 
-def test_only_what_create_model_built_can_be_kept_as_a_sub_network():
+def test_only_create_model_networks_can_be_saved_as_sub_networks():
     whole = create_model("ResNet32_ADN")
     whole.built_as = None
     with pytest.raises(ValueError, match="only the sub-networks of what create_model built"):
@@ -281,13 +281,13 @@ def test_a_released_checkpoint_is_described_without_a_download(tmp_path, monkeyp
     assert (checkpoint.classes, checkpoint.held_out) == (None, 0)
 
 
-def test_a_name_that_two_data_sets_have_is_of_the_one_that_is_asked_for():
+def test_a_name_shared_by_two_data_sets_follows_the_request():
     for dataset in ("cifar100", "ilsvrc"):
         assert Checkpoint.open("MobileNetV2-Shared", dataset).describe()["dataset"] == dataset
     assert Checkpoint.open("ResNet50-Shared", "cifar10").describe()["dataset"] == "ilsvrc"
 
 
-def test_what_a_run_goes_on_with_stays_when_the_file_is_written_over(tmp_path, model):
+def test_resume_state_survives_overwriting_the_file(tmp_path, model):
     checkpoint = Checkpoint.open(trained(tmp_path, model, raw_weights=model.state_dict()))
     training = checkpoint.training
     with open(checkpoint.path, "r+b") as file:
@@ -316,7 +316,7 @@ def test_published_files_are_found_under_both_spellings():
     }
 
 
-def test_without_a_network_the_message_says_what_to_open_and_where_to_put_it(tmp_path, monkeypatch):
+def test_without_network_access_the_message_says_url_and_path(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network")
 

@@ -382,7 +382,7 @@ def test_noise_is_finite_at_the_ends_of_the_unit_interval(monkeypatch):
 
 
 @pytest.mark.parametrize("target", [0.3, 0.7])
-def test_the_resource_loss_alone_drives_the_mean_rate_to_its_target(target):
+def test_the_resource_loss_drives_the_mean_rate_to_its_target(target):
     torch.manual_seed(0)
     gated = dict(num_paths=2, prev_state=True, category=False, small=True, grouping=None)
     model = multi_path_resnet(10, (2, 1), **gated).train()
@@ -409,7 +409,7 @@ def test_losses_are_formed_on_the_whole_batch():
     assert right == pytest.approx(fixture["outputs"]["execution_rate_loss"], rel=1e-5)
 
 
-def test_means_over_processes_have_the_gradient_that_averaging_completes(monkeypatch):
+def test_means_over_processes_have_the_right_averaged_gradient(monkeypatch):
     """Two processes with half a batch each: their averaged gradients are those of one process with all of it."""
     whole = torch.rand(8, 3, 2, dtype=torch.float64, requires_grad=True)
     objective.execution_loss(objective.batch_mean(whole), 0.3).backward()
@@ -752,7 +752,7 @@ RECIPES = sorted(
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dataset}-{row.table}-{row.row}")
-def test_a_published_row_is_what_we_count_or_a_listed_disagreement(row):
+def test_published_rows_match_our_counts_or_are_listed(row):
     params, _, flops = row.count()
     assert (flops is None) == (row.point == "gated" or not row.flops)  # means over images are not countable
     printed = {"params": (params, row.params), "flops": (flops, row.flops)}

@@ -225,7 +225,7 @@ def test_compiling_takes_random_widths_from_a_grid(compiled):
     assert all(width == round(20 * width) / 20 for width in widths) == compiled
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_good_checkpoint(tmp_path):
+def test_a_nan_loss_stops_the_run_and_names_the_good_checkpoint(tmp_path):
     class Breaks(Both):
         def begin_epoch(self, model, epoch):
             self.factor = float("nan") if epoch == 1 else 1.0
@@ -242,7 +242,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_good_checkpoint(tm
     assert all(value.isfinite().all() for value in good["net_state_dict"].values())
 
 
-def test_an_epoch_is_one_record_and_checkpoints_carry_the_authors_keys(tmp_path):
+def test_an_epoch_is_one_record_and_checkpoints_keep_their_keys(tmp_path):
     fit(tmp_path, epochs=2)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
     content = torch.load(tmp_path / "best.pth", weights_only=True)
@@ -266,7 +266,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert int(result.stdout) < 1000  # 262144 pages pass through the tensors
 
 
-def test_momentum_starts_from_zero_and_a_first_step_that_is_skipped_leaves_it_so():
+def test_momentum_starts_from_zero_even_after_a_skipped_step():
     recipe = engine.Recipe(1, 0.1)
     trainer = engine.Trainer(Tiny(), Both(), digits(), None, recipe, CPU)
     trainer.begin_epoch()
@@ -362,7 +362,7 @@ def test_several_gpus_in_one_process_judge_as_one_does(monkeypatch):
     assert engine.evaluate(Replicas(model), data.test) == engine.evaluate(model, data.test)
 
 
-def test_the_rates_that_were_asked_for_hold_with_a_loaded_optimizer(tmp_path):
+def test_requested_learning_rates_hold_with_a_loaded_optimizer(tmp_path):
     state = torch.optim.SGD(Tiny().parameters(), 0.5, momentum=0.1, weight_decay=0.7).state_dict()
     torch.save({"optimizer_state_dict": state}, tmp_path / "start.pth")
     start = Checkpoint.open(tmp_path / "start.pth")

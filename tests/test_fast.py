@@ -79,7 +79,7 @@ def test_fast_training_of_further_systems_equals_plain(monkeypatch):
         compare_fast_with_plain(case.build(), objective, monkeypatch)
 
 
-def test_a_compiled_run_equals_a_plain_one_partial_last_batch_included(tmp_path):
+def test_a_compiled_run_equals_a_plain_one_with_a_partial_batch(tmp_path):
     plain, _ = fit(tmp_path / "plain", epochs=1)
     fast, _ = fit(tmp_path / "fast", epochs=1, compile=True)
     for name, tensor in plain.named_parameters():  # float32 and code of its own: close, as vectors

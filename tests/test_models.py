@@ -69,7 +69,7 @@ def test_macs_are_those_of_a_closed_form():
     assert profile.count_macs(model, (3, 32, 32)) == macs
 
 
-def test_batch_norms_count_twice_their_elements_whatever_torch_makes_of_them():
+def test_batch_norms_count_two_operations_per_element():
     """In closed form: the stem's norm, and 36 a group of ResNet110."""
     model = create_model("ResNet110").train()
     elements = 16 * 32 * 32 + 36 * (16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8)
@@ -78,7 +78,7 @@ def test_batch_norms_count_twice_their_elements_whatever_torch_makes_of_them():
     assert model.published_flops("2ptflops", (3, 32, 32)) == 2 * (252_887_680 + 2_097_152)
 
 
-def test_batch_norms_count_once_in_every_form_that_models_write_them():
+def test_batch_norms_count_once_in_every_form():
     class Network(AdaptiveModel):
         def __init__(self):
             super().__init__()

@@ -123,7 +123,7 @@ def configured(name, text):
 
 
 @pytest.mark.parametrize(("text", "millions", "params"), PUBLISHED_COSTS)
-def test_costs_and_parameters_are_those_of_the_published_networks(text, millions, params):
+def test_costs_and_parameters_match_the_published_networks(text, millions, params):
     model = configured("msdnet", text)
     assert " ".join(f"{cost.total / 1e6:.2f}" for cost in authors_costs(model)) == millions
     assert profile.count_params(model) == params
@@ -172,7 +172,7 @@ def statistics_error(model, norms):
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if name.startswith("msdnet")])
-def test_losses_and_gradients_are_the_references_with_and_without_equilibrium(name):
+def test_losses_and_gradients_match_the_reference(name):
     fixture = check.load("msdnet", name)
     recorded = fixture["train"]
     model = build(fixture)
@@ -189,7 +189,7 @@ def test_losses_and_gradients_are_the_references_with_and_without_equilibrium(na
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if name.startswith("imta")])
-def test_stage_two_losses_gradients_and_drifting_statistics_are_the_references(name):
+def test_stage_two_training_matches_the_reference(name):
     fixture = check.load("msdnet", name)
     recorded = fixture["train"]
     model = build(fixture)
@@ -218,7 +218,7 @@ def synthetic_probabilities(generator, exits=5, images=200, classes=10):
     return torch.from_numpy(probabilities), torch.from_numpy(labels)
 
 
-def test_thresholds_accuracies_and_costs_are_those_of_the_authors_tester():
+def test_thresholds_and_results_match_the_authors_tester():
     fixture = check.load("msdnet", "budgeted_eval_5exits")
     generator = np.random.RandomState(20190817)
     held_out, held_labels = synthetic_probabilities(generator)
@@ -296,7 +296,7 @@ def test_a_recipe_trains_as_the_network_was_published(recipe):
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "-imta-" in recipe])
-def test_stage_two_starts_from_the_run_of_its_stage_one_and_is_of_its_network(recipe):
+def test_stage_two_starts_from_the_network_of_its_stage_one_run(recipe):
     second, first = typed(recipe), typed(recipe.replace("-imta-", "-msdnet-ge-"))
     assert second.pop("pretrained").rpartition("/")[0] == first.pop("save")
     assert {key: value for key, value in second.items() if key not in ("model", "T", "gamma")} == {
@@ -320,7 +320,7 @@ def test_an_exit_runs_no_module_that_its_logits_do_not_depend_on(flags):
         assert called == {name for name, module in leaves.items() if module.weight.grad is not None}
 
 
-def test_later_exits_cost_more_and_stopping_on_the_way_costs_what_the_heads_do():
+def test_later_exits_cost_more_and_visited_heads_are_counted():
     model = small()
     alone = [profile.count_macs(model, (3, 32, 32), point) for point in model.points]
     assert alone == sorted(alone)
@@ -408,7 +408,7 @@ def test_a_folded_network_says_and_costs_the_same(name, flags):
 # Gradient equilibrium and stage 2
 
 
-def test_equilibrium_changes_no_forward_value_and_balances_gradients():
+def test_equilibrium_balances_gradients_and_keeps_forward_values():
     plain, balanced = small("msdnet"), small("msdnet_ge")
     balanced.load_state_dict(plain.state_dict())
     images = torch.randn(4, 3, 32, 32)
@@ -448,7 +448,7 @@ def test_a_stage_one_file_starts_stage_two_under_every_prefix(tmp_path):
         assert all(torch.equal(model.state_dict()[key], value) for key, value in own.items())
 
 
-def test_a_stage_one_file_of_another_configuration_is_one_sentence():
+def test_a_mismatched_stage_one_file_is_one_sentence():
     other = create_model("msdnet_ge", "cifar10", **{**SMALL, "nChannels": 8})
     model = create_model("IMTA_MSDNet", "cifar10", **SMALL)
     with (
@@ -458,7 +458,7 @@ def test_a_stage_one_file_of_another_configuration_is_one_sentence():
         load_state(model, other.state_dict(), "stage1.pth")
 
 
-def test_stage_two_trains_the_new_heads_only_and_lets_backbone_statistics_drift():
+def test_stage_two_trains_new_heads_and_lets_statistics_drift():
     model = create_model("IMTA_MSDNet", "cifar10", **SMALL).train()
     objective = create_objective("IMTA_MSDNet", "cifar10")
     before = copy.deepcopy(model.state_dict())
@@ -527,7 +527,7 @@ def batches(count=4, size=16, seed=0):
 
 @pytest.mark.parametrize("name", ["msdnet", "IMTA_MSDNet"])
 @pytest.mark.parametrize("fold", [False, True])
-def test_images_that_leave_say_and_cost_what_the_simulated_protocol_says(name, fold):
+def test_early_exit_inference_matches_the_simulated_protocol(name, fold):
     model = small(name)
     model = model.fold() if fold else model
     points = model.prepare([model.find_point(f"budget-p{p}") for p in (1, 10, 20, 30, 40)], batches())
@@ -598,7 +598,7 @@ def test_budgets_are_found_by_name():
     assert model.find_point("budget-p7").p == 7
 
 
-def test_preparing_thresholds_looks_at_held_out_images_only_where_it_must():
+def test_thresholds_use_held_out_images_only_when_needed():
     model = small()
     assert model.prepare(model.points, iter(())) == model.points
     ready = model.prepare([model.find_point("budget-p3")], batches())
@@ -628,7 +628,7 @@ def test_an_impossible_configuration_is_one_sentence(flags, sentence):
         create_model("msdnet", "cifar10", **flags)
 
 
-def test_impossible_budgets_thresholds_and_objectives_are_one_sentence():
+def test_impossible_budgets_and_thresholds_are_one_sentence():
     model = small()
     with pytest.raises(ValueError, match="below the"):
         model.point_for_budget(1000)

@@ -21,7 +21,7 @@ ROWS = published.published_rows()
 
 
 @pytest.mark.parametrize("system", sorted({row.system for row in ROWS}))
-def test_counts_agree_with_the_published_digits_or_are_known_to_disagree(system):
+def test_counts_match_the_published_digits_or_are_listed(system):
     wrong = []
     for row in published.published_rows(system):
         if not row.model:
@@ -97,7 +97,7 @@ def test_evaluations_with_one_latency_or_none_are_still_read(tmp_path):
         measured.load_run(tmp_path / "run")
 
 
-def test_compare_names_runs_marks_the_frontier_and_keeps_every_latency(tmp_path, capsys):
+def test_compare_names_runs_and_marks_the_frontier(tmp_path, capsys):
     one = evaluation(tmp_path / "one", points=(("a", 10e6, 80.0), ("b", 30e6, 85.0)))
     two = evaluation(tmp_path / "two", points=(("a", 20e6, 79.0), ("b", 25e6, 84.0)))
     compare([str(one), str(two), f"third={two}"], str(tmp_path / "out"))
@@ -113,7 +113,7 @@ def test_compare_names_runs_marks_the_frontier_and_keeps_every_latency(tmp_path,
     assert "third" in (tmp_path / "out" / "compare.svg").read_text()
 
 
-def test_a_published_curve_has_counted_macs_and_only_the_systems_own_networks():
+def test_a_published_curve_has_counted_macs_of_its_own_networks():
     (curve,) = published.published_curves("shared-basis", "cifar10")
     assert curve.published
     rows = {row["point"]: row for row in curve.rows}
@@ -125,7 +125,7 @@ def test_a_published_curve_has_counted_macs_and_only_the_systems_own_networks():
     assert published.published_curves("plain", "cifar10") == []
 
 
-def test_frontier_leaves_out_what_a_cheaper_row_beats_and_what_has_no_cost():
+def test_the_frontier_leaves_out_beaten_and_uncosted_rows():
     rows = [{"ms": 3, "top1": 5}, {"ms": 1, "top1": 4}, {"ms": 2, "top1": 4}, {"top1": 9}, {"ms": 3, "top1": 6}]
     assert curves.frontier(rows, "ms") == [{"ms": 1, "top1": 4}, {"ms": 3, "top1": 6}]
 
@@ -144,7 +144,7 @@ def test_names_of_points_cover_no_other_point_and_no_other_name(tmp_path):
     assert not any(box.contains(*dot) for box in boxes for dot in dots)
 
 
-def test_a_kept_run_has_no_paths_of_its_machine_and_is_on_the_page(tmp_path, monkeypatch):
+def test_a_kept_run_is_on_the_page_without_local_paths(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured")
     run = evaluation(tmp_path / "runs" / "one", model="ResNet32_SingleShared", epochs=2)
     measured.keep(str(run), "short-one")

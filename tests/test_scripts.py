@@ -73,7 +73,7 @@ def test_training_then_evaluation_as_a_user_types_them(tmp_path):
     assert (tmp_path / "report" / "accuracy-macs.png").stat().st_size > 5000
 
 
-def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits(tmp_path):
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
     flags = [*QUICK, "--epochs=3", "--checkpoint_steps=2"]
     straight = shell("train_cifar10.py", *flags, f"--save={tmp_path}/straight")
     assert straight.returncode == 0, straight.stderr
@@ -135,7 +135,7 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
     torch.load(tmp_path / "run" / "last.pth", weights_only=True)
 
 
-def test_a_run_resumed_elsewhere_leaves_other_runs_alone_and_has_a_best_file_of_its_own(tmp_path, monkeypatch, capsys):
+def test_a_run_resumed_elsewhere_keeps_its_own_best_file(tmp_path, monkeypatch, capsys):
     flags = [*QUICK, "--epochs=2", "--lr_schedule=constant"]
     for seed in (0, 1):
         assert call(monkeypatch, capsys, train_cifar10, *flags, f"--seed={seed}", f"--save={tmp_path}/{seed}")[0] == 0
@@ -162,7 +162,7 @@ def test_a_run_with_two_optimizer_steps_a_batch_ends_well(tmp_path, monkeypatch,
     assert (code, err) == (0, "")
 
 
-def test_an_extracted_file_knows_its_images_and_is_the_same_with_folding(tmp_path, monkeypatch, capsys):
+def test_an_extracted_file_records_its_images_and_can_be_folded(tmp_path, monkeypatch, capsys):
     flags = [
         "--dataset=digits",
         "--subset=64",
@@ -260,9 +260,7 @@ def test_an_evaluation_needs_weights_and_points_that_exist(monkeypatch, capsys, 
     assert "no point 'exit3'" in err
 
 
-def test_an_evaluation_takes_the_flags_of_its_training_and_says_they_are_of_no_use(
-    monkeypatch, capsys, checkpoint, tmp_path
-):
+def test_an_evaluation_accepts_training_flags_with_a_notice(monkeypatch, capsys, checkpoint, tmp_path):
     flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", f"--report={tmp_path}/report"]
     code, out, _ = call(monkeypatch, capsys, eval_cifar10, *flags, "--lr=0.1", "--momentum", "0.9")
     assert code == 0
@@ -296,7 +294,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_disk_that_fills_up_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     run = engine.Run(tmp_path, {}, None)
     run.save({"weights": torch.zeros(400)})
 
@@ -396,7 +394,7 @@ def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, monkeypatch, capsy
     assert (code, "no evaluation" in err) == (1, True)
 
 
-def test_when_no_source_works_only_the_demonstration_falls_back_loudly(tmp_path, monkeypatch, capsys):
+def test_only_the_demonstration_falls_back_when_no_source_works(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(downloads, "_from_university", lambda *args: (_ for _ in ()).throw(OSError("offline")))

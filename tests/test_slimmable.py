@@ -328,7 +328,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
-def test_inference_follows_weights_that_change_between_two_passes(change):
+def test_inference_follows_weights_that_change_between_passes(change):
     model, images = tiny().eval(), next(batches())[0]
     before = model(images, "w0.9-r32")
     assert torch.equal(before, as_views(model, images, "w0.9-r32"))
@@ -488,7 +488,7 @@ def test_statistics_of_a_us_net_file_last_until_training():
         model.eval().prepare(points, ())
 
 
-def test_widths_of_a_larger_range_are_multiples_of_the_basic_channels():
+def test_widths_of_a_larger_range_are_multiples_of_the_base():
     form = Universal(0.25, 1.6, (0.25, 1.6))
     channels = form.channels(1024)
     assert (channels.largest, channels(1.0), channels(0.5)) == (1640, 1024, 512)
@@ -590,7 +590,7 @@ def test_points_are_named_by_width_and_resolution():
     assert costs == sorted(costs)
 
 
-def test_the_ends_of_the_range_are_watched_where_no_list_is_given():
+def test_the_ends_of_the_range_are_evaluated_by_default():
     assert [point.name for point in tiny(width_mult_range=(0.5, 0.8)).watched] == ["w0.5-r32", "w0.8-r32"]
 
 
@@ -606,7 +606,7 @@ def test_calibration_averages_means_and_unbiased_variances():
     assert torch.allclose(var, sum(x.var((0, 2, 3)) for x in inputs) / 2, atol=1e-6)
 
 
-def test_points_are_calibrated_together_once_and_again_when_weights_change():
+def test_points_are_calibrated_once_and_when_weights_change():
     model = tiny().eval()
     points = [model.at(0.93, 28), model.at(0.97, 20)]
     images = next(batches())[0]
@@ -703,7 +703,7 @@ def test_an_extracted_network_is_plain_and_gives_equal_logits(name, dataset, fla
         assert check.relative(exact.fold()(images.double()), exact(images.double())) < 1e-9
 
 
-def test_an_extracted_network_has_the_parameters_of_one_built_at_that_width():
+def test_an_extracted_network_equals_one_built_at_that_width():
     model = create_model("mutualnet_mobilenet_v1", "ilsvrc").eval()
     model.prepare([model.at(0.5, 32)], [(torch.randn(4, 3, 32, 32), None)])
     channels = [16] + [32, 64, 64, 128, 128] + [256] * 6 + [512] * 2
@@ -732,7 +732,7 @@ def test_counted_macs_agree_with_every_published_row(network):
 
 
 @pytest.mark.parametrize("widths", [(0.9, 0.95, 1.0), (1.0,), (1.0, 0.9)])
-def test_a_released_file_of_another_width_list_loads_without_its_statistics(widths, tmp_path, capsys):
+def test_a_file_of_another_width_list_loads_without_statistics(widths, tmp_path, capsys):
     source = tiny(width_mult_list=widths).eval()
     state = {f"module.{key}": value for key, value in source.state_dict().items() if "tracked" not in key}
     torch.save({"model": state, "optimizer": {}, "last_epoch": 3}, tmp_path / "checkpoint_3.pt")
@@ -752,7 +752,7 @@ def test_a_released_file_of_another_width_list_loads_without_its_statistics(widt
     assert torch.equal(model(images, "w0.95-r24"), source(images, "w0.95-r24"))
 
 
-def test_a_file_of_another_widest_width_or_network_is_one_sentence(tmp_path, capsys):
+def test_a_file_of_another_network_or_widest_width_is_refused(tmp_path, capsys):
     wider = tiny(width_mult_range=(0.9, 1.6), width_mult_list=(0.9, 1.6))
     torch.save({"model": wider.state_dict()}, tmp_path / "wider.pt")
     with pytest.raises(ValueError, match=r"begin with 24 channels instead of 16: .* give the --width_mult_range"):
