@@ -1,4 +1,4 @@
-"""The door to images: CIFAR and the embedded digits in memory, ImageNet folders and shards from disk.
+"""Loading images: CIFAR and the embedded digits in memory, ImageNet folders and shards from disk.
 
 Every source ends as a `Data`: batches of normalised float32 images in channels-last layout and int64 labels, both on
 the training device. What an epoch draws depends on the seed and the epoch alone, so a run that was stopped at any
@@ -14,7 +14,7 @@ batch sees the same images when it is resumed, on any device and with any number
     NoSource                      raised where a data set is neither on disk nor can be downloaded
     IMAGENET_MEAN, IMAGENET_STD   the usual normalisation of ImageNet's pixels, from 0 to 1
 
-How they do it is in `images/`.
+The implementation is in `images/`.
 """
 
 from images.batches import Batches

@@ -2,9 +2,9 @@
 
     python3 eval_ilsvrc.py --dataset_path=<path> --pretrained=<file or published name> --model=ResNet34_DoubleShared
 
-With --image it says what single images are, with --export it writes the network for other programs.
+With --image it classifies single images, with --export it writes the network for other programs.
 
-Files written by this project and published names need no --model and no flags: they know their own.
+Files written by this project and published names need no --model and no flags: those are recorded with the weights.
 """
 
 from functools import partial

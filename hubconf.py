@@ -1,10 +1,10 @@
-"""torch.hub's door: every registered network by its published name.
+"""Entry points for torch.hub: every registered network by its published name.
 
     torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", dataset="cifar10", shared_rank=16, unique_rank=1)
     torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", pretrained="ResNet56-S16U1-Double")
 
-REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. `torch.hub.list` gives the names and
-`torch.hub.help` the flags of one. Whatever can be called here and does not begin with an underscore is a network.
+REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. `torch.hub.list` lists the names and
+`torch.hub.help` the flags of one. Everything callable here whose name does not begin with an underscore is a network.
 """
 
 from models import Checkpoint as _Checkpoint
@@ -14,7 +14,7 @@ from models import list_models as _list_models
 dependencies = ["torch", "tqdm"]
 
 
-def _door(name, entries):
+def _entry_point(name, entries):
     """The function that builds the network `name`, which is registered for one data set or several."""
 
     def build(dataset=None, num_classes=None, pretrained=None, cache=None, **flags):
@@ -40,11 +40,11 @@ def _help(entries):
     return "\n".join(lines)
 
 
-def _doors():
+def _entry_points():
     by_name = {}
     for entry in _list_models():
         by_name.setdefault(entry.name, []).append(entry)
-    return {name: _door(name, entries) for name, entries in by_name.items()}
+    return {name: _entry_point(name, entries) for name, entries in by_name.items()}
 
 
-globals().update(_doors())
+globals().update(_entry_points())

@@ -33,7 +33,7 @@ def main(argv=None):
 
 
 def load_data(args, device):
-    """The images, or with `--fallback` the digits, said loudly, where no source of the dataset works."""
+    """The images, or with `--fallback` the digits, with a loud warning, if no source of the dataset works."""
     options = dict(subset=args.subset, valid=args.valid, mean=args.mean, std=args.std, padding_mode=args.padding_mode)
     try:
         return dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, seed=args.seed, **options)

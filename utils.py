@@ -1,4 +1,4 @@
-"""Small helpers that know nothing about models: the user's mistakes, printing, seeds, files that are always whole."""
+"""Small helpers that know nothing about models: user errors, printing, seeds, atomic writing of files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UserError(ValueError):
     """A mistake that the user can correct: one sentence that says what is wrong and what to do.
 
     Args:
-        exit_code: with which a script ends: 1 for what failed while it ran, 2 for a command that cannot work.
+        exit_code: of the script: 1 for a failure while it ran, 2 for an invalid command.
     """
 
     def __init__(self, message: str, exit_code: int = 1):
@@ -47,7 +47,7 @@ def say(*words: object) -> None:
 
 
 def show_progress() -> bool:
-    """Whether to draw progress bars: on the first process only, and only where a person sees them."""
+    """Whether to draw progress bars: on the first process only, and only in a terminal."""
     return rank() == 0 and sys.stderr.isatty()
 
 
@@ -83,7 +83,7 @@ def restore_rng_state(state: dict) -> None:
 def replacing(path: str | os.PathLike):
     """Write a file so that its name only ever holds the old content or the whole new one.
 
-    Gives a temporary path in the same folder; what is written there is flushed to disk and then renamed.
+    Yields a temporary path in the same folder; what is written there is flushed to disk and then renamed.
 
     Raises:
         UserError: no permission, no such folder, or the disk is full; the old file is untouched.

@@ -1,4 +1,4 @@
-"""How a run goes: ONE training loop and ONE evaluation loop, for every family, dataset and device.
+"""Training and evaluation: one loop for each, the same for every family, dataset and device.
 
 `recipe` is a run's schedule, `trainer` the training loop, `evaluation` the evaluation loop, `run` the run on disk,
 `devices` and `cuda_graph` what it computes on. What only the scripts need is imported as `engine.cli`, `engine.flags`

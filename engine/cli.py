@@ -32,8 +32,8 @@ class Script:
         datasets: the values of `--dataset`, the default first.
         model: default of `--model`.
         training: whether it trains, and so has the flags of the recipe and of the objective.
-        defaults: published defaults of common flags, where a network does not bring its own.
-        add_flags: add what not every script has.
+        defaults: published defaults of common flags, where a network does not define its own.
+        add_flags: functions that add flags which only some scripts have.
     """
 
     description: str
@@ -48,7 +48,7 @@ class Script:
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a mistake with one sentence instead of the whole usage."""
+    """Reports a mistake in one sentence instead of printing the whole usage."""
 
     def error(self, message: str):
         print(f"error: {message}", file=sys.stderr)
@@ -58,13 +58,13 @@ class Parser(argparse.ArgumentParser):
 def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse a command line: `@file` holds arguments, hyphens in flags count as underscores.
 
-    It changes nothing in the process and asks no device anything: see `complete`.
+    It changes nothing in the process and queries no device: see `complete`.
 
     Returns:
-        The common flags; `model_flags`, `objective_flags` for `create_model` and `create_objective`; `checkpoint`, that
-        of --pretrained or None, which was asked for no more than what it is.
+        The common flags; `model_flags`, `objective_flags` for `create_model` and `create_objective`; `checkpoint`, the
+        one that --pretrained names or None, of which only the description has been read.
 
-    Exits with 2 and one sentence where something cannot be, with 0 after `--help`, `--list_models` and
+    Exits with 2 and one sentence if the command is invalid, with 0 after `--help`, `--list_models` and
     `--list_checkpoints`.
     """
     parser = _parser(script)
@@ -120,7 +120,7 @@ def _parser(script: Script) -> Parser:
 def _find_network(
     parser: Parser, script: Script, argv: list[str]
 ) -> tuple[registry.Entry, str, Checkpoint | None, dict]:
-    """The network and the dataset that a command or its checkpoint names, that checkpoint, and what it says of itself.
+    """The network and the dataset that a command or its checkpoint names, the checkpoint, and its description.
 
     Prints the lists and exits where those were asked for.
     """
@@ -139,13 +139,13 @@ def _find_network(
 
 
 def _described(checkpoint: Checkpoint | None, script: Script) -> dict:
-    """What a checkpoint says of its own network, so that an evaluation need not repeat it."""
+    """A checkpoint's description of its own network, so that an evaluation need not repeat it."""
     if script.training or checkpoint is None:
         return {}
     try:
         return checkpoint.describe()
     except ValueError:
-        return {}  # said again, with the right exit code, when it is loaded
+        return {}  # raised again, with the right exit code, when it is loaded
 
 
 def _published_defaults(script: Script, entry: registry.Entry, dataset: str) -> dict:
@@ -179,7 +179,7 @@ def _check_training(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--nesterov is a form of momentum: give --momentum above 0")
 
 
-#: what an evaluation script can do instead of evaluating, and the flags that mean nothing then
+#: what an evaluation script can do instead of evaluating, and the flags that have no effect then
 TASKS = {
     "image": ("export", "budget", "query_table", "extract", "report"),
     "export": ("budget", "query_table", "extract", "report", "fold", "fast", "amp"),
@@ -190,7 +190,7 @@ def _check_evaluation(parser: Parser, args: argparse.Namespace) -> None:
     for task, useless in TASKS.items():
         given = [flag for flag in useless if getattr(args, flag)]
         if getattr(args, task) and given:
-            parser.error(f"--{given[0]} does not go together with --{task}: leave one of them out")
+            parser.error(f"--{given[0]} cannot be combined with --{task}: leave one of them out")
     if args.export and args.export[0] not in export.FORMATS:
         parser.error(f"--export {args.export[0]} is not a format; use {' or '.join(export.FORMATS)}, and then the file")
     if not args.pretrained:
@@ -201,7 +201,7 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
 
 
-#: what authors' scripts call some of our flags
+#: the names of some of our flags in the authors' scripts
 SPELLINGS = {
     "arch": "model",
     "data": "dataset",
@@ -217,7 +217,7 @@ LETTERS = {"-T": "T", "-b": "batch_size", "-j": "workers"}
 
 
 def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
-    """Put the content of `@file` in its place; of flags' spellings make ours, with underscores for hyphens."""
+    """Replace `@file` by its content, and other spellings of flags by ours, with underscores for hyphens."""
     words = []
     for word in argv:
         if word.startswith("@"):
@@ -239,14 +239,14 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
 
 
 def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[str]:
-    """Let a training command become an evaluation by its script's name alone, as the authors' scripts did."""
+    """Accept the flags of a training command in an evaluation, as the authors' scripts did."""
     training = Parser(add_help=False, allow_abbrev=False)
     add_training(training)
     add_image_training(training)
     add_flags(training, entry.objective_flags())
     _, left = training.parse_known_args(unknown)
     if len(left) < len(unknown):
-        say(f"of no use to an evaluation: {' '.join(word for word in unknown if word not in left)}")
+        say(f"ignored by an evaluation: {' '.join(word for word in unknown if word not in left)}")
     return left
 
 
@@ -278,13 +278,13 @@ def _print_lists(known: argparse.Namespace, script: Script) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's main; end with one sentence and an exit code. `python3 -X dev` shows tracebacks instead.
+    """Call a script's main; on failure, exit with one sentence and a code. `python3 -X dev` shows tracebacks instead.
 
-    Exits with 2 for a command that cannot be, 1 for what failed, 128 + signal where a signal stopped it.
+    Exits with 2 for an invalid command, 1 for a failure, 128 + signal if a signal stopped it.
     """
     try:
         main()
-    except BrokenPipeError:  # the reader of our output went away
+    except BrokenPipeError:  # the program that reads our output has ended
         sys.stdout = None
         sys.exit(1)
     except Stopped as stop:

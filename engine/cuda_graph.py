@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: forward, losses, backward and optimizer, started with a single launch.
 
-Small networks give a GPU thousands of short kernels a step, and the host that launches them is what the step waits for.
-A graph is recorded once; afterwards no Python of the step runs any more. So a captured step must be of fixed shapes,
+Small networks launch thousands of short GPU kernels in each step, and the step then waits for the host to launch them.
+A graph is recorded once; afterwards none of the step's Python code runs. So a captured step must have fixed shapes,
 keep what changes from step to step in tensors (images, labels, learning rate), and decide nothing on the host.
 """
 
@@ -26,7 +26,7 @@ class CudaRecorder:
     warm_up_steps = 3
 
     def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
-        """Run `step` on a stream of its own, as steps must be that are recorded later."""
+        """Run `step` on a side stream, as CUDA requires before a recording."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -35,7 +35,7 @@ class CudaRecorder:
         return result
 
     def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """A function that launches what `step` would, which is not run now; and the tensor that `step` returns."""
+        """Record `step` without running it; return a function that launches it, and the tensor that `step` returns."""
         graph = torch.cuda.CUDAGraph()
         # threads that read images may use CUDA meanwhile: that is not part of the step, and not an error
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -57,7 +57,7 @@ class CapturedStep:
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Make a step. The result is overwritten by the next one. Raises UserError where it cannot be recorded."""
+        """Run a step. The result is overwritten by the next one. Raises UserError if it cannot be recorded."""
         self.steps += 1
         if self.steps <= self.recorder.warm_up_steps:
             return self.recorder.warm_up(lambda: self.step(images, labels))
@@ -87,7 +87,7 @@ def check(objective: Objective, device: torch.device, recipe: Recipe, world_size
         "needs a GPU": device.type != "cuda",
         "needs --compile too, because this objective draws sub-networks in each step": objective.draws
         and not recipe.compile,
-        "needs steps that are alike: leave --accumulate out": recipe.accumulate > 1,
+        "needs identical steps: leave --accumulate out": recipe.accumulate > 1,
         "needs --amp=bf16 or off": recipe.amp == "fp16",
         "is for one process and one GPU": world_size > 1 or torch.cuda.device_count() > 1,
     }

@@ -32,13 +32,13 @@ def start_device(visible: str | None = None) -> torch.device:
             or where CUDA_VISIBLE_DEVICES is set, whatever is visible.
 
     Raises:
-        UserError: there are fewer GPUs than `visible` names, or than torchrun starts processes.
+        UserError: there are fewer GPUs than `visible` names, or than the processes that torchrun starts.
     """
     choose_devices(visible)
     local = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     if cuda and visible is not None and torch.cuda.device_count() < len(visible.split(",")):
-        raise UserError(f"--visible_device {visible} names GPUs that are not there; nvidia-smi -L lists them")
+        raise UserError(f"--visible_device {visible} names GPUs that do not exist; nvidia-smi -L lists those that do")
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if cuda and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise UserError(
@@ -65,17 +65,17 @@ def choose_devices(visible: str | None) -> None:
 def keep_freed_memory() -> None:
     """Have the C library keep the memory that tensors free for the next ones, instead of returning it to the system.
 
-    Memory that comes anew from the system comes page by page, and each page interrupts the step. glibc only.
+    New memory from the system arrives page by page, and each page fault interrupts the step. glibc only.
     """
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h's numbers of the two settings
+    trim_threshold, mmap_threshold = -1, -3  # the numbers of the two settings in malloc.h
     with contextlib.suppress(OSError, AttributeError):
         c_library = ctypes.CDLL(None)
         c_library.mallopt(trim_threshold, -1)
-        c_library.mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
+        c_library.mallopt(mmap_threshold, 32 << 20)  # the largest value that glibc accepts
 
 
 def device_name() -> str:
-    """What the run computes on, for people: the GPU's or the processor's name."""
+    """Readable name of what the run computes on: the GPU or the processor."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return profile.device_name(torch.device("cpu"))
@@ -88,7 +88,7 @@ def multiplies_bf16() -> bool:
     """Whether the GPU, or else the processor, has instructions for bf16; without them it is slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not say
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
@@ -109,11 +109,11 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: s
     use.
 
     Args:
-        mode: of torch.compile.
+        mode: passed to torch.compile.
     """
     if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
         if compiled:
-            raise UserError("--compile and several GPUs need a process for each: start the script with torchrun")
+            raise UserError("--compile on several GPUs needs one process for each: start the script with torchrun")
         return DataParallel(model)
     if compiled:
         # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
@@ -124,7 +124,7 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: s
 
 
 def broadcast(model: nn.Module) -> None:
-    """Give every process the first one's parameters and buffers."""
+    """Copy the first process's parameters and buffers to all others."""
     if dist.is_initialized():
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), 0)
@@ -155,7 +155,7 @@ def average_over_processes(values: dict[str, float], device: torch.device) -> di
 
 
 class DelayedValue:
-    """A copy of a number on the device that is read some steps later, when it has long been computed: no waiting."""
+    """A copy of a number on the device, read some steps later when it is already computed, so that nothing waits."""
 
     def __init__(self, value: Tensor):
         self.copy = torch.empty(value.shape, pin_memory=value.is_cuda).copy_(value, non_blocking=True)

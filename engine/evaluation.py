@@ -1,4 +1,4 @@
-"""ONE evaluation loop, for every family, dataset and device."""
+"""The evaluation loop, the same for every family, dataset and device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils import UserError, rank, show_progress
 
 @dataclass(frozen=True)
 class Row:
-    """What one point achieved: one line of every table."""
+    """The results at one point: one row of every table."""
 
     point: str
     params: int
@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         batches: (images, labels) to evaluate on; every process of a run has its own share.
-        data: has the images, other than `batches`, from which thresholds and batch-norm statistics may be found.
+        data: provides images, other than `batches`, from which to find thresholds and batch-norm statistics.
         amp: off, bf16 or fp16.
         latency_batches: also time forward passes of that many images at once, images of the first batch.
         seconds: spent on timing each point with each of these.

@@ -1,6 +1,6 @@
 """The flags of the four scripts, by topic, and the types of their values.
 
-A flag that the authors' scripts have keeps their name, meaning and default.
+Flags of the authors' scripts keep their name, meaning and default.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def finite(text: str) -> float:
     return value
 
 
-finite.__name__ = "float"  # what argparse calls it where a text is not a number at all
+finite.__name__ = "float"  # argparse's name for it in the message about a text that is not a number at all
 
 
 def _number(kind: Callable, least, open_end: bool = False) -> Callable:
@@ -55,7 +55,7 @@ def fraction(text: str) -> float:
 
 
 def seed(text: str) -> int:
-    """A number that every generator takes."""
+    """A seed that every generator accepts."""
     value = natural(text)
     if value >= 1 << 63:
         raise argparse.ArgumentTypeError(f"{text} is not below 2**63")
@@ -99,7 +99,7 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
         type=positive,
         default=256,
         metavar="N",
-        help="images a step, all devices together (%(default)s)",
+        help="images per step, over all devices (%(default)s)",
     )
     add(
         "--mean",
@@ -107,10 +107,10 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
         metavar="R,G,B",
         help="subtracted from 0..1 pixels (default: as published)",
     )
-    add("--std", type=_colours(above_zero), metavar="R,G,B", help="divides them (default: as published)")
+    add("--std", type=_colours(above_zero), metavar="R,G,B", help="divisor of the result (default: as published)")
     add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
     add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
-    add("--seed", type=seed, default=0, help="of weights, order and augmentation (default: 0)")
+    add("--seed", type=seed, default=0, help="seed of weights, order and augmentation (default: 0)")
     add("--cache", metavar="DIR", help="folder for downloaded checkpoints (default: torch.hub's)")
 
 
@@ -130,36 +130,36 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         metavar="E:F,..",
         help="multistep: from epoch E on (from 0) the rate is lr*F (%(default)s)",
     )
-    add("--lr_decay", type=above_zero, default=0.98, help="exponential: factor an epoch (default: %(default)s)")
-    add("--warmup_epochs", type=not_negative, default=0.0, help="linear rise at the start (default: 0)")
-    add("--momentum", type=not_negative, default=0.9, help="of SGD (default: %(default)s)")
-    add("--nesterov", action="store_true", help="Nesterov's form of it")
+    add("--lr_decay", type=above_zero, default=0.98, help="exponential: factor per epoch (default: %(default)s)")
+    add("--warmup_epochs", type=not_negative, default=0.0, help="epochs of linear warm-up (default: 0)")
+    add("--momentum", type=not_negative, default=0.9, help="momentum of SGD (default: %(default)s)")
+    add("--nesterov", action="store_true", help="use Nesterov momentum")
     add("--weight_decay", type=not_negative, default=5e-4, help="default: %(default)s")
-    add("--accumulate", type=positive, default=1, metavar="N", help="batches averaged into a step (default: 1)")
-    add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0 does not clip (default: 0)")
+    add("--accumulate", type=positive, default=1, metavar="N", help="batches averaged into one step (default: 1)")
+    add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0: no clipping (default: 0)")
     add("--ema", type=fraction, default=0.0, metavar="DECAY", help="evaluate an average of the weights, e.g. 0.999")
     add("--compile", action="store_true", help="torch.compile the network")
-    add("--cuda_graph", action="store_true", help="on a GPU: start each step with one launch instead of thousands")
+    add("--cuda_graph", action="store_true", help="on a GPU: record the step as a CUDA graph and replay it")
     add(
         "--fast",
         action="store_true",
-        help="speeds up training: --compile, and bf16 where the device has it; random widths come from a grid",
+        help="train faster: --compile, and bf16 if the device supports it; random widths come from a grid",
     )
-    add("--deterministic", action="store_true", help="forbid algorithms whose result varies on a GPU")
-    add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="around the random crop (default: zeros)")
+    add("--deterministic", action="store_true", help="forbid nondeterministic algorithms on a GPU")
+    add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="of the random crop (default: zeros)")
     add = parser.add_argument_group("run").add_argument
-    add("--pretrained", metavar="FILE|NAME", help="start from these weights, and their optimizer where it fits")
+    add("--pretrained", metavar="FILE|NAME", help="start from these weights, and their optimizer if it fits")
     add(
         "--starting_epoch",
         type=natural,
         default=0,
         metavar="N",
-        help="epochs already behind --pretrained (default: 0)",
+        help="epochs already trained by --pretrained (default: 0)",
     )
     add("--save", metavar="DIR", help="folder of the run (default: ./checkpoint/<dataset>-<model>-<flags>)")
     add("--resume", metavar="auto|FILE", help="continue this run from its newest checkpoint, or from FILE")
     add("--checkpoint_steps", type=natural, default=0, metavar="N", help="save every N steps too (default: each epoch)")
-    add("--fallback", choices=("digits",), help="images to use, loudly, where no source of the dataset works")
+    add("--fallback", choices=("digits",), help="images to use, with a loud warning, if no source of the dataset works")
     add("--tensorboard", action="store_true", help="also write TensorBoard's event files into the folder")
 
 
@@ -169,20 +169,20 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("images on disk").add_argument
     add("--workers", type=natural, default=min(16, os.cpu_count()), metavar="N", help="processes that decode images")
     add("--resize", type=positive, default=256, metavar="PIXELS", help="shorter side before the centre crop (256)")
-    add("--crop", type=positive, default=224, metavar="PIXELS", help="side of what the network sees (default: 224)")
+    add("--crop", type=positive, default=224, metavar="PIXELS", help="side of the cropped image (default: 224)")
 
 
 def add_image_training(parser: argparse.ArgumentParser) -> None:
-    """Flags of the script that trains on images from disk, beside those of `add_image_folder`."""
+    """Flags of the script that trains on images from disk, in addition to those of `add_image_folder`."""
     add = parser.add_argument_group("training on images on disk").add_argument
     add(
         "--min_scale",
         type=above_zero,
         default=0.08,
-        help="smallest share of an image that a crop takes (default: 0.08)",
+        help="smallest share of an image's area in a crop (default: 0.08)",
     )
     add("--color_jitter", type=fraction, default=0.0, help="change of brightness, contrast, saturation, e.g. 0.4")
-    add("--new_head", action="store_true", help="keep a fresh classifier where --pretrained has other classes")
+    add("--new_head", action="store_true", help="keep a fresh classifier if --pretrained has other classes")
 
 
 class _Words(argparse.Action):
@@ -207,12 +207,12 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--skip", dest="point", action="store_const", const="skip", help="the same as --point=skip")
     add("--budget", metavar="COST", help="run the point that fits best: 120M (MACs), 0.5x (of the full network) or 8ms")
     add("--query_table", metavar="FILE", help="write all points with cost and accuracy; with --budget: choose from it")
-    add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as one of its own")
-    add("--fold", action="store_true", help="merge what is linear into single convolutions before the evaluation")
-    add("--fast", action="store_true", help="speeds up evaluation: --fold and --amp=bf16 where they are supported")
-    add("--image", nargs="+", metavar="FILE", help="instead: say what these images are, and what each of them costs")
+    add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as a separate network")
+    add("--fold", action="store_true", help="merge linear operations into single convolutions before the evaluation")
+    add("--fast", action="store_true", help="evaluate faster: --fold and --amp=bf16 where they are supported")
+    add("--image", nargs="+", metavar="FILE", help="instead: classify these images, and print what each of them costs")
     formats = "|".join(export.FORMATS)
-    add("--export", nargs=2, metavar=(formats, "FILE"), help="instead: write the network at --point for other programs")
+    add("--export", nargs=2, metavar=(formats, "FILE"), help="instead: export the network at --point to other programs")
     add(
         "--latency_batch",
         type=batches,
@@ -233,7 +233,7 @@ def add_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
         if flag.type is bool:
             group.add_argument(f"--{flag.name}", action="store_true", default=flag.default, help=text)
             if flag.default:
-                group.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help="switch that off")
+                group.add_argument(f"--no_{flag.name}", dest=flag.name, action="store_false", help="switch this off")
         elif flag.many:
             group.add_argument(
                 f"--{flag.name}", type=_sequence(kind), default=flag.default, metavar="N,N,..", help=text

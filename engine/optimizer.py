@@ -1,4 +1,4 @@
-"""The optimizer of a run, SGD whose update is one fused operation, and the average of the weights that it makes."""
+"""The optimizer of a run, SGD with a fused update, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from utils import say
 
 
 def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
-    """SGD with the recipe's settings; a parameter group may bring its own `weight_decay` and `lr_scale`."""
+    """SGD with the recipe's settings; a parameter group may set its own `weight_decay` and `lr_scale`."""
     return torch.optim.SGD(
         groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=True
     )
 
 
 def trained_parameters(optimizer: torch.optim.SGD) -> list[nn.Parameter]:
-    """All parameters of an optimizer, group after group."""
+    """All parameters of an optimizer, group by group."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def add_momentum(optimizer: torch.optim.SGD) -> None:
-    """Give every parameter that has no momentum yet a momentum of zero.
+    """Add a momentum buffer of zeros to every parameter that has none yet.
 
-    The fused update would make the missing ones itself, but all or none, and of whatever lay in memory.
+    The fused update would create missing ones itself, but all or none of them, and from uninitialised memory.
     """
     for parameter in trained_parameters(optimizer):
         state = optimizer.state[parameter]
@@ -33,9 +33,9 @@ def add_momentum(optimizer: torch.optim.SGD) -> None:
 
 
 def load_momentum(optimizer: torch.optim.SGD, state: dict) -> None:
-    """Load a saved optimizer's momentum, but none of its settings; say so where it is of other parameters."""
+    """Load a saved optimizer's momentum, but none of its settings; print a message if it has other parameters."""
     if not _fits(state, optimizer):
-        say("the file's optimizer is of other parameters: starting with a fresh one")
+        say("the file's optimizer has other parameters: starting with a fresh one")
         return
     ours = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
@@ -64,7 +64,7 @@ def state_for_file(optimizer: torch.optim.SGD) -> dict:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Average weights and batch-norm statistics alike; counters are copied."""
+    """Update the average of weights and batch-norm statistics; counters are copied."""
     ours, theirs = ([*m.parameters(), *m.buffers()] for m in (average, model))
     floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
     torch._foreach_lerp_([ours[i] for i in floats], [theirs[i] for i in floats], 1 - decay)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a run goes, apart from its objective.
+    """The settings of a training run, apart from its objective.
 
     Args:
         epochs: passes over the training images.
@@ -23,7 +23,7 @@ class Recipe:
         amp: off, bf16 or fp16.
         cuda_graph: start each step with one launch, see `engine.cuda_graph`.
         ema: decay per step of an average of weights and buffers, which is then evaluated and saved; 0 is off.
-        checkpoint_steps: save after that many steps within an epoch too; 0 does not.
+        checkpoint_steps: also save after every so many steps within an epoch; 0 is off.
         starting_epoch: epochs counted as done, for weights trained elsewhere.
     """
 
@@ -61,7 +61,7 @@ class Recipe:
         return self.lr * self._shape(step // steps_per_epoch, taken / left)
 
     def _shape(self, epoch: int, done: float) -> float:
-        """Factor on lr in an epoch (from 0), when this share of the schedule's steps is behind."""
+        """Factor on lr in an epoch (from 0), after this share of the schedule's steps."""
         if self.lr_schedule == "multistep":
             return ([1.0] + [factor for start, factor in self.lr_steps if epoch >= start])[-1]
         if self.lr_schedule == "cosine":

@@ -23,11 +23,11 @@ from utils import UserError, code_version, make_folder, rank, replacing, say, wo
 
 
 class Run:
-    """One training run: its folder, its log, its checkpoints, and the wish to stop.
+    """One training run: its folder, its log, its checkpoints, and requests to stop it.
 
     The folder holds `run.json` (command, flags, versions, seeds), `log.jsonl` (one record an epoch), `last.pth`,
     `previous.pth` (the one before) and best files. Every file is whole at any moment. Several processes share one run;
-    the first alone writes.
+    only the first one writes.
 
     Args:
         folder: created if need be.
@@ -79,7 +79,7 @@ class Run:
             raise UserError(f"another run is writing to {self.folder}; name another folder with --save") from error
 
     def close(self) -> None:
-        """Let another run have the folder."""
+        """Release the folder for other runs."""
         if rank() == 0:
             self._lock_file.close()
 
@@ -109,10 +109,10 @@ class Run:
         return None
 
     def _compare_with_folder(self, files: Iterable[Path]) -> None:
-        """Leave a folder alone that holds another run than this one."""
+        """Refuse a folder that holds a different run."""
         for path in files:
             flags = {}
-            with contextlib.suppress(ValueError, OSError):  # what cannot be read cannot be lost
+            with contextlib.suppress(ValueError, OSError):  # an unreadable file holds nothing that could be lost
                 flags = Checkpoint.open(path).describe()
             if flags:
                 self._compare_flags(flags, path)
@@ -126,15 +126,15 @@ class Run:
         ]
         if differing:
             raise UserError(
-                f"{path} is of a run with other flags ({'; '.join(differing[:4])}): "
+                f"{path} is from a run with other flags ({'; '.join(differing[:4])}): "
                 "give the same, or start from its weights with --pretrained and --save"
             )
 
     def _code_versions(self) -> str:
-        """The versions of the code that worked on this run, the first one first."""
+        """The versions of the code that have worked on this run, in order."""
         versions = []
         if self.checkpoint is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError):  # a help to readers only
+            with contextlib.suppress(OSError, ValueError, KeyError):  # for readers only
                 versions = json.loads((self.folder / "run.json").read_text())["code"].split(", ")
         return ", ".join(dict.fromkeys([*versions, code_version()]))
 
@@ -200,7 +200,7 @@ class Run:
 
     @contextlib.contextmanager
     def stoppable(self):
-        """Inside, the first SIGINT or SIGTERM sets `stop_signal`; the second ends the process at once."""
+        """Within this context the first SIGINT or SIGTERM sets `stop_signal`; the second ends the process at once."""
 
         def on_signal(number, frame):
             if self.stop_signal is not None:
@@ -217,7 +217,7 @@ class Run:
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint of this project's training in a file. Raises ValueError where it is another one, or damaged."""
+    """Open a training checkpoint of this project. Raises ValueError if the file is of another kind, or damaged."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the file in it, such as {path / 'last.pth'}")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What the evaluation scripts do with a loaded network: evaluate it, say what single images are, or export it."""
+"""What the evaluation scripts do with a loaded network: evaluate it, classify single images, or export it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from utils import make_folder, rank, replacing, say, world_size, write_json, wri
 def evaluate(
     model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, checkpoint: Checkpoint
 ) -> None:
-    """Evaluate a network as the flags of a script ask; print the authors' lines, write what `write` writes.
+    """Evaluate a network as the flags of a script ask; print the authors' lines and write the report.
 
     Args:
-        load: gives the data set; called when everything typed is known to be right.
+        load: returns the data set; called only after all flags have been checked.
         checkpoint: the file of the weights; what has to be prepared for them is kept beside it.
     """
     points = _named_points(model, args)
@@ -103,7 +103,7 @@ def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
     except ValueError:
         if args.fold:
             raise
-        return model  # --fast: not every network has what can be merged
+        return model  # --fast: not every network has something to merge
     if folded.folded_as:
         say(f"folded: {folded.folded_as}")
     return folded
@@ -139,12 +139,12 @@ def predict(
     args,
     checkpoint: Checkpoint,
 ) -> None:
-    """Print what a network takes each file of `args.image` for, at the points of --point, and what the image cost.
+    """Print what a network predicts for each file of `args.image`, at the points of --point, and what the image cost.
 
     Args:
         images: (N, 3, H, W), normalised, on the device to run on.
         names: of the classes.
-        load: gives the data set; called only where a point needs to be prepared.
+        load: returns the data set; called only if a point needs to be prepared.
         checkpoint: as for `evaluate`.
     """
     points = _named_points(model, args) or [model.main_point]
@@ -206,7 +206,7 @@ def write_export(
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> None:
-    """Write a network at the point --point as --export says; print how well and how fast the file does the same.
+    """Write a network at the point --point as --export says; print how accurately and how fast the file reproduces it.
 
     Args:
         shape: (channels, height, width) of an image.

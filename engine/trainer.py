@@ -1,4 +1,4 @@
-"""ONE training loop, for every family, dataset and device: what a run, an epoch and a step are."""
+"""The training loop, the same for every family, dataset and device: what a run, an epoch and a step are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint, training_content
 from utils import UserError, restore_rng_state, rng_state, say, show_progress, world_size
 
-#: steps between two looks at the running loss
+#: steps between two checks of the running loss
 LOOK_EVERY = 50
 
 
@@ -81,7 +81,7 @@ class Trainer:
     """A run in memory: what an epoch does, and what a checkpoint holds.
 
     Raises:
-        UserError: there is nothing to train on, or the recipe, the objective and the device do not go together.
+        UserError: there is nothing to train on, or the recipe, the objective and the device are incompatible.
     """
 
     def __init__(
@@ -280,10 +280,10 @@ class Trainer:
         """Save where a signal asked to stop, and every `checkpoint_steps`. Raises Stopped after the former.
 
         Args:
-            running: the loss since it was last looked at.
+            running: the loss since it was last checked.
         """
         if self.step % self.recipe.accumulate:
-            return  # gradients under way are no part of a checkpoint
+            return  # accumulated gradients are not part of a checkpoint
         stop, every = self._stop_signal(), self.recipe.checkpoint_steps
         if stop or (every and self.step % every == 0):
             self._finite(running.item())
@@ -292,7 +292,7 @@ class Trainer:
             raise Stopped(stop, self.run.folder)
 
     def _stop_signal(self) -> int | None:
-        """The signal that asked to stop; several processes agree on it, now and then."""
+        """The signal that asked to stop; several processes agree on it every few steps."""
         if not dist.is_initialized():
             return self.run.stop_signal
         if self.step % LOOK_EVERY:
@@ -307,7 +307,7 @@ class Trainer:
         self.run.save(self.state_dict(), best)
 
     def _finite(self, value: float) -> float:
-        """The same loss or norm. Raises UserError where it is not a finite number."""
+        """Return the loss or norm unchanged. Raises UserError if it is not a finite number."""
         if not math.isfinite(value):
             files = [self.run.folder / name for name in ("last.pth", "previous.pth")]
             good = next((f"the last good checkpoint is {path}" for path in files if path.exists()), None)
@@ -316,7 +316,7 @@ class Trainer:
         return value
 
     def best_file(self, point: str) -> Path:
-        """Where the run keeps the weights with which a point was best."""
+        """The file in which the run keeps the weights with which a point was best."""
         return self.run.folder / ("best.pth" if point == self.model.main_point.name else f"best-{point}.pth")
 
     def state_dict(self) -> dict:

@@ -145,8 +145,8 @@ def test_a_file_that_differs_never_gets_its_name(monkeypatch, capsys, weights, t
     [
         (["--export", "tflite", "net"], 2, "--export tflite is not a format; use onnx or pt2"),
         (["--export", "pt2", "net.pt2", "--point=half"], 2, "has no point 'half'; it has full"),
-        (["--export", "pt2", "net.pt2", "--fold"], 2, "--fold does not go together with --export"),
-        (["--export", "pt2", "net.pt2", "--amp=bf16"], 2, "--amp does not go together with --export"),
+        (["--export", "pt2", "net.pt2", "--fold"], 2, "--fold cannot be combined with --export"),
+        (["--export", "pt2", "net.pt2", "--amp=bf16"], 2, "--amp cannot be combined with --export"),
         (["--export", "pt2", "weights.pth/net.pt2"], 1, "cannot use the folder weights.pth"),
     ],
 )

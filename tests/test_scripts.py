@@ -264,7 +264,7 @@ def test_an_evaluation_accepts_training_flags_with_a_notice(monkeypatch, capsys,
     flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", f"--report={tmp_path}/report"]
     code, out, _ = call(monkeypatch, capsys, eval_cifar10, *flags, "--lr=0.1", "--momentum", "0.9")
     assert code == 0
-    assert "of no use to an evaluation: --lr=0.1 --momentum 0.9" in out
+    assert "ignored by an evaluation: --lr=0.1 --momentum 0.9" in out
     code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags, "--lrr=0.1")
     assert (code, "--lrr" in err) == (2, True)
 
