@@ -42,7 +42,7 @@ def main(argv=None):
         mean=args.mean,
         std=args.std,
     )
-    if args.image or args.export:  # without images of the data set the file says how many classes there are
+    if args.image or args.export:  # without images of the data set the number of classes comes from the file
         names = dataloader.class_names(args.dataset, args.dataset_path, checkpoint.classes)
     else:
         data = load()

@@ -1,1 +1,1 @@
-"""Speed beside the plain way of doing the same: every ratio is of one run. docs/speed.md says how to read them."""
+"""Speed against the plain way of doing the same; each ratio is from one run. docs/speed.md tells how to read them."""

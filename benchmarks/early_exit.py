@@ -3,7 +3,7 @@
     python3 benchmarks/early_exit.py                       # MSDNet of CIFAR-100, 7 exits: a minute on one core
     python3 benchmarks/early_exit.py --model=IMTA_MSDNet --batches 1 32
 
-"Over ideal" is the point: time over what the multiply-accumulates promise, the time ratio over (spent / whole MACs).
+"Over ideal" is what matters: the time ratio divided by the ratio of multiply-accumulates (spent / whole).
 Weights and images are random; thresholds are found on other random images, so that exits get the shares of the
 published sweep's p.
 

@@ -77,7 +77,7 @@ def with_lone_bottlenecks(model: nn.Module) -> nn.Module:
     """MSDNet with a convolution for every bottleneck, as published; for training only."""
     for layer in model.modules():
         if isinstance(layer, Layer):
-            layer.training = False  # the layer itself, not what is in it: it then joins none
+            layer.training = False  # only the layer, not its modules: it then joins no convolutions
     return model
 
 
@@ -108,7 +108,7 @@ class Operations(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Have compiled code run as it is, instead of eagerly for us to see."""
+        """Run compiled code as it is; torch would otherwise run it eagerly under this mode."""
         return True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -234,7 +234,7 @@ def variants_of(
         Variant("--fast", ours, compiled=True, goal=True),
     ]
     if args.amp == "off":
-        del variants[-2]  # --fast is no more than --compile
+        del variants[-2]  # --fast is the same as --compile
     if not system.original:
         del variants[1]
     if images.is_cuda:

@@ -1,4 +1,4 @@
-"""How benchmarks time and what they say: jobs in turns within one process, one line for each comparison.
+"""How benchmarks measure and report: alternating jobs within one process, one line for each comparison.
 
 Every ratio is time over the time of the plain way: below 1 is quicker than plain, and an aim is the most it should be.
 """
@@ -21,14 +21,14 @@ import engine
 import utils
 from engine import cli
 
-# Several networks in one process have more convolutions than oneDNN remembers by default; alone, each would not forget.
+# Several networks in one process have more convolutions than oneDNN caches by default; a single one would fit.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 HEADER = f"{'benchmark':12} {'what':72} {'ours ms':>10} {'plain ms':>10} {'ratio':>7} {'aim':>7} {'met':3}  note"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one comparison found; printed, it is a line of the table under `HEADER`.
+    """The result of one comparison; printed, it is a line of the table under `HEADER`.
 
     Args:
         benchmark: the name of its module.
@@ -36,7 +36,7 @@ class Result:
         ours, plain: seconds of a job, medians over the rounds.
         ratio: median over the rounds of our time by the plain way's in the same round.
         aim: the most that the ratio should be; None where nothing is promised.
-        note: what the numbers need to be understood.
+        note: what is needed to interpret the numbers.
     """
 
     benchmark: str
@@ -51,7 +51,7 @@ class Result:
     def of(
         cls, benchmark: str, what: str, ours: Sequence[float], plain: Sequence[float], aim=None, note: str = ""
     ) -> Result:
-        """The result of two jobs' seconds, round by round, as `race` gives them."""
+        """The result of two jobs' seconds, round by round, as `race` returns them."""
         ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
         return cls(benchmark, what, statistics.median(ours), statistics.median(plain), ratio, aim, note)
 
@@ -133,18 +133,18 @@ def stepper(
 
 
 def check_same(what: str, ours: Tensor, plain: Tensor, tolerance: float) -> None:
-    """Raise ValueError unless two sides of a comparison compute the same: else their times mean nothing.
+    """Raise ValueError unless two sides of a comparison compute the same: otherwise their times cannot be compared.
 
     Args:
         tolerance: of the largest difference over the largest magnitude.
     """
     difference = ((ours - plain).abs().max() / plain.abs().max()).item()
     if not difference <= tolerance:
-        raise ValueError(f"{what}: this code differs from the plain way by {difference:.1e}, so they are no rivals")
+        raise ValueError(f"{what}: this code differs from the plain way by {difference:.1e}: no fair comparison")
 
 
 def machine() -> str:
-    """What the times belong to, for people."""
+    """Readable name of the machine that the times belong to."""
     return f"{engine.device_name()}, {torch.get_num_threads()} threads"
 
 

@@ -93,7 +93,7 @@ def multiplies_bf16() -> bool:
 
 
 def autocast(device: torch.device, amp: str):
-    """A context in which the forward pass runs in half precision, as `--amp` says."""
+    """A context in which the forward pass runs in the precision of `--amp`."""
     dtype = DTYPES[amp]
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 

@@ -216,7 +216,7 @@ def write_export(
     export.check_packages(form)
     point = export.fixed_point(model, args.point)
     if args.point is None and point != model.main_point:
-        say(f"at {model.main_point} each image decides what runs, so no fixed graph holds it: writing {point}")
+        say(f"at {model.main_point} each image decides what runs, which a fixed graph cannot express: writing {point}")
     make_folder(Path(file).parent, "--export")
     (point,) = _ready(model, [point], load, device, checkpoint)
     if rank() != 0:

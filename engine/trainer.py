@@ -102,14 +102,14 @@ class Trainer:
         if recipe.compile:
             objective.restrict_draws()
         # where steps differ, torch records a graph for each point, of its forward and its backward pass; between those
-        # graphs gradients must not lie in their memory, which each may use anew
+        # graphs gradients must not lie in their memory, which each may reuse
         self.keeps_gradients = recipe.cuda_graph and objective.draws
         self.wrapped = parallel(self.model, device, recipe.compile, "reduce-overhead" if self.keeps_gradients else None)
         self.captured: cuda_graph.CapturedStep | None = None
         self.optimizer: torch.optim.SGD | None = None
         self.first_optimizer: dict | None = None  # state with which the first optimizer begins
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
-        self.epoch, self.step = 0, 0  # epochs done, steps done in the one under way
+        self.epoch, self.step = 0, 0  # epochs done, steps done in the current one
         self.rate, self.started = recipe.lr, time.perf_counter()
 
     def _check(self) -> None:
@@ -129,7 +129,7 @@ class Trainer:
     # An epoch: train, evaluate, record, save
 
     def train_epoch(self) -> None:
-        """Train for what is left of the epoch under way."""
+        """Train for the rest of the current epoch."""
         self.begin_epoch()
         train = self.data.train
         batches = train.epoch(self.epoch, start=self.step)

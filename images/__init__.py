@@ -1,4 +1,4 @@
-"""Where images come from. The public names are those of `dataloader`; this package is what is behind them.
+"""Where images come from. The public names are those of `dataloader`; this package implements them.
 
 data.py         what a data set is: `Data`, as batches; `Arrays`, in memory; `Source`, encoded images on disk
 batches.py      how images are divided into batches, processes, and a held-out part

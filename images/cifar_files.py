@@ -156,7 +156,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("_codecs", "encode"):
             return lambda text, encoding: text.encode("latin1")
         if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it tries to call {module}.{name}, which data never need")
+            raise pickle.UnpicklingError(f"it tries to call {module}.{name}, which data files never do")
         return self.allowed[module, name]
 
 

@@ -22,7 +22,7 @@ except ImportError:  # deprecated since torchvision 0.29; Pillow alone takes 1.4
 def decode(blob: bytes) -> Tensor:
     """Decode an image of any format and colour model to uint8 RGB (3, H, W).
 
-    torchvision's decoders write straight into a tensor; what they refuse is left to Pillow, which gives the same bits.
+    torchvision's decoders write straight into a tensor; what they refuse is left to Pillow, whose result is identical.
 
     Raises:
         ValueError: the image is damaged, or is not one.

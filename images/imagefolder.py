@@ -116,11 +116,11 @@ def _augmentation(crop: int, scale: tuple[float, float], jitter: float) -> v2.Co
 
 
 def _held_out(list_images: Callable[[], DiskBatches]) -> DiskBatches | None:
-    """The images that a run held out; None, said aloud, where they are missing."""
+    """The images that a run held out; None, with a message, where they are missing."""
     try:
         return list_images()
     except UserError as error:
-        say(f"without the images that the run held out no thresholds can be found ({error})")
+        say(f"the images that the run held out are missing, so no thresholds can be found ({error})")
         return None
 
 

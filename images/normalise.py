@@ -1,4 +1,4 @@
-"""uint8 pixels to float32: what is subtracted, and what divides."""
+"""Normalisation: uint8 pixels to float32, by the mean and standard deviation of each channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutional networks whose cost can be chosen: `create_model`, and what is needed around it."""
+"""Convolutional networks whose cost can be chosen: `create_model`, and the functions around it."""
 
 from models.checkpoints import Checkpoint, load_checkpoint
 from models.published import list_checkpoints

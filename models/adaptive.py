@@ -1,4 +1,4 @@
-"""Point, AdaptiveModel, Objective: the three ideas that every family is written in."""
+"""Point, AdaptiveModel, Objective: the three concepts that every family is built on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def resize(images: Tensor, side: int | None) -> Tensor:
 
 @dataclass(frozen=True)
 class BuiltAs:
-    """What `create_model` was asked for, so that files and query tables can say whose they are.
+    """The arguments of `create_model`, so that files and query tables can record which network they belong to.
 
     Args:
         model, dataset: the key in the registry.
@@ -75,7 +75,7 @@ class AdaptiveModel(nn.Module):
     points: tuple[Point, ...] = (FULL,)
     #: how `create_model` built it, or the network that it was extracted from; None for one that was built by hand
     built_as: BuiltAs | None = None
-    #: flags of its builder that choose points and change no weight: a query table serves whatever they are
+    #: flags of its builder that choose points and change no weight: a query table holds for all their values
     point_flags: frozenset[str] = frozenset()
     #: of a folded copy: which forms were chosen and why, in words
     folded_as: str = ""
@@ -95,7 +95,7 @@ class AdaptiveModel(nn.Module):
 
     @property
     def default_points(self) -> tuple[Point, ...]:
-        """The points that an evaluation judges where none is named: all of them, unless they are too many."""
+        """The points that are evaluated where none is named: all of them, unless there are too many."""
         return self.points
 
     def compute(self, images: Tensor, point: Point):
@@ -148,7 +148,7 @@ class AdaptiveModel(nn.Module):
         Called once before an evaluation: calibrate batch-norm statistics, find thresholds. Most networks need nothing.
 
         Args:
-            points: what is about to be evaluated.
+            points: those that are about to be evaluated.
             held_out: batches of (images, labels), never test data.
         """
         return tuple(points)
@@ -162,7 +162,7 @@ class AdaptiveModel(nn.Module):
         return {}
 
     def load_prepared_state(self, state: dict) -> None:
-        """Take up what `prepared_state` gave, if it belongs to the present weights."""
+        """Load what `prepared_state` returned, if it belongs to the present weights."""
 
     def point_for_budget(self, macs: float) -> Point | None:
         """A point made for a mean cost of `macs` an image; None where one of `points` has to be chosen."""
@@ -173,11 +173,11 @@ class AdaptiveModel(nn.Module):
         raise UserError(f"{type(self).__name__} has no sub-networks to extract", exit_code=2)
 
     def empty_extract(self, point: Point | str) -> AdaptiveModel:
-        """What `extract` gives, for weights that are yet to be loaded."""
+        """The network that `extract` returns, with weights that are yet to be loaded."""
         return self.extract(point)
 
     def fold(self, batches: Sequence[Tensor] = ()) -> AdaptiveModel:
-        """A copy for inference with the same logits and points, where what is linear is merged into one convolution.
+        """A copy for inference with the same logits and points, successive linear operations merged into convolutions.
 
         Families implement it with `models.deploy.folding.folded_copy`. Raises ValueError where nothing can be merged.
 
@@ -222,9 +222,9 @@ def unwrap(model: nn.Module) -> AdaptiveModel:
 
 
 class RunningMeans:
-    """Means over images of named values, summed on the device; reading them is the only wait.
+    """Means over images of named values, summed on the device; only reading them waits for it.
 
-    A sum stays the same tensor for good, so that a recorded step can go on adding to it.
+    Each sum remains the same tensor, so that a recorded step can keep adding to it.
     """
 
     def __init__(self):
@@ -242,7 +242,7 @@ class RunningMeans:
         self.count(dict.fromkeys(means, images))
 
     def count(self, images: dict[str, int]) -> None:
-        """Add numbers of images alone, where the values were added by what was recorded."""
+        """Add numbers of images only, where a recorded step has added the values."""
         for name, number in images.items():
             self.counts[name] = self.counts.get(name, 0) + number
 
@@ -289,14 +289,14 @@ class Phase:
 class Objective:
     """How a family is trained.
 
-    Calling it gives a generator that yields the losses of one step, one backward each, so that a step over several
+    Calling it returns a generator that yields the losses of one step, one backward each, so that a step over several
     sub-networks never holds more than one graph. Random draws come from torch's global CPU generator, whose state is
     part of every checkpoint.
     """
 
     #: step the optimizer after every loss instead of once after the last
     step_per_loss = False
-    #: whether each step draws sub-networks on the host, so that one step is not like the next
+    #: whether each step draws sub-networks on the host, so that steps differ
     draws = False
 
     def __init__(self):
@@ -314,7 +314,7 @@ class Objective:
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}])
 
     def restrict_draws(self) -> None:
-        """Draw sub-networks from a finite set from now on. The engine asks for it where it compiles the network.
+        """Draw sub-networks from a finite set from now on. The engine calls it if it compiles the network.
 
         Each sub-network is compiled once, so drawing from a continuous range would compile at every step. There is
         nothing to do for an objective that draws none, or draws from a list.

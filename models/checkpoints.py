@@ -1,17 +1,17 @@
-"""Checkpoints: what a file says of its network, the network built from it, and what such files hold.
+"""Checkpoints: what a file records of its network, the network built from it, and the format of such files.
 
 A file of ours is a dictionary, written by `torch.save`:
 
     net_state_dict          the weights
     optimizer_state_dict    } of a training run: with the weights the four keys of the authors' files,
     acc, epoch              } which their code can load
-    training                of a training run: what it needs to go on (epoch, step, best, objective, scaler, rng and,
+    training                of a training run: what it needs to resume (epoch, step, best, objective, scaler, rng and,
                             where net_state_dict is an average, raw_weights), its flags, the names of its classes,
                             and valid_index, the positions of the images that it held out
     extracted               of a sub-network: model, dataset, num_classes and flags of the whole network, the name of
                             the point, and under data how its images are to be loaded and the names of their classes
 
-Of the files of others the weights are recognised. All are read with `weights_only=True`: nothing in them is executed.
+In files from elsewhere the weights are recognised. All are read with `weights_only=True`: nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ FORMATS = {"net_state_dict": "Net_RL2", "state_dict": "ImageNet example", "model
 class Checkpoint:
     """A file that holds a network's weights, or a released one that is downloaded when it is needed.
 
-    The file is read when something is first asked of it, and only once. Its tensors stay on disk until the weights are
-    asked for; then the checksums of the whole file are verified, once too. Whatever is asked of a file that is missing,
+    The file is read when it is first needed, and only once. Its tensors stay on disk until the weights are
+    asked for; then the checksums of the whole file are verified, once too. Using a file that is missing,
     damaged, or holds more than weights raises a ValueError that says so.
     """
 
@@ -66,7 +66,7 @@ class Checkpoint:
     def open(
         cls, source: str | os.PathLike, dataset: str | None = None, cache: str | os.PathLike | None = None
     ) -> Checkpoint:
-        """The checkpoint behind a path or a name that `list_checkpoints` gives. Reads nothing yet.
+        """The checkpoint behind a path or a name that `list_checkpoints` returns. Reads nothing yet.
 
         Args:
             dataset: prefers that dataset's file where a name exists for several.
@@ -91,25 +91,25 @@ class Checkpoint:
 
     @cached_property
     def _content(self) -> dict:
-        """All that the file holds; nobody has verified its tensors."""
+        """Everything in the file, without verifying its tensors."""
         return _read(self.path, mapped=True)
 
     @cached_property
     def _verified(self) -> dict:
-        """All that the file holds, undamaged."""
+        """Everything in the file, verified."""
         content = self._content
         _verify_checksums(self.path)
         return content
 
     def _part(self, key: str) -> dict:
-        """What a file of ours keeps under `training` or `extracted`; empty for the files of others."""
+        """What a file of this project keeps under `training` or `extracted`; empty for other files."""
         part = None if self._entry else self._content.get(key)
         return part if isinstance(part, dict) else {}
 
     # What it is
 
     def describe(self) -> dict[str, object]:
-        """`model`, `dataset` and the flags of the network and of its images; empty where nothing says.
+        """`model`, `dataset` and the flags of the network and of its images; empty if they are unknown.
 
         Nothing is downloaded for it, and no weights are read.
         """
@@ -122,7 +122,7 @@ class Checkpoint:
 
     @property
     def classes(self) -> list[str] | None:
-        """Names of the classes that the network tells apart, by label; None where nothing says."""
+        """Names of the classes that the network tells apart, by label; None if they are unknown."""
         return self._part("extracted").get("data", {}).get("classes") or self._part("training").get("classes")
 
     @property
@@ -165,15 +165,15 @@ class Checkpoint:
         """The network of this file with its weights: the whole one, or the sub-network that `--extract` wrote.
 
         Args:
-            model, dataset, num_classes, **flags: as for `create_model`; what is left out is what the file says.
+            model, dataset, num_classes, **flags: as for `create_model`; by default as the file records them.
 
         Raises:
-            ValueError: the file is of another network, or nothing says of which.
+            ValueError: the file is of another network, or does not record which one.
         """
         described = self.describe()
         model = model or described.get("model")
         if model is None:
-            raise ValueError(f"{self.path} does not say which network it is of: give the name of its model")
+            raise ValueError(f"{self.path} does not record which network it is of: give the name of its model")
         own = described if described.get("model") == model else {}
         dataset = dataset or own.get("dataset") or _first_dataset(model)
         if num_classes is None and described.get("dataset", dataset) == dataset:
@@ -190,11 +190,11 @@ class Checkpoint:
         """Load the weights into a network, which may be wrapped; arguments and errors as of `load_state`."""
         load_state(unwrap(model), self.weights, self.path, new_head)
 
-    # What a run needs to go on
+    # What a run needs to resume
 
     @cached_property
     def training(self) -> dict:
-        """What a training run keeps to go on from here, in memory; empty for files of others."""
+        """What a training run needs to resume from here, in memory; empty for other files."""
         return copy.deepcopy(self._verified["training"]) if self._part("training") else {}
 
     @property
@@ -209,9 +209,9 @@ class Checkpoint:
         return self.path.with_name(self.path.name + ".prepared")
 
     def load_prepared(self, model: AdaptiveModel) -> None:
-        """Take up what an earlier evaluation prepared for these weights, from the file beside theirs."""
+        """Load what an earlier evaluation prepared for these weights, from the file beside them."""
         if self._prepared_file.is_file():
-            with contextlib.suppress(ValueError):  # a damaged one is found anew
+            with contextlib.suppress(ValueError):  # if it is damaged, it is prepared again
                 state = _read(self._prepared_file)
                 _verify_checksums(self._prepared_file)
                 model.load_prepared_state(state)
@@ -240,7 +240,7 @@ def load_checkpoint(
     Recognises `net_state_dict`, `state_dict`, `model` and bare state dicts, with or without `module.`.
 
     Args:
-        source: a path, or a name that `list_checkpoints` gives.
+        source: a path, or a name that `list_checkpoints` returns.
         dataset: prefers that dataset's file where a name exists for several.
         cache: folder for downloads; by default that of torch.hub.
         new_head: as for `load_state`.
@@ -261,7 +261,7 @@ def training_content(weights: dict, optimizer: dict, top1: float, training: dict
 
     Args:
         top1: the best so far, in percent.
-        training: what the run needs to go on; the module's docstring lists it.
+        training: what the run needs to resume; the module's docstring lists it.
     """
     return {
         "net_state_dict": weights,
@@ -280,11 +280,11 @@ def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) ->
         images: flags of the images that it is for, and `classes`, their names.
 
     Raises:
-        ValueError: there is nothing to extract, or nobody knows how the network was built.
+        ValueError: there is nothing to extract, or it is unknown how the network was built.
     """
     built = whole.built_as
     if built is None:
-        raise ValueError("only the sub-networks of what create_model built can be kept in a file")
+        raise ValueError("only sub-networks of a network built by create_model can be saved")
     return {
         "extracted": {
             "model": built.model,
@@ -321,7 +321,7 @@ def _read(path: Path, mapped: bool = False) -> dict:
 
 
 def _verify_checksums(path: Path) -> None:
-    """Raises ValueError where a part of the file is damaged; torch.load does not look."""
+    """Raises ValueError where a part of the file is damaged; torch.load does not check."""
     part = None
     with _explaining_damage(path):
         if zipfile.is_zipfile(path):  # others have no checksums
@@ -339,11 +339,11 @@ def _explaining_damage(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
-        raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
+        raise ValueError(f"{path} is not a checkpoint, or is damaged") from error
     except DAMAGE as error:
-        raise ValueError(f"{path} is truncated or no checkpoint: copy or download it again") from error
+        raise ValueError(f"{path} is truncated or not a checkpoint: copy or download it again") from error
 
 
 def _first_dataset(model: str) -> str:
-    """The first dataset that a network is registered for; that of an unknown network is looked up in vain."""
+    """The first dataset that a network is registered for; cifar10 for an unknown network, whose look-up then fails."""
     return next((entry.dataset for entry in registry.entries() if entry.name == model), "cifar10")

@@ -1,4 +1,4 @@
-"""Layers that two families or more use.
+"""Layers that two or more families use.
 
 Blocks of ResNets, ResNeXt, DenseNet and MobileNetV2; the networks around them are in `models/trunks.py`. Attributes are
 named as in the authors' checkpoints, and are made in the order of those checkpoints' keys.
@@ -70,7 +70,7 @@ class Block(nn.Module):
     """A part of a network that may have stand-ins for some of its layers."""
 
     def add_stand_ins(self, names: Sequence[str]) -> None:
-        """Give the layers `names` a stand-in `<name>_skip` each, equal in shape and initialised alike."""
+        """Give the layers `names` a stand-in `<name>_skip` each, of the same shape and initialisation."""
         for name in names:
             twin = copy.deepcopy(getattr(self, name))
             if isinstance(twin, nn.Conv2d):
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
     def layer(self, name: str, skip: bool) -> nn.Module:
         """The layer `name`, or its stand-in where there is one and `skip` is set."""
-        own = self._modules  # asking the module itself for what it may not have takes microseconds
+        own = self._modules  # getattr on a module, for what it may not have, takes microseconds
         return own.get(f"{name}_skip", own[name]) if skip else own[name]
 
 
@@ -237,5 +237,5 @@ class InvertedResidual(Block):
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context without autocast on x's device, for what half precision would lose."""
+    """A context without autocast on x's device, for operations that need full precision."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
-    """Eval mode without gradients inside, every module's own mode back afterwards."""
+    """A context with eval mode and without gradients; every module's own mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -76,7 +76,7 @@ def count_thop(model: nn.Module, shape: Sequence[int], point=None) -> float:
 class _CallCounter(TorchFunctionMode):
     """Adds up the elements that some functions read, each where a model calls it.
 
-    What torch makes of a call is different in every release (a batch norm becomes operations of other names). A call
+    What torch makes of a call differs between releases (a batch norm becomes operations of other names). A call
     that is made while another is handled does not come here, so nothing counts twice.
     """
 
@@ -184,7 +184,7 @@ def time_calls(call: Callable[[], object], batch: int, device: torch.device, sec
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's name, for people."""
+    """Readable name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):

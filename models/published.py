@@ -29,7 +29,7 @@ class PublishedCheckpoint:
         model, dataset, flags: what `create_model` needs to build its network.
         url: direct address, or "drive:<id>" for a file on Google Drive.
         file: name under which it is kept.
-        size, sha256: of the file, None where nobody has recorded them.
+        size, sha256: of the file, None where they are not known.
         top1_error: published, in percent.
         note: what a user should know before trusting it.
     """

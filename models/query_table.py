@@ -1,6 +1,6 @@
 """Which point to run under a budget: a table of measured points, and the look-up in it (MutualNet's query table).
 
-Rows need a point's name, its cost and its accuracy, so every family is served alike.
+Rows need a point's name, its cost and its accuracy, so it works for every family.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class QueryTable:
         return cls((built.model, built.dataset, dict(built.flags)), measured, conditions)
 
     def best(self, unit: str = "macs") -> list[Measured]:
-        """Rows that some budget returns, the most expensive first; accuracy falls strictly down the list."""
+        """Rows that are the answer to some budget, the most expensive first; accuracy falls strictly down the list."""
         best = []
         for row in sorted(self._costing(unit), key=lambda row: (getattr(row, unit), -row.top1)):
             if not best or row.top1 > best[-1].top1:
@@ -156,7 +156,7 @@ class QueryTable:
 
     @classmethod
     def load(cls, path: str | Path) -> QueryTable:
-        """Read what `content` gave. Raises ValueError where the file is not a query table."""
+        """Read what `content` returned. Raises ValueError where the file is not a query table."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             network = content["model"], content["dataset"], content["flags"]
@@ -169,5 +169,5 @@ class QueryTable:
 
 
 def _plain(flags: dict) -> dict:
-    """Flags as JSON gives them back: tuples become lists."""
+    """Flags as they come back from JSON: tuples become lists."""
     return json.loads(json.dumps(flags))

@@ -50,7 +50,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the registry knows of a network."""
+    """What the registry knows about a network."""
 
     name: str
     dataset: str
@@ -145,7 +145,7 @@ def create_model(name: str, dataset: str = "cifar10", num_classes: int | None = 
     """Build a network by its published name.
 
     Args:
-        name: as `list_models` gives it, e.g. "ResNet56_DoubleShared".
+        name: as `list_models` lists it, e.g. "ResNet56_DoubleShared".
         dataset: cifar10, cifar100, ilsvrc (or digits, which uses the networks of cifar10).
         num_classes: classes of the head, if not those of the dataset.
         **flags: the builder's own arguments, the same as on the command line.

@@ -17,8 +17,8 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
     Several names of one shared tensor must agree, and may be given under one of them only.
 
     Args:
-        path: what messages call it.
-        new_head: leave tensors as they are whose first dimension alone, the number of classes, is another in the file.
+        path: its name in messages.
+        new_head: keep tensors whose shape in the file differs only in the first dimension, the number of classes.
 
     Raises:
         ValueError: it is of another network; the message lists missing, unexpected and misshapen keys together.
@@ -48,7 +48,7 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
 
 
 def _owner(model: AdaptiveModel, state: dict[str, Tensor]) -> str:
-    """A hint at the network of like name that has exactly these keys, where there is one."""
+    """A hint at the network of similar name that has exactly these keys, if there is one."""
 
     def named(tensors):
         return {key for key in tensors if not key.endswith("num_batches_tracked")}

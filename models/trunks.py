@@ -1,7 +1,7 @@
 """The networks around exchangeable blocks: first convolution, groups of blocks, classifier.
 
-A family hands its blocks to one of these; what is between image and first block and between last block and logits, and
-how checkpoints name it, is written here once.
+A family hands its blocks to one of these; what lies between the image and the first block and between the last block
+and the logits, and how checkpoints name it, is written here once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What runs achieved beside what was published: tables, pictures, and the pages made of them.
+"""Results of runs beside published numbers: tables, pictures, and the pages made of them.
 
 `python3 -m reporting` is the command line. Nothing here draws before it is asked to: matplotlib is imported by the
 functions that draw.

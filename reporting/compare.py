@@ -20,7 +20,7 @@ def compare(runs: Sequence[str], out: str, batch: int = 1, published: bool = Tru
 
     Args:
         runs: RUN or NAME=RUN.
-        out: folder of what is written.
+        out: folder to write to.
         batch: size for which latency is drawn.
         published: draw what the authors of the runs' systems published for the same images.
     """

@@ -110,12 +110,12 @@ def keep(run: str, name: str) -> None:
     """
     record, log = load_run(run), Path(run) / "log.jsonl"
     if "epochs" not in record["flags"] or not log.is_file():
-        raise UserError(f"{run} is no training run that was evaluated at its end; give the folder of one (--save)")
+        raise UserError(f"{run} is not a training run that was evaluated at its end; give the folder of one (--save)")
     lines = log.read_text().splitlines()
     if len(lines) + record["flags"]["starting_epoch"] != record["flags"]["epochs"]:
         raise UserError(f"{log} has {len(lines)} of {record['flags']['epochs']} epochs; finish it with --resume=auto")
     if Path(name).name != name or (MEASURED / name / "evaluation.json").exists():
-        raise UserError(f"{name} is no new name in results/measured; give one that is, or remove that folder")
+        raise UserError(f"{name} is taken or not a valid name in results/measured; give another, or remove that folder")
     folder = utils.make_folder(MEASURED / name, "another NAME")
     utils.write_json(folder / "evaluation.json", without_paths(record))
     with utils.replacing(folder / "log.jsonl") as temporary:

@@ -94,7 +94,7 @@ def parse_amount(printed: str) -> float:
 
 
 def agrees(counted: float, printed: str) -> bool:
-    """Whether a count, rounded or truncated to the printed digits, gives what was printed ("0.31M", "4.11G")."""
+    """Whether a count, rounded or truncated to the printed digits, equals what was printed ("0.31M", "4.11G")."""
     digits = len(printed[:-1].partition(".")[2])
     step = 10.0**-digits
     value, difference = float(printed[:-1]), (counted - parse_amount(printed)) / UNITS[printed[-1]]

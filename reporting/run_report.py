@@ -1,4 +1,4 @@
-"""The report of one run: what it reached at each of its points, as text, JSON and a picture."""
+"""The report of one run: its results at each of its points, as text, JSON and a picture."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Code:
     [
         (b"", "is empty"),
         (b"PK\x03\x04 but then nothing", "truncated"),
-        (b"plain text", "no checkpoint"),
+        (b"plain text", "not a checkpoint"),
         (pickle.dumps(Code(), 2), "pickled code"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_bare_file_needs_the_name_of_its_network(tmp_path, model):
     checkpoint = Checkpoint.open(saved(tmp_path, model.state_dict()))
     assert (checkpoint.describe(), checkpoint.classes, checkpoint.held_out) == ({}, None, 0)
     assert (checkpoint.training, checkpoint.optimizer) == ({}, None)
-    with pytest.raises(ValueError, match="does not say which network it is of: give the name of its model"):
+    with pytest.raises(ValueError, match="does not record which network it is of: give the name of its model"):
         checkpoint.build()
     assert same(checkpoint.build("ResNet32_DoubleShared", shared_rank=8), model)
 
@@ -224,7 +224,7 @@ def test_a_file_of_a_sub_network_builds_it_again(tmp_path, name, flags, point):
 def test_only_create_model_networks_can_be_saved_as_sub_networks():
     whole = create_model("ResNet32_ADN")
     whole.built_as = None
-    with pytest.raises(ValueError, match="only the sub-networks of what create_model built"):
+    with pytest.raises(ValueError, match="only sub-networks of a network built by create_model"):
         extracted_content(whole, "TTT", {})
 
 

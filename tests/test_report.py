@@ -158,7 +158,7 @@ def test_a_kept_run_is_on_the_page_without_local_paths(tmp_path, monkeypatch):
     assert "python3 train_cifar10.py --dataset_path=mine --save=one  # short-one" in table
     pictures.draw_runs([kept], tmp_path / stem)
     assert {path.name for path in tmp_path.glob("*.png")} == {"short-runs-costs.png", "short-runs-epochs.png"}
-    with pytest.raises(ValueError, match="no new name"):
+    with pytest.raises(ValueError, match="is taken or not a valid name"):
         measured.keep(str(run), "short-one")
 
 
@@ -169,7 +169,7 @@ def test_what_is_not_a_finished_run_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="1 of 2 epochs"):
         measured.keep(str(run), "name")
     (run / "log.jsonl").unlink()
-    with pytest.raises(ValueError, match="no training run"):
+    with pytest.raises(ValueError, match="is not a training run"):
         measured.keep(str(run), "name")
     assert not (tmp_path / "measured").exists()
 

@@ -1,7 +1,7 @@
 """Derive the coarse categories of ImageNet that `models/dmnn/coarse.py` reads, from the WordNet hierarchy.
 
-DMNN's authors (arXiv 1902.10949) used 58 groups of the 1000 ILSVRC classes and never published them. This rule gives
-58 groups that anybody can derive again:
+DMNN's authors (arXiv 1902.10949) used 58 groups of the 1000 ILSVRC classes and never published them. This rule yields
+58 groups that anyone can reproduce:
 
     python3 tools/coarse_categories.py wordnet.is_a.txt classes.txt --names words.txt > models/dmnn/coarse_ilsvrc.json
 """

@@ -1,4 +1,4 @@
-"""A network at one of its points as a file that other programs run: a program of torch.export (pt2), or ONNX.
+"""Export of a network at one of its points to a file for other programs: torch.export's format (pt2), or ONNX.
 
 Whatever the family: a sub-network is cut out where the network can do that, merged where it can be folded, and loses
 every weight that the point never reads, such as later exits, skipped blocks and closed gates. What remains is a fixed
@@ -40,7 +40,7 @@ def fixed_point(model: AdaptiveModel, name: str | None = None) -> Point:
     fixed = [other for other in model.points if not other.per_image]
     if name is not None:
         raise UserError(
-            f"at the point {point} each image decides what runs, which a fixed graph cannot hold; "
+            f"at the point {point} each image decides what runs, which a fixed graph cannot express; "
             f"--export writes the fixed points: {', '.join(other.name for other in fixed)}",
             exit_code=2,
         )
@@ -101,7 +101,7 @@ def check_packages(form: str) -> None:
 
 
 def write(network: AtPoint, shape: Sequence[int], form: str, path: str | Path) -> None:
-    """Write a file that takes `images` (any number, *shape), float32, and gives `logits`."""
+    """Write a file that takes `images` (any number, *shape), float32, and returns `logits`."""
     images, batch = torch.zeros(2, *shape), torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))

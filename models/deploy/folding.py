@@ -16,11 +16,11 @@ from torch.nn.utils import fuse_conv_bn_eval
 def folded_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode, computing the same logits: every batch norm that follows a convolution is folded into it.
 
-    Modules say which pairs those are: `norms_of`, pairs of attribute names; neighbours in an nn.Sequential are found
-    without. A module that is replaced as a whole has a method `folded()`, which returns its replacement.
+    Modules declare these pairs: `norms_of`, pairs of attribute names; neighbours in an nn.Sequential are found
+    automatically. A module that is replaced as a whole has a method `folded()`, which returns its replacement.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    model.__dict__.pop("_counts", None)  # what `profile` remembers of the network as it was
+    model.__dict__.pop("_counts", None)  # the costs that `profile` remembers are those of the original
     _fold_inside(model)
     return model
 

@@ -58,7 +58,7 @@ AIG_ILSVRC = {
 }
 #: help of arguments that the docstrings leave out
 ARGUMENTS = {
-    "prev_state": "controllers listen to the hidden state of the one before.",
+    "prev_state": "controllers also read the hidden state of the one before.",
     "category": "controllers learn coarse categories in training.",
     "coarse_file": "text file with the group number of each class, instead of the 58 derived from WordNet.",
     "tau": "temperature of the Gumbel gates in training.",
@@ -127,7 +127,7 @@ def dmnn_cifar10(
     Args:
         num_paths: paths of a block.
         category: controllers learn coarse categories in training; needs coarse_file.
-        coarse_file: text file with the group number of each class; nobody published groups of these ten.
+        coarse_file: text file with the group number of each class; no groups of these ten classes were published.
     """
     grouping = coarse.read(coarse_file, num_classes) if coarse_file else None
     gated = dict(tau=tau, execution=execution, sampled=sample_gates)

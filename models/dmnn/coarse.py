@@ -20,7 +20,7 @@ class Grouping:
 
     Args:
         group_of_class: a group's number for each class, in the order of the labels.
-        names: of the groups; numbers where nobody named them.
+        names: of the groups; numbers where they have no names.
         nodes: further sets of classes to report on, which may overlap: name to labels.
     """
 

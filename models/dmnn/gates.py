@@ -18,7 +18,7 @@ HIDDEN = 32
 
 
 class Decision(NamedTuple):
-    """What a controller says of a batch.
+    """The output of a controller for a batch.
 
     Args:
         logits: (images, paths, 2): skip, execute.
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
-    """Standard Gumbel noise of `like`'s shape, drawn on its device. Gates ask once per block, in forward order."""
+    """Standard Gumbel noise of `like`'s shape, drawn on its device. Gates draw once per block, in forward order."""
     uniform = torch.rand_like(like).clamp_(1e-10, 1 - 1e-7)
     return -torch.log(-torch.log(uniform))
 
@@ -81,7 +81,7 @@ class Controller(nn.Module):
 
     Args:
         channels: of the block's input.
-        has_state: whether there is a previous controller to listen to.
+        has_state: whether there is a previous controller, whose hidden state it reads.
         num_groups: coarse categories; 0 for no category head.
     """
 

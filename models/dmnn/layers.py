@@ -45,7 +45,7 @@ class GatedBlock(nn.Module):
         self.num_paths, self.always = num_paths, always
 
     def decide(self, x: Tensor, previous: Tensor | None) -> Decision:
-        """Ask the gates; `previous` is the hidden state of the block before."""
+        """Evaluate the gates; `previous` is the hidden state of the block before."""
         raise TypeError(f"{type(self).__name__} does not implement decide")
 
     def path(self, index: int, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class GatedBlock(nn.Module):
         """
         if self.training or execution == "masked":
             return self.finish(self.add_paths(x, gates))
-        # the block's one wait for the device
+        # the only place in the block that waits for the device
         counts = [x.shape[0]] * self.num_paths if sure else gates.sum(dim=0).int().tolist()
         return self.add_open_paths(x, gates, counts)
 
@@ -93,7 +93,7 @@ class GatedBlock(nn.Module):
         out = self.carry(x)
         if out is x and not any(counts):
             return x
-        # full batches first: they need no indexing, and give the sum a tensor of its own
+        # full batches first: they need no indexing, and the sum gets a tensor of its own
         for j in sorted(range(self.num_paths), key=lambda j: -counts[j]):
             if counts[j] == x.shape[0]:
                 out = self.path(j, x).add_(out)

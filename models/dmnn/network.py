@@ -29,7 +29,7 @@ class GatedPoint(Point):
     """A way to run a gated network.
 
     Args:
-        every_path: run all paths of all blocks and ask no gate.
+        every_path: run all paths of all blocks without evaluating any gate.
         execution: "real" computes what is open; "masked" computes every path and multiplies by the gates, which saves
             nothing: the MACs that it reports are those of a real execution.
         sampled: gates with Gumbel noise outside of training too, as the authors of ConvNet-AIG evaluated.
@@ -212,7 +212,7 @@ class GatedNetwork(AdaptiveModel):
 
 
 class MultiPath:
-    """What the checkpoints of both DMNN networks have in common."""
+    """The loading of checkpoints, which both DMNN networks share."""
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Drop category heads that this network lacks, keep its own where the file has none: evaluation needs none.

@@ -115,7 +115,7 @@ def joint_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
 
 
 class OutputStatistics(torch.autograd.Function):
-    """Mean and variance of what 1x1 convolutions would give, from their input alone.
+    """Mean and variance of the outputs of 1x1 convolutions, computed from their input alone.
 
     With the input's mean m and covariance C these are W m and diag(W C W^T): the wide maps are never made. Towards the
     input the gradient is a 1x1 convolution of the input: autograd would need several passes over it, in mixed layouts.
@@ -151,7 +151,7 @@ class OutputStatistics(torch.autograd.Function):
 def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:
     """The last convolutions with the batch's statistics of their batch norms folded in.
 
-    One convolution of all gated paths then gives the sum of what each path's own batch norm would give.
+    One convolution of all gated paths then returns the sum of the outputs of the paths' own batch norms.
 
     Args:
         x: (images, paths * width, height, width), input of the last convolutions.

@@ -124,7 +124,7 @@ class AIGResNet(GatedResNet):
     """ConvNet-AIG on a ResNet.
 
     Args:
-        target_rates: of every block, which the objective pulls to.
+        target_rates: of every block, towards which the objective pulls.
         gate_layers: what the names of the layers whose learning rate `lrfact` scales have in common.
         *resnet, **gated: as for `GatedResNet`.
     """

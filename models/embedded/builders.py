@@ -1,4 +1,4 @@
-"""The published networks with networks inside, by the authors' names, and some of ours for CIFAR."""
+"""The published networks with embedded networks, by the authors' names, and some of ours for CIFAR."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARGUMENTS = {
     "unique_rank": builders.ARGUMENTS["unique_rank"],
     "skip_pattern": "blocks that the low-cost network leaves out: the second half of a group, or those in its middle.",
     "skip_fc": "a classifier for each network, or one for both.",
-    "from_plain": "accept the file of a plain network; what the low-cost network has alone starts as a copy.",
+    "from_plain": "accept the file of a plain network; what only the low-cost network has starts as a copy.",
 }
 
 # Two networks in one
@@ -171,8 +171,8 @@ def skip_ilsvrc(
     """ResNet for 224x224 images with a low-cost network inside that leaves out half of the blocks.
 
     Args:
-        stem: "standard" divides the resolution by 4 before the first block; the authors' own, surely by oversight, is
-            that of 32x32 images and makes the network 14 times as costly.
+        stem: "standard" divides the resolution by 4 before the first block; the authors' own is, presumably by
+            oversight, that of 32x32 images and makes the network 14 times as costly.
     """
     left_out = [round(count / 2) for count in blocks]
     size = "7x7" if stem == "standard" else "3x3"

@@ -1,4 +1,4 @@
-"""MobileNetV2 with networks inside: `MobileNetV2_skip` (two networks) and `MobileNetV2_ADN` (32 patterns)."""
+"""MobileNetV2 with embedded networks: `MobileNetV2_skip` (two networks) and `MobileNetV2_ADN` (32 patterns)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SkipMobileNetV2(Embedded):
         self.bn2 = nn.BatchNorm2d(1280)
         if small:
             self.linear = nn.Linear(1280, num_classes)
-            self.linear_skip = nn.Linear(1280, num_classes)  # in the authors' checkpoints, but used by none
+            self.linear_skip = nn.Linear(1280, num_classes)  # in the authors' checkpoints, but never used
         else:
             self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
 

@@ -1,4 +1,4 @@
-"""Several networks in one: which blocks each of them runs, and what training, folding and loading need to know."""
+"""Several networks in one: which blocks each of them runs, and what training, folding and loading need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.embedded.paths import SkipPoint, SubPath
 from models.shared_basis.basis import bases_by_group
 from utils import UserError
 
-#: what the authors' counter gives one operation for each element besides batch norms: `nn.ReLU` and pooling modules
+#: what the authors' counter counts one operation per element for, besides batch norms: `nn.ReLU` and pooling modules
 COUNTED_BY_PTFLOPS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
 
 
@@ -68,7 +68,7 @@ class Embedded(AdaptiveModel):
         return (logits, tuple(means)) if point.features else logits
 
     def sweep(self, images, points):
-        """Points that begin alike share what they have in common, so all 16 patterns cost less than 16 passes."""
+        """Points with the same first stages share their computation, so all 16 patterns cost less than 16 passes."""
         logits, inputs, before = {}, [], ()  # inputs[i]: what stage i reads, in the point under way
         stages = self.stages()
         for point in sorted(points, key=lambda point: point.skip):
@@ -150,7 +150,7 @@ class Embedded(AdaptiveModel):
         point = self.point(point)
         skip = point.skip
         model = copy.deepcopy(self)
-        model.__dict__.pop("_counts", None)  # what `profile` remembers of the network as it was
+        model.__dict__.pop("_counts", None)  # the costs that `profile` remembers are those of the original
         left_out = {
             block: nn.Identity()
             for blocks, path, skipped in zip(model.stages(), model.paths, skip, strict=True)
@@ -187,7 +187,7 @@ class Embedded(AdaptiveModel):
         if not needed:
             return state
         if any("_skip" in key for key in state):
-            return state  # another embedded network: the loader lists what is missing and what is too much
+            return state  # another embedded network: the loader lists missing and unexpected keys
         if not self.from_plain:
             name = self.built_as.model if self.built_as else type(self).__name__
             raise ValueError(

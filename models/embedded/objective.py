@@ -1,5 +1,5 @@
-"""How networks with networks inside are trained: two networks a step or one an epoch, with or without a teacher,
-fine-tuning of what one network has alone, and adaptive depth (arXiv 2312.16392)."""
+"""How networks with embedded networks are trained: two networks a step or one an epoch, with or without a teacher,
+fine-tuning of what only one network has, and adaptive depth (arXiv 2312.16392)."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class EmbeddedLoss(Objective):
             probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
             network alone, then what only the full network has; low and full train that network alone.
         low_epochs: with low_first, epochs of the low-cost network; the others are the full network's.
-        finetune: freeze everything but what the low-cost or the full network has alone; give --pretrained too. The
-            other network's outputs do not change by a bit.
+        finetune: freeze everything but what only the low-cost or only the full network has; give --pretrained too.
+            The other network's outputs stay bit-identical.
         teacher: file or published name of a trained network that teaches; "full" lets each full pass teach the low-cost
             pass of the same batch.
         teacher_model: name of the teacher's network, "torchvision:NAME" for one of torchvision's; by default what its
@@ -272,7 +272,7 @@ class SubPathLoss(Objective):
         self.track(logits, labels, cross_entropy=cross_entropy)
         teacher, teacher_features = logits.detach(), [feature.detach() for feature in features]
         loss = self.alpha * cross_entropy + self.regulariser(network)
-        del logits, features, cross_entropy  # with the loss they hold the first graph, which the second need not meet
+        del logits, features, cross_entropy  # they hold the first graph, which is not needed beside the second
         yield loss
         del loss
         logits, features = self.split(model(images, smallest))

@@ -1,4 +1,4 @@
-"""Residual networks with networks inside: `*_skip` (two networks) and `*_ADN` (one for every pattern of stages).
+"""Residual networks with embedded networks: `*_skip` (two networks) and `*_ADN` (one for every pattern of stages).
 
 The low-cost network of a `*_skip` network has a last convolution of its own in one block of each stage; an `*_ADN`
 network (arXiv 2312.16392) shares all convolutions and has second norms only.
@@ -24,7 +24,7 @@ class EmbeddedResNet(Embedded, ResNetTrunk):
     Args:
         paths: what each group runs when it is skipped.
         skip_classifier: whether there is a second classifier `fc_skip`: "separate" is used by the low-cost network,
-            "one" is kept for the authors' checkpoints and used by none, None does not exist.
+            "one" is kept for the authors' checkpoints and never used, None does not exist.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EmbeddedBasisResNet(SharesBases, EmbeddedResNet):
 
 
 class AdaptiveDepthResNet(EmbeddedResNet):
-    """ResNet50_ADN and its kin for 224x224 images."""
+    """ResNet50_ADN and its variants for 224x224 images."""
 
     def adapt_state_dict(self, state):
         """Files of this project's plain ResNets call `shortcut` what torchvision calls `downsample`."""

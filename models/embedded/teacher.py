@@ -1,4 +1,4 @@
-"""The trained network that teaches a network with networks inside."""
+"""The trained network that teaches a network with embedded networks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def load_teacher(source: str, name: str | None, student: AdaptiveModel) -> nn.Mo
 
     Args:
         source: a checkpoint file, or the name of a published one.
-        name: its network, "torchvision:NAME" for one of torchvision's; None is what the file says, or the student's.
-        student: gives the dataset, and the number of classes.
+        name: its network, "torchvision:NAME" for one of torchvision's; None is the file's own, or the student's.
+        student: has the dataset, and the number of classes.
 
     Raises:
-        ValueError: the file is not one of that network, or its classes are others than the student's.
+        ValueError: the file is not one of that network, or its classes differ from the student's.
     """
     built = student.built_as
     checkpoint = Checkpoint.open(source, built.dataset)

@@ -1,7 +1,7 @@
 """Budgeted prediction: thresholds on the confidence of each exit, so that the mean cost meets a budget.
 
 Confidence is the largest softmax probability. Thresholds are found on held-out images and evaluated on others.
-Everything here works on what all exits say about all images ("simulated"); `MultiExit.compute_counted` really lets
+Everything here works on the outputs of all exits for all images ("simulated"); `MultiExit.compute_counted` really lets
 images leave.
 """
 
@@ -26,7 +26,7 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def exit_shares(p: Sequence[int], exits: int, device: torch.device | str = "cpu") -> Tensor:
-    """Share of the images that is to leave at each exit: geometric with ratio p/20, float32 (len(p), exits)."""
+    """Share of the images that should leave at each exit: geometric with ratio p/20, float32 (len(p), exits)."""
     ratio = torch.tensor([index / 20 for index in p], dtype=torch.float32, device=device)[:, None]
     powers = ratio ** torch.arange(1, exits + 1, device=device)
     return powers / powers.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What the authors' counter would say, for the published tables.
+"""What the authors' counter would report, for the published tables.
 
 It counts one image in forward order: a convolution k*k*cin*cout*hout*wout/groups without its bias, a ReLU its elements,
 a pooling k*k per output element, a linear layer its weights and biases, a batch norm nothing.

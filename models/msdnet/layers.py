@@ -1,6 +1,6 @@
 """Layers of multi-scale dense networks (Huang et al., arXiv 1703.09844, figures 2 and 4).
 
-Maps are kept one per scale, finest first; a scale that no longer lives, or is not needed, is None.
+Maps are kept one per scale, finest first; a scale that has ended, or is not needed, is None.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Growth(nn.Module):
 class DenseLayer(nn.Module):
     """A dense layer over all living scales; the one that drops a scale reads it for the last time.
 
-    A map has two users: the growth of its own scale, and that of the next coarser one. Subclasses give their parts.
+    A map has two users: the growth of its own scale, and that of the next coarser one. Subclasses implement both.
 
     Args:
         finest_in: the finest scale that is read.

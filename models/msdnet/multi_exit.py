@@ -1,4 +1,4 @@
-"""Networks with several exits: one point per exit, and points that let each image leave where it is sure enough."""
+"""Networks with several exits: one point per exit, and points that let each image leave when it is confident enough."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Exit(Point):
 
     Args:
         exit: its number, from 1.
-        heads: earlier exits whose logits are computed on the way, though nobody reads them: what an image has cost
-            that was looked at there and went on.
+        heads: earlier exits whose logits are computed on the way but not used: the cost of an image that was tested
+            there and went on.
     """
 
     exit: int = 1
@@ -55,7 +55,7 @@ class BudgetPoint(Point):
 class Walk:
     """A forward pass that stops at exits and can go on with some of its images.
 
-    It computes what the next exit needs and nothing else, and keeps one map per scale for what may come.
+    It computes what the next exit needs and nothing else, and keeps one map per scale for later exits.
     """
 
     def __init__(self, trunk, images: Tensor):
@@ -63,7 +63,7 @@ class Walk:
         self.maps: list[Tensor | None] = trunk.stem(images)
 
     def to(self, exit: int) -> Tensor:
-        """Go on to an exit and give the coarsest map, which its head reads."""
+        """Go on to an exit and return the coarsest map, which its head reads."""
         for i, scales in self.steps[self.reached, exit]:
             self.parts[i].advance(self.maps, scales)
         self.reached = exit
@@ -77,7 +77,7 @@ class Walk:
 class MultiExit(AdaptiveModel):
     """A network that walks a trunk from exit to exit.
 
-    Subclasses give `trunk` and `head`.
+    Subclasses implement `trunk` and `head`.
 
     Args:
         exits: their number.
@@ -155,12 +155,12 @@ class MultiExit(AdaptiveModel):
         if len(point.thresholds) != self.exits:
             raise ValueError(
                 f"the point {point} has {len(point.thresholds)} thresholds and this network {self.exits} exits: "
-                "they are of another network; find them anew on held-out images"
+                "they are of another network; find new ones on held-out images"
             )
         return point.thresholds
 
     def leaving_costs(self, point: BudgetPoint, shape: Iterable[int]) -> list[int]:
-        """MACs of an image that leaves at each exit: everything up to there, without heads where nobody leaves."""
+        """MACs of an image that leaves at each exit: everything up to there, without heads at which no image leaves."""
         heads, costs = (), []
         for exit, threshold in enumerate(self._thresholds(point), start=1):
             costs.append(profile.count_macs(self, shape, Exit(f"exit{exit}", exit=exit, heads=heads)))
@@ -208,7 +208,7 @@ class MultiExit(AdaptiveModel):
         """A point whose mean cost on held-out images will be the closest below `macs` per image.
 
         Raises:
-            UserError: not even the first exit is so cheap.
+            UserError: not even the first exit is that cheap.
         """
         least = profile.count_macs(self, self.image_shape, self.points[0])
         if not macs >= least:

@@ -112,7 +112,7 @@ class IMTAMSDNet(MultiExit):
     def __init__(self, backbone: MSDNet, num_classes: int, isc_cut: bool = False):
         super().__init__(backbone.exits, backbone.image_shape)
         self.isc_cut = isc_cut
-        # the authors' checkpoints say net.module., because their backbone was saved in a wrapper
+        # the authors' checkpoints name it net.module., because their backbone was saved in a wrapper
         self.net = nn.ModuleDict({"module": backbone.requires_grad_(False)})
         widths = [head.linear.in_features for head in backbone.classifier]
         self.classifier = nn.ModuleList(

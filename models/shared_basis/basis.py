@@ -30,7 +30,7 @@ class BasisBlock(Block):
 
     Args:
         channels: channels of input and output.
-        unique_rank: filters that each of the two convolutions has to itself; may be 0.
+        unique_rank: unshared filters of each of the two convolutions; may be 0.
         bases: the group's shared bases by their names in the block: one for both convolutions, one for each, or none.
         stand_ins: layers that have a second version, see `models.layers.Block`.
     """
@@ -87,7 +87,7 @@ def combine_filters(
     and after the batch norm, no coefficient reads them, and no parameter or statistic of them is kept.
 
     Args:
-        zeros: how many zero filters; by default what `zero_filters` says, in training.
+        zeros: how many zero filters; by default as `zero_filters` returns, in training.
     """
     if zeros is None:
         zeros = zero_filters(x, norm.num_features) if norm.training else 0
@@ -112,11 +112,11 @@ WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def zero_filters(x: Tensor, rank: int) -> int:
-    """With how many zero filters a basis of `rank` filters trains faster on the device of `x`.
+    """The number of zero filters with which a basis of `rank` filters trains faster on the device of `x`.
 
     Where channels do not fill the processor's vectors, convolutions and batch norms take up to twice as long as those
-    of the next larger number that does. Code that torch.compile generates minds that on wide vectors only. On a GPU
-    tensor cores mind it, which half precision uses.
+    of the next larger number that does. Code that torch.compile generates is slower on wide vectors only. On a
+    GPU the same holds for tensor cores, which half precision uses.
     """
     if x.is_cuda:
         return -rank % 8 if torch.is_autocast_enabled("cuda") or x.dtype != torch.float32 else 0
@@ -130,7 +130,7 @@ def zero_filters(x: Tensor, rank: int) -> int:
 def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
     """The concatenated outputs of 3x3 convolutions of one input, computed as one convolution: same numbers.
 
-    Convolutions that somebody hooked (thop, a feature extractor) run one by one, so that their hooks see them.
+    Convolutions with hooks (of thop, of a feature extractor) run one by one, so that their hooks see them.
     """
     if len(convs) == 1:
         return convs[0](x)
@@ -140,7 +140,7 @@ def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
 
 
 def _is_ordinary(norm: nn.Module) -> bool:
-    """Whether a batch norm is PyTorch's own, with weights and running averages (of any other the class knows more)."""
+    """Whether a batch norm is PyTorch's own, with weights and running averages (other classes may do more)."""
     return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 

@@ -19,7 +19,7 @@ from models import profile
 def fold_basis(
     filters: Tensor, norm: nn.BatchNorm2d, coefficients: nn.Conv2d, last: nn.BatchNorm2d | None = None
 ) -> TwoForms:
-    """Basis filters, batch norm, 1x1 coefficients and perhaps a batch norm, as one 3x3 convolution with a bias.
+    """Basis filters, batch norm, 1x1 coefficients and optionally a batch norm, as one 3x3 convolution with a bias.
 
     It has two forms until `choose_forms` picks one: dense, or factored with batch norms folded into the coefficients.
 

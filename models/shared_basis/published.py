@@ -1,7 +1,7 @@
 """Checkpoints that the authors released.
 
-The six of CIFAR-10 also lie in the public history of their repository, at a fixed commit, with known hashes. The others
-are on Google Drive; nobody has recorded their hashes.
+The six of CIFAR-10 are also in the public history of their repository, at a fixed commit, with known hashes. The others
+are on Google Drive; their hashes are not known.
 """
 
 from models.published import publish
@@ -47,7 +47,7 @@ DRIVE = (
     ("ilsvrc", "ResNet101-Shared", "ResNet101_SharedSingle", (), "1iqLO06CwUQtuyJJ3wTumlZ5v7aTZrssQ", 22.31, ""),
     ("ilsvrc", "MobileNetV2-Shared", "MobileNetV2_Shared", (), "1EWYOVj0URjc7j93ciYaRONorlPU2v4DX", 27.61, ""),
     ("ilsvrc", "MobileNetV2-Shared++", "MobileNetV2_SharedDouble", (), "15AF7I8RGRuTHAzZuKpo7cakIpaOU49cw", 28.21,
-     "the authors' newest README gives another link, which in 2020 was the CIFAR-100 file; add --eca if the file asks"),
+     "the authors' newest README gives another link, which in 2020 was the CIFAR-100 file; add --eca if told to"),
 )
 # fmt: on
 

@@ -30,7 +30,7 @@ class SlimBackbone(nn.Module):
     Args:
         model: a MutualNet ResNet on the device it will run on, prepared at the points to be used on batches normalised
             as the detector does.
-        point: the first to use; its resolution says which statistics are meant, the detector chooses the images' size.
+        point: the first to use; its resolution selects the statistics, the detector chooses the images' size.
 
     Raises:
         ValueError: the model is not a MutualNet ResNet, or the point is not calibrated.
@@ -61,7 +61,7 @@ class SlimBackbone(nn.Module):
         if point.name not in self._cuts:
             with profile.evaluating(self.model):
                 statistics = self.model.cut(point, next(self.model.parameters()).device).statistics
-            if statistics is None:  # a listed width has moving ones, which are of no use to a fresh network
+            if statistics is None:  # a listed width has moving ones, which mean nothing in an untrained network
                 raise ValueError(
                     f"{point} is not calibrated: call `model.prepare([point], batches of training images)` before "
                     "the detector uses it"
@@ -70,7 +70,7 @@ class SlimBackbone(nn.Module):
         self.point = point
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """What the stages give for images (N, 3, H, W), zero beyond the width: `0` to `3`, as torchvision's names."""
+        """Outputs of the stages for images (N, 3, H, W), zero beyond the width: `0` to `3`, as torchvision's names."""
         self.model.prepared.trained |= self.training  # the network itself is not called
         cut, x, maps = self._cuts[self.point.name], images, {}
         for place, layer in enumerate(self.model.features):

@@ -1,7 +1,7 @@
-"""Layers of which a forward pass takes only the first channels (slimmable networks, US-Net, MutualNet).
+"""Layers of which a forward pass uses only the first channels (slimmable networks, US-Net, MutualNet).
 
 How many channels a layer has at a width is a function of the width, `Scaled` or `Listed`. A forward pass carries a
-`Cut`, which says the width; the layers have no current width, and what they take of a weight (`part`) is a view of it.
+`Cut`, which holds the width; the layers have no current width, and what they take of a weight (`part`) is a view of it.
 Every layer can hand out an ordinary `torch.nn` layer of one width (`plain`), of which smaller networks are made.
 """
 
@@ -110,7 +110,7 @@ class SlimLayer(Sliced, nn.Module):
         return (self,)
 
     def taken(self, cut: Cut) -> tuple[Tensor, ...]:
-        """The part, looked up where the cut brings it."""
+        """The part, taken from the cut where it has been looked up already."""
         return self.part(cut) if cut.parts is None else cut.parts[self.slot]
 
 

@@ -1,6 +1,6 @@
 """MobileNetV1 and the inverted-residual networks (MobileNetV2, MNasNet) with channels that follow the width.
 
-The classes know no rule for channels: builders hand them one for every layer.
+The classes contain no rule for channels: builders pass one for every layer.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Slimmable(AdaptiveModel):
     A universal one normalises every (width, resolution) pair with statistics of its own (the post-statistics of
     US-Nets, arXiv 1903.05134): `prepare` measures them on training images, and `prepared` keeps them until the weights
     change. Widths that the state dict lists can also be run with the moving statistics of training. Any other pair is
-    refused until it was prepared.
+    refused until it has been prepared.
 
     Subclasses build their layers, call `finish`, and implement `logits`.
 
@@ -154,7 +154,7 @@ class Slimmable(AdaptiveModel):
             if not compiling:
                 self.prepared.plans.clear()  # they hold copies of the weights
             return Cut(point.width, True)
-        if not compiling:  # a graph cannot look at the weights: it takes what was measured last
+        if not compiling:  # compiled code cannot check the weights: it uses what was measured last
             self._look_at_weights()
         statistics = self.prepared.statistics_of(point.width, point.resolution, device)
         if statistics is None and not self._has_running_statistics(point.width):
@@ -262,7 +262,7 @@ class Slimmable(AdaptiveModel):
         return {"weights": self.prepared.fingerprint, "statistics": tables}
 
     def load_prepared_state(self, state: dict) -> None:
-        """Take up what `prepared_state` gave, if it belongs to the present weights."""
+        """Load what `prepared_state` returned, if it belongs to the present weights."""
         if state.get("weights") != self.fingerprint():
             return
         self.prepared.renew(state["weights"])
@@ -286,12 +286,12 @@ class Slimmable(AdaptiveModel):
         point = self.point(point)
         return Extracted(self, point, Cut(point.width, False)).eval()
 
-    # Files of others
+    # Files from elsewhere
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accept released files: names by position, statistics of other width lists left out.
 
-        Says what is not used.
+        Prints what is not used.
 
         Raises:
             ValueError: the weights are of another widest width.

@@ -27,7 +27,7 @@ def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over images of -sum_k p_k log q_k: the gradient of `divergence`, another value."""
+    """Mean over images of -sum_k p_k log q_k: the same gradient as `divergence`, but another value."""
     return -(teacher * logits.float().log_softmax(dim=1)).sum(dim=1).mean()
 
 
@@ -115,7 +115,7 @@ class MutualLearningWideResNet(MutualLearning):
 
 
 class LabelledSandwich(SandwichObjective):
-    """Sub-networks on one batch, the widest first, each on the labels or on the widest's soft answer.
+    """Sub-networks on one batch, the widest first, each on the labels or on the widest's soft prediction.
 
     Args:
         inplace_distill: whether all but the widest learn from the widest instead of from the labels.

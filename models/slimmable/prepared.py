@@ -20,8 +20,8 @@ class Prepared:
     """Batch-norm statistics and plans of points, all of them made from the same weights.
 
     Whether the network still has these weights is seen by the storage and the version counter of each parameter: that
-    takes microseconds and never waits for the device, so it is looked at before every forward pass. Fused optimizers do
-    not count what they write, so a pass in train mode says that it was there (`trained`). Only what is written through
+    takes microseconds and never waits for the device, so it is checked before every forward pass. Fused optimizers do
+    not count what they write, so a pass in train mode records that it ran (`trained`). Only what is written through
     a parameter's `.data`, or by a replayed CUDA graph, is not seen before `prepare` is called.
 
     Where something may have changed, the weights' fingerprint decides, because weights that were moved to another
@@ -37,7 +37,7 @@ class Prepared:
         #: of the weights that the statistics were measured with
         self.fingerprint = ""
         #: what the layers' own running statistics are: moving averages of training; calibrated by the authors of a
-        #: released file, at the largest resolution; or unknown, because a file's were of no use
+        #: released file, at the largest resolution; or unknown, because a file's were unusable
         self.running_statistics: Literal["moving", "calibrated", "unknown"] = "moving"
         self.plans: dict[object, Plan] = {}
         #: whether a pass in train mode has run since `renew`
@@ -52,11 +52,11 @@ class Prepared:
         self._seen: list[tuple] = []
 
     def __getstate__(self) -> dict:
-        """For copies and pickles: plans are made anew, and the copied weights are compared by their fingerprint."""
+        """For copies and pickles: plans are made again, and the copied weights are compared by their fingerprint."""
         return self.__dict__ | {"plans": {}, "_seen": []}
 
     def unchanged(self) -> bool:
-        """Whether the weights are surely those that `renew` saw."""
+        """Whether the weights are certainly those that `renew` saw."""
         if self.trained or not self._seen:
             return False
         return all(
@@ -92,7 +92,7 @@ class Prepared:
         copies = self.statistics.get((width, resolution))
         if copies is None:
             return None
-        if device not in copies:  # DataParallel asks from each of its devices
+        if device not in copies:  # DataParallel calls it from each of its devices
             first = next(iter(copies.values()))
             copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
         return copies[device]
@@ -125,7 +125,7 @@ class Plan:
         self.cut = replace(cut, parts=tuple(parts))
 
     def serves(self, cut: Cut) -> bool:
-        """Whether it gives what the layers would, for a cut of the same width and unchanged weights."""
+        """Whether its parts are those of the layers: for a cut of the same width and unchanged weights."""
         return self.cut.statistics is cut.statistics and all(
             [buffers.get(name) is tensor for buffers, name, tensor in self._buffers]
         )
