@@ -17,15 +17,15 @@ def results_page() -> str:
     page = f"""# Results
 
 Written by `python3 -m reporting page`. Published numbers stand beside what this code counts and, where a run of ours
-exists in `results/measured/`, what it reached; an empty cell is a number that nobody has published or a run that nobody
-has made.
+exists in `results/measured/`, what it reached; an empty cell is a number that was not published or a run that was not
+made.
 
 - *FLOPs published (means)*: `macs` multiply-accumulates of convolutions and linear layers; `2macs` twice that;
   `ptflops` with two operations for each batch-norm element, as ptflops 0.6 counts; `2ptflops` twice that;
   `ptflops-relu` with one more for each element that a ReLU or a pooling reads; `authors` the counter of the table's own
   authors; `mean of macs` the mean over images whose paths differ, which only an evaluation can count. *counted so* is
   our count by the same rule.
-- *(disagrees)*: the published figure is not what its own network has; the note says why.
+- *(disagrees)*: the published figure differs from its own network; the note explains why.
 - Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
 
 {tables.published_tables()}
@@ -39,9 +39,9 @@ has made.
 
 
 SHORT = """Runs of a few epochs that a CPU can do. They show that every system trains and what its points cost, **not**
-what the published recipes reach: mind the column *epochs*. The best checkpoint is that of the best epoch on the test
+what the published recipes reach: note the column *epochs*. The best checkpoint is that of the best epoch on the test
 images, or on held-out images where the run had some. `python3 -m reporting keep RUN NAME` adds a run; a further seed of
-it is called `NAME-seed1`, say."""
+it is called `NAME-seed1`, for example."""
 FULL = "Runs of the published recipes, under the recipes' names; their errors are in the tables above too."
 
 
