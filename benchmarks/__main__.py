@@ -76,7 +76,7 @@ def main() -> None:
         "python3 -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="small and one round, to see that it runs; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="a small trial of one round; writes nothing")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in NAMES]
     if unknown:

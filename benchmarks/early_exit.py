@@ -84,8 +84,8 @@ def add_flags(add):
     add("--model", choices=("msdnet", "IMTA_MSDNet"))
     add("--batches", type=int, nargs="+", help="batch sizes (default: %(default)s)")
     add("--budgets", type=int, nargs="+", help="p of the sweep, 1 to 40 (default: %(default)s)")
-    add("--images", type=int, help="at least; timed in each round (default: %(default)s)")
-    add("--rounds", type=int, help="at least (default: %(default)s)")
+    add("--images", type=int, help="minimum number, timed in each round (default: %(default)s)")
+    add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def add_flags(add):
     add("--model", choices=NETWORKS, help="measure this one only")
     add("--batch", type=int, help="images of a forward pass (default: %(default)s)")
     add("--step_batch", type=int, help="images of a training step (default: %(default)s)")
-    add("--rounds", type=int, help="at least (default: %(default)s)")
+    add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 
 if __name__ == "__main__":

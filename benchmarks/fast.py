@@ -297,7 +297,7 @@ def measure(device: torch.device, quick: bool = False, only: str = "", batch_siz
 def add_flags(add):
     add("--only", choices=SYSTEMS, help="measure this system only")
     add("--batch_size", type=int, help="0: the recipe's on a GPU, 64 on a CPU (default: %(default)s)")
-    add("--rounds", type=int, help="at least (default: %(default)s)")
+    add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 
 if __name__ == "__main__":

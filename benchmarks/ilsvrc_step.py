@@ -64,7 +64,7 @@ def measure(
 def add_flags(add):
     add("--batch_size", type=int, help="default: %(default)s")
     add("--side", type=int, help="of the images, in pixels (default: %(default)s)")
-    add("--rounds", type=int, help="at least (default: %(default)s)")
+    add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
     add("--amp", choices=DTYPES, help="default: %(default)s")
     add("--compile", action="store_true", help="both sides")
 

@@ -146,7 +146,7 @@ def measure(
 def add_flags(add):
     add("--folder", type=Path, help="an image folder with train/ and val/; default: generated JPEGs")
     add("--images", type=int, help="JPEGs a round (default: %(default)s)")
-    add("--rounds", type=int, help="at least (default: %(default)s)")
+    add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ def race(
     other programs do not lengthen; elapsed time elsewhere, and a GPU is waited for.
 
     Args:
-        rounds: at least; more are made until a second is over.
-        quick: one round only, to see that it runs.
+        rounds: minimum number; more are run until a second has passed.
+        quick: one round only, to check that it runs.
     """
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
@@ -168,7 +168,7 @@ def run_alone(measure: Callable[..., Iterable[Result]], description: str, add_fl
 
     def main():
         parser = cli.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--quick", action="store_true", help="small and one round, to see that it runs")
+        parser.add_argument("--quick", action="store_true", help="a small trial of one round")
         add_flags(parser.add_argument)
         keywords = list(inspect.signature(measure).parameters.values())[1:]
         parser.set_defaults(**{keyword.name: keyword.default for keyword in keywords})

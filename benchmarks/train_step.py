@@ -204,7 +204,7 @@ def measure(device: torch.device, quick: bool = False, batch_size: int = 256, ro
 
 def add_flags(add):
     add("--batch_size", type=int, help="default: %(default)s")
-    add("--rounds", type=int, help="at least (default: %(default)s)")
+    add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 
 if __name__ == "__main__":

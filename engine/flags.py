@@ -105,9 +105,9 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
         "--mean",
         type=_colours(finite),
         metavar="R,G,B",
-        help="subtracted from 0..1 pixels (default: as published)",
+        help="mean of pixels from 0 to 1 (default: as published)",
     )
-    add("--std", type=_colours(above_zero), metavar="R,G,B", help="divisor of the result (default: as published)")
+    add("--std", type=_colours(above_zero), metavar="R,G,B", help="their standard deviation (default: as published)")
     add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
     add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
     add("--seed", type=seed, default=0, help="seed of weights, order and augmentation (default: 0)")
@@ -119,7 +119,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimisation").add_argument
     add("--subset", type=positive, metavar="N", help="train on N images, drawn with --seed")
     add("--valid", type=natural, default=0, metavar="N", help="hold N training images out (default: 0)")
-    add("--epochs", type=positive, default=300, help="default: %(default)s")
+    add("--epochs", type=positive, default=300, help="passes over the training images (%(default)s)")
     add("--lr", type=above_zero, default=0.1, help="highest learning rate (default: %(default)s)")
     schedules = ("multistep", "cosine", "linear", "exponential", "onecycle", "constant")
     add("--lr_schedule", choices=schedules, default="multistep", help="default: %(default)s")

@@ -24,7 +24,7 @@ def trained_parameters(optimizer: torch.optim.SGD) -> list[nn.Parameter]:
 def add_momentum(optimizer: torch.optim.SGD) -> None:
     """Add a momentum buffer of zeros to every parameter that has none yet.
 
-    The fused update would create missing ones itself, but all or none of them, and from uninitialised memory.
+    The fused update would create missing ones itself, but all or none of them, and uninitialised.
     """
     for parameter in trained_parameters(optimizer):
         state = optimizer.state[parameter]

@@ -24,7 +24,7 @@ from utils import UserError, rank, world_size
 AUGMENTATION = {
     "cifar10": (4, True),
     "cifar100": (4, True),
-    "digits": (2, False),  # a mirrored digit is another sign
+    "digits": (2, False),  # a mirrored digit is a different symbol
 }
 
 

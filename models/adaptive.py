@@ -35,7 +35,7 @@ class Point:
 
     @property
     def per_image(self) -> bool:
-        """Whether images cost differently at this point, so that only `infer` can count."""
+        """Whether images cost differently at this point, so that only `infer` can count it."""
         return False
 
 

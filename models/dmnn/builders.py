@@ -203,7 +203,7 @@ def convnet_aig_cifar(
 
     Args:
         target_rate: share of the images that should run a block, above 0, at most 1.
-        target_rates: the same for every block: numbers separated by commas; 1 runs the block always.
+        target_rates: one target rate for each block, separated by commas; 1 always runs the block.
         execution: "real" skips closed blocks, "masked" computes all and multiplies by the gates.
         sample_gates: keep the Gumbel noise in evaluation, as the authors did.
     """
@@ -240,8 +240,8 @@ def convnet_aig_ilsvrc(
 
     Args:
         target_rate: share of the images that should run a block, above 0, at most 1.
-        target_rates: the same for every block: schedule50 or schedule101, which the published rows used and in which
-            target_rate fills the gaps, or numbers separated by commas; 1 runs the block always.
+        target_rates: one target rate for each block, separated by commas, or schedule50 or schedule101, which the
+            published rows used and in which target_rate fills the gaps; 1 always runs the block.
         execution: "real" skips closed blocks, "masked" computes all and multiplies by the gates.
         sample_gates: keep the Gumbel noise in evaluation, as the authors did.
     """

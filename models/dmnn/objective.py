@@ -78,8 +78,8 @@ class PathLoss(Objective):
         target_rate: share of the images that should run a path, above 0, at most 1.
         flops_target: share of the paths' multiply-accumulates that should be executed; target_rate if not given.
         lambda_res: weight of the resource losses.
-        alpha: weight of the execution rate loss among them.
-        beta: weight of the FLOPs loss among them.
+        alpha: weight of the execution rate loss within them.
+        beta: weight of the FLOPs loss within them.
         lambda_cat: weight of the category loss.
     """
 

@@ -47,17 +47,17 @@ class EmbeddedLoss(Objective):
         embed: joint trains both networks in every step; alternate draws one network an epoch, the low-cost one with
             probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
             network alone, then what only the full network has; low and full train that network alone.
-        low_epochs: with low_first, epochs of the low-cost network; the others are the full network's.
+        low_epochs: with low_first, epochs of the low-cost network; the remaining ones train the full network.
         finetune: freeze everything but what only the low-cost or only the full network has; give --pretrained too.
             The other network's outputs stay bit-identical.
         teacher: file or published name of a trained network that teaches; "full" lets each full pass teach the low-cost
             pass of the same batch.
-        teacher_model: name of the teacher's network, "torchvision:NAME" for one of torchvision's; by default what its
-            file says, or else the network that is trained.
+        teacher_model: name of the teacher's network, "torchvision:NAME" for one of torchvision's; by default the
+            one that its file records, or else the network that is trained.
         kd_alpha: weight of distillation.
         kd_alpha_full: the same in full passes, where it differs; 0 trains them by labels alone.
         kd_temp: temperature of distillation.
-        kd_topk: classes that are compared, those that the teacher ranks first; all where there are fewer.
+        kd_topk: number of classes that are compared, those that the teacher ranks first; all if there are fewer.
         two_steps: step the optimizer after each of the two passes.
     """
 

@@ -50,10 +50,10 @@ def msdnet(
     """Multi-scale dense network (arXiv 1703.09844); msdnet_ge trains it with gradient equilibrium (arXiv 1908.06294).
 
     Args:
-        nBlocks: blocks, and so exits.
+        nBlocks: number of blocks, each with an exit.
         base: layers of the first block.
         step: layers of each later block.
-        stepmode: even, or lin_grow (block b has step*(b-1)+1 layers); must be given where there is more than one block.
+        stepmode: even, or lin_grow (block b has step*(b-1)+1 layers); required if there is more than one block.
         nChannels: channels of the finest scale behind the stem, times grFactor.
         growthRate: channels that a layer adds, times grFactor.
         grFactor: width factor of every scale, finest first; 1-2-4, on ImageNet 1-2-4-4.
@@ -111,7 +111,7 @@ def imta_msdnet(
         prune: as in stage 1.
         bottleneck: as in stage 1.
         reduction: as in stage 1.
-        isc_cut: keep the losses of later exits from training earlier heads, as the paper may be read.
+        isc_cut: keep the losses of later exits from training earlier heads, one reading of the paper.
     """
     backbone = msdnet(
         num_classes, image_side, False, nBlocks, base, step, stepmode, nChannels, growthRate, grFactor, bnFactor,

@@ -103,7 +103,7 @@ class IMTAMSDNet(MultiExit):
 
     Args:
         backbone: trained with gradient equilibrium; its parameters are frozen here.
-        isc_cut: keep a later exit's loss from training earlier heads, as the paper may be read; the released code
+        isc_cut: keep a later exit's loss from training earlier heads, one reading of the paper; the released code
             lets it through.
     """
 

@@ -182,7 +182,7 @@ def mobilenetv2_shared_double(num_classes: int, eca: bool = False) -> SharedMobi
     """MobileNetV2 for 224x224 images whose repeated blocks share one expansion and one projection per stage.
 
     Args:
-        eca: channel attention after the last batch norm of those blocks, as in the authors' newest code; the published
-            row was trained before it was added.
+        eca: channel attention after the last batch norm of the repeated blocks, as in the authors' newest code; the
+            published row was trained before it was added.
     """
     return SharedMobileNetV2(False, 2, eca, num_classes)

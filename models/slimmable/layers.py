@@ -92,7 +92,7 @@ class Cut:
 
 
 class Sliced:
-    """Marks modules whose forward takes the cut beside the activations."""
+    """Marks modules whose forward takes the cut in addition to the activations."""
 
 
 class SlimLayer(Sliced, nn.Module):
@@ -115,12 +115,12 @@ class SlimLayer(Sliced, nn.Module):
 
 
 def pass_through(layer: nn.Module, x: Tensor, cut: Cut | None) -> Tensor:
-    """Apply a layer, handing the cut to those that take one."""
+    """Apply a layer, passing the cut to those that take one."""
     return layer(x, cut) if isinstance(layer, Sliced) else layer(x)
 
 
 class Chain(Sliced, nn.Sequential):
-    """`nn.Sequential` that hands the cut on."""
+    """`nn.Sequential` that passes the cut on."""
 
     def forward(self, x: Tensor, cut: Cut | None) -> Tensor:
         for layer in self:
