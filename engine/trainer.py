@@ -151,6 +151,8 @@ class Trainer:
         if delayed is not None:
             self._finite(delayed.read())
         self._finite(running.item())
+        if self.captured:  # a replayed graph does not count what it writes, and who looks at the counters would miss it
+            torch.autograd.graph.increment_version([*self.model.parameters(), *self.evaluated.parameters()])
 
     def begin_epoch(self) -> None:
         """Ask the objective what this epoch trains, and make an optimizer where the phase needs a new one."""
