@@ -95,7 +95,7 @@ class AdaptiveModel(nn.Module):
 
     @property
     def default_points(self) -> tuple[Point, ...]:
-        """The points that an evaluation judges where none is named: all of them, unless they are too many."""
+        """The points that are evaluated where none is named: all of them, unless they are too many."""
         return self.points
 
     def compute(self, images: Tensor, point: Point):
