@@ -45,6 +45,8 @@ def main(argv=None):
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
+    if args.checkpoint:
+        args.checkpoint.load_into(model, args.new_head)
     run = engine.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
     utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)

@@ -108,6 +108,7 @@ class Trainer:
         self.captured: cuda_graph.CapturedStep | None = None
         self.optimizer: torch.optim.SGD | None = None
         self.first_optimizer: dict | None = None  # state with which the first optimizer begins
+        self.first_rng: dict | None = None  # after a resume, state of the generators when the run was stopped
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
         self.epoch, self.step = 0, 0  # epochs done, steps done in the current one
         self.rate, self.started = recipe.lr, time.perf_counter()
@@ -150,6 +151,8 @@ class Trainer:
         if delayed is not None:
             self._finite(delayed.read())
         self._finite(running.item())
+        if self.captured:  # a replayed graph does not count what it writes, and who looks at the counters would miss it
+            torch.autograd.graph.increment_version([*self.model.parameters(), *self.evaluated.parameters()])
 
     def begin_epoch(self) -> None:
         """Ask the objective what this epoch trains, and make an optimizer where the phase needs a new one."""
@@ -163,6 +166,9 @@ class Trainer:
         self.first_optimizer = None
         if self.recipe.momentum:
             add_momentum(self.optimizer)
+        if self.first_rng:  # what the objective built anew, such as a teacher, drew its first weights
+            restore_rng_state(self.first_rng)
+        self.first_rng = None
         if self.step == 0:
             self.objective.means.clear()
         self.started = time.perf_counter()
@@ -349,7 +355,8 @@ class Trainer:
         self.objective.load_state_dict(training["objective"], self.device)
         self.scaler.load_state_dict(training["scaler"])
         self.first_optimizer = checkpoint.optimizer
-        restore_rng_state(training["rng"])
+        self.first_rng = training["rng"]
+        restore_rng_state(self.first_rng)
 
 
 def losses_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str) -> Iterator[Tensor]:

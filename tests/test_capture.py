@@ -138,6 +138,13 @@ def test_a_captured_and_resumed_run_equals_a_plain_one(tmp_path, tape, monkeypat
     assert isinstance(saved["optimizer_state_dict"]["param_groups"][0]["lr"], float)
 
 
+def test_what_replays_wrote_is_counted_after_an_epoch(tmp_path, tape):
+    model = Tiny()
+    before = model.late.weight._version
+    fit(tmp_path, epochs=1, model=model, cuda_graph=True)
+    assert model.late.weight._version > before
+
+
 def test_a_step_that_reads_a_value_cannot_be_recorded(tape):
     class Reads(Both):
         def __call__(self, model, images, labels):

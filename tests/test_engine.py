@@ -203,6 +203,24 @@ def test_phases_choose_parameters_and_fresh_optimizers(tmp_path):
     assert torch.equal(straight.late.weight, resumed.late.weight)
 
 
+def test_what_an_objective_builds_draws_nothing_from_a_resume(tmp_path):
+    class Teaches(Both):
+        teacher = None
+
+        def begin_epoch(self, model, epoch):
+            self.teacher = self.teacher or nn.Linear(3, 10)
+            return super().begin_epoch(model, epoch)
+
+        def __call__(self, model, images, labels):
+            for loss in super().__call__(model, images, labels):
+                yield loss * torch.rand(())
+
+    straight, _ = fit(tmp_path / "straight", epochs=2, objective=Teaches())
+    fit(tmp_path / "stopped", epochs=1, objective=Teaches())
+    resumed, _ = fit(tmp_path / "stopped", epochs=2, resume="auto", objective=Teaches())
+    assert torch.equal(straight.late.weight, resumed.late.weight)
+
+
 def test_every_epoch_begins_once(tmp_path):
     class Counts(Both):
         epochs = ()

@@ -18,11 +18,14 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 import dataloader
+import engine
 import eval_ilsvrc
 import train_ilsvrc
 from images import decoding
 from images.decoding import decode
 from images.disk import DiskBatches
+from models import create_model
+from reporting import run_report
 from tests.test_scripts import call
 
 ROOT = Path(dataloader.__file__).parent
@@ -282,6 +285,25 @@ def test_budgets_use_thresholds_of_held_out_image_files(folder, monkeypatch, cap
     assert code == 0, err
     assert "budget-p20" in out
     assert (folder / "report" / "budgets.png").is_file()
+
+
+def test_training_starts_from_pretrained_weights(folder, monkeypatch, capsys):
+    flags = {"nBlocks": 2, "base": 1, "stepmode": "even", "nChannels": 4, "growthRate": 2}
+    whole = create_model("msdnet", "ilsvrc", 5, **flags).state_dict()
+    torch.save({"net_state_dict": whole}, folder / "net.pth")
+    trained = []
+    monkeypatch.setattr(engine, "fit", lambda model, *_: trained.append(model))
+    monkeypatch.setattr(run_report, "of_run", lambda *_: None)
+    command = ["--model=msdnet", *(f"--{name}={value}" for name, value in flags.items())]
+    command += [f"--dataset_path={folder}", "--workers=0", "--batch_size=8", f"--pretrained={folder / 'net.pth'}"]
+    code, _, err = call(monkeypatch, capsys, train_ilsvrc, *command, f"--save={folder / 'run'}")
+    assert code == 1
+    assert "[5] instead of [3]" in err
+    code, _, err = call(monkeypatch, capsys, train_ilsvrc, *command, f"--save={folder / 'run'}", "--new_head")
+    assert code == 0, err
+    other = [key for key, value in trained[0].state_dict().items() if not torch.equal(value, whole[key])]
+    assert other, "the classifiers are of other classes"
+    assert all(len(whole[key]) == 5 for key in other)
 
 
 def test_generated_images_are_announced_and_reproducible(capsys):

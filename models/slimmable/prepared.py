@@ -21,8 +21,9 @@ class Prepared:
 
     Whether the network still has these weights is seen by the storage and the version counter of each parameter: that
     takes microseconds and never waits for the device, so it is checked before every forward pass. Fused optimizers do
-    not count what they write, so a pass in train mode records that it ran (`trained`). Only what is written through
-    a parameter's `.data`, or by a replayed CUDA graph, is not seen before `prepare` is called.
+    not count what they write, so a pass in train mode records that it ran (`trained`), and the engine counts what
+    replayed CUDA graphs write after each epoch. Only what is written through a parameter's `.data` is not seen before
+    `prepare` is called.
 
     Where something may have changed, the weights' fingerprint decides, because weights that were moved to another
     device or copied with the network are still the same.
