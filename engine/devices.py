@@ -113,7 +113,8 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: s
     """
     if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
         if compiled:
-            raise UserError("--compile on several GPUs needs one process for each: start the script with torchrun")
+            message = "--compile on several GPUs needs one process for each: start the script with torchrun"
+            raise UserError(message, exit_code=2)
         return DataParallel(model)
     if compiled:
         # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
