@@ -11,8 +11,8 @@ from torch import nn
 from models import registry
 from models.adaptive import AdaptiveModel, Objective, Point
 from models.deploy import folding
-from tests import test_export, test_fast
-from tests.models import cases, checks
+from tests.engine import test_fast
+from tests.models import cases, checks, test_export
 
 
 @dataclass(frozen=True)

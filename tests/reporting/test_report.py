@@ -16,7 +16,7 @@ from engine import cli
 from reporting import curves, measured, pages, pictures, published, tables
 from reporting.compare import compare
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS = published.published_rows()
 
 

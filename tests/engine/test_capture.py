@@ -13,8 +13,8 @@ import utils
 from engine import cuda_graph
 from models.adaptive import Objective
 from models.slimmable.objective import MutualLearning
-from tests.test_engine import Both, Tiny, digits, fit
-from tests.test_fast import SYSTEMS
+from tests.engine.test_engine import Both, Tiny, digits, fit
+from tests.engine.test_fast import SYSTEMS
 
 CPU = torch.device("cpu")
 #: the systems whose steps are all alike

@@ -18,8 +18,8 @@ from models.embedded.builders import adaptive_depth_cifar
 from models.embedded.objective import SubPathLoss
 from models.shared_basis.builders import double_shared
 from models.shared_basis.objective import BasisLoss
+from tests.engine.test_engine import digits, fit
 from tests.models import cases
-from tests.test_engine import digits, fit
 
 WRN = {"depth": 10, "widen_factor": 1, "resolution_list": (32, 24)}
 MSDNET = {"nBlocks": 2, "base": 1, "step": 1, "stepmode": "even", "nChannels": 8}

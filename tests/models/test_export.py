@@ -13,10 +13,10 @@ import eval_cifar10
 from models import create_model, profile
 from models.deploy import export
 from tests.models import cases, checks
-from tests.test_scripts import call
+from tests.scripts.test_scripts import call
 from utils import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPE = (3, 32, 32)
 TINY_MSDNET = dict(nBlocks=2, base=2, step=1, stepmode="even", nChannels=8, growthRate=4)
 #: one small network of a system, at a point that is not the whole network where it has one

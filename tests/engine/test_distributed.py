@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def train(folder):
@@ -45,7 +45,7 @@ def train(folder):
 
 def start(folder, processes):
     words = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
-    code = f"from tests.test_distributed import train; train({str(folder)!r})"
+    code = f"from tests.engine.test_distributed import train; train({str(folder)!r})"
     script = folder.parent / f"{processes}.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}")
     done = subprocess.run([sys.executable, *words, script], capture_output=True, text=True, timeout=300, cwd=ROOT)

@@ -11,7 +11,7 @@ import train_ilsvrc
 from engine import cli
 from reporting import published
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 #: "cifar" and "ilsvrc" hold the usual values of each script, the line of a recipe the rest
 RECORD = json.loads(Path(__file__).with_name("recipes.json").read_text())
 FILES = sorted(path for path in RECIPES.iterdir() if path.suffix != ".sh")
@@ -42,7 +42,7 @@ def test_a_recipe_resolves_to_its_recorded_flags(path):
     usual = RECORD["ilsvrc" if path.name.startswith("ilsvrc-") else "cifar"]
     own = {flag: value for flag, value in flags.items() if flag not in usual or usual[flag] != value}
     line = f'"{path.name}": {json.dumps(own)}'
-    assert flags == usual | RECORD.get(path.name, {}), f"if this is meant, its line in tests/recipes.json is\n{line}"
+    assert flags == usual | RECORD.get(path.name, {}), f"if meant, its line in recipes.json beside this test is\n{line}"
 
 
 def test_every_recorded_recipe_exists():

@@ -26,7 +26,7 @@ from images.decoding import decode
 from images.disk import DiskBatches
 from models import create_model
 from reporting import run_report
-from tests.test_scripts import call
+from tests.scripts.test_scripts import call
 
 ROOT = Path(dataloader.__file__).parent
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding")

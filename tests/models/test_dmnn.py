@@ -746,7 +746,7 @@ def test_easy_images_cost_least_and_hard_ones_most():
 ROWS = [row for row in published.published_rows("dmnn") if row.model]
 RECIPES = sorted(
     path
-    for path in (Path(__file__).parent.parent / "recipes").iterdir()
+    for path in (Path(__file__).parents[2] / "recipes").iterdir()
     if any(word in path.name for word in ("dmnn", "convnet-aig"))
 )
 

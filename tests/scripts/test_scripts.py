@@ -22,7 +22,7 @@ from images import downloads
 from models import create_model
 from reporting import __main__ as reporting_command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 QUICK = ["--dataset=digits", "--subset=192", "--batch_size=32", "--model=ResNet20", "--lr=0.05"]
 
 

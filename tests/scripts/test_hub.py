@@ -14,7 +14,7 @@ import hubconf
 from models import create_model, list_models
 from models.adaptive import BuiltAs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys, torch
 names = torch.hub.list("someone/networks:main", skip_validation=True, trust_repo=True, verbose=False)

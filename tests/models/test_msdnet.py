@@ -258,7 +258,7 @@ def published_steps(dataset):
 
 # Tables and recipes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROWS = published.published_rows("msdnet")
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*-msdnet*")) + sorted(
     path.name for path in (ROOT / "recipes").glob("*-imta-*")
