@@ -13,8 +13,8 @@ import utils
 from engine import cuda_graph
 from models.adaptive import Objective
 from models.slimmable.objective import MutualLearning
-from tests.engine.test_engine import Both, Tiny, digits, fit
-from tests.engine.test_fast import SYSTEMS
+from tests.engine.runs import Both, Tiny, digits, fit
+from tests.engine.systems import SYSTEMS
 
 CPU = torch.device("cpu")
 #: the systems whose steps are all alike

@@ -12,7 +12,7 @@ import eval_ilsvrc
 import hubconf
 from models import Checkpoint, create_model, list_checkpoints, load_checkpoint, published
 from models.checkpoints import extracted_content, training_content
-from tests.scripts.test_scripts import call
+from tests.scripts.commands import call
 
 
 @pytest.fixture

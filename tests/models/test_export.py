@@ -13,7 +13,7 @@ import eval_cifar10
 from models import create_model, profile
 from models.deploy import export
 from tests.models import cases, checks
-from tests.scripts.test_scripts import call
+from tests.scripts.commands import call
 from utils import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import dataloader
 import eval_cifar10
 import eval_ilsvrc
 from models import create_model, profile
-from tests.scripts.test_scripts import call
+from tests.scripts.commands import call
 
 
 @pytest.fixture

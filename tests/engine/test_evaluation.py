@@ -1,0 +1,55 @@
+"""The evaluation loop."""
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+
+import engine
+from models import create_model
+from tests.engine.runs import Tiny, digits
+
+
+def test_evaluation_counts_as_a_loop_over_images_does():
+    torch.manual_seed(0)
+    model, data = Tiny().eval(), digits(100)
+    rows = engine.evaluate(model, data.test)
+    assert [row.point for row in rows] == ["early", "late"]
+    logits = torch.cat([model(images) for images, _ in data.test])
+    labels = torch.cat([labels for _, labels in data.test])
+    assert rows[1].top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+    in_five = sum(label in row for label, row in zip(labels.tolist(), logits.topk(5).indices.tolist(), strict=True))
+    assert rows[1].top5 == pytest.approx(100 * in_five / len(labels))
+    assert rows[0].images == 360
+    assert rows[0].macs == 30
+
+
+def test_evaluation_leaves_the_training_modes():
+    model = Tiny().train()
+    model.norm.eval()
+    engine.evaluate(model, digits().test, ["late"])
+    assert model.training
+    assert not model.norm.training
+
+
+def test_several_gpus_in_one_process_judge_as_one_does(monkeypatch):
+    """DataParallel's replicas on the CPU: copies without registered parameters, which cannot count themselves."""
+    replicate = importlib.import_module("torch.nn.parallel.replicate")
+
+    def copies(tensors, devices, detach=False):
+        return [[tensor.clone() for tensor in tensors] for _ in devices]
+
+    monkeypatch.setattr(replicate, "_broadcast_coalesced_reshape", copies)
+
+    class Replicas(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, images, *args):
+            halves = zip(replicate.replicate(self.module, [0, 1], detach=True), images.chunk(2))
+            return tuple(torch.cat(parts) for parts in zip(*[half(part, *args) for half, part in halves]))
+
+    model, data = create_model("ResNet20").eval(), digits(90)
+    assert engine.evaluate(Replicas(model), data.test) == engine.evaluate(model, data.test)

@@ -1,0 +1,101 @@
+"""The training loop: epochs, phases, what is recorded and saved."""
+
+import pytest
+import torch
+
+import utils
+from models import create_model
+from models.adaptive import CrossEntropy, Phase
+from tests.engine.runs import Both, Tiny, digits, fit
+
+
+def test_an_average_of_weights_is_judged_and_saved(tmp_path):
+    model, _ = fit(tmp_path, epochs=1, ema=0.5)
+    saved = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert not torch.equal(saved["net_state_dict"]["late.weight"], model.late.weight)
+    assert torch.equal(saved["training"]["raw_weights"]["late.weight"], model.late.weight)
+    assert not torch.equal(saved["net_state_dict"]["norm.running_mean"], model.norm.running_mean)
+
+
+def test_phases_choose_parameters_and_fresh_optimizers(tmp_path):
+    class Alternate(Both):
+        def begin_epoch(self, model, epoch):
+            part = (model.early, model.late)[epoch % 2]
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            for parameter in part.parameters():
+                parameter.requires_grad_(True)
+            return Phase([{"params": list(part.parameters()), "lr_scale": 0.5}], fresh=True)
+
+        def __call__(self, model, images, labels):
+            for loss in super().__call__(model, images, labels):
+                if loss.requires_grad:
+                    yield loss
+
+    torch.manual_seed(0)
+    start = Tiny()
+    model, _ = fit(tmp_path, epochs=1, objective=Alternate())
+    assert torch.equal(model.late.weight, start.late.weight)
+    assert not torch.equal(model.early.weight, start.early.weight)
+    straight, _ = fit(tmp_path / "straight", epochs=2, objective=Alternate())
+    # the recipe is longer now: the fresh optimizer of epoch 2 must not want the momentum of epoch 1
+    resumed, _ = fit(tmp_path, epochs=2, resume="auto", objective=Alternate())
+    assert torch.equal(straight.late.weight, resumed.late.weight)
+
+
+def test_every_epoch_begins_once(tmp_path):
+    class Counts(Both):
+        epochs = ()
+
+        def begin_epoch(self, model, epoch):
+            self.epochs += (epoch,)
+            return super().begin_epoch(model, epoch)
+
+    for epochs, resume, expected in ((1, None, (0,)), (2, "auto", (1,)), (2, "auto", ())):
+        objective = Counts()
+        fit(tmp_path, epochs=epochs, resume=resume, objective=objective)
+        assert objective.epochs == expected
+
+
+def test_a_nan_loss_stops_the_run_and_names_the_good_checkpoint(tmp_path):
+    class Breaks(Both):
+        def begin_epoch(self, model, epoch):
+            self.factor = float("nan") if epoch == 1 else 1.0
+            return super().begin_epoch(model, epoch)
+
+        def __call__(self, model, images, labels):
+            for loss in super().__call__(model, images, labels):
+                yield loss * self.factor
+
+    with pytest.raises(utils.UserError, match=r"no longer finite.*last\.pth"):
+        fit(tmp_path, epochs=2, objective=Breaks())
+    good = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert good["epoch"] == 1
+    assert all(value.isfinite().all() for value in good["net_state_dict"].values())
+
+
+def test_an_epoch_is_one_record_and_checkpoints_keep_their_keys(tmp_path):
+    fit(tmp_path, epochs=2)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    content = torch.load(tmp_path / "best.pth", weights_only=True)
+    assert {"net_state_dict", "optimizer_state_dict", "acc", "epoch"} <= content.keys()
+
+
+def test_learning_happens(tmp_path):
+    """A real set, seconds: far above the 10 % of chance."""
+    torch.manual_seed(0)
+    _, best = fit(
+        tmp_path, 4, None, CrossEntropy(), create_model("ResNet20"), digits(64), lr_schedule="onecycle", nesterov=True
+    )
+    assert best["full"][0] > 60
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+    class Overflows(Both):
+        def __call__(self, model, images, labels):
+            yield from super().__call__(model, images, labels)
+            yield model.early.bias.sum() * 3e38
+
+    with pytest.raises(utils.UserError, match="no longer finite"):
+        fit(tmp_path, epochs=2, objective=Overflows())
+    assert not (tmp_path / "last.pth").exists()

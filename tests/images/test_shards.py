@@ -1,0 +1,54 @@
+"""Images in tar shards."""
+
+import io
+import sys
+import tarfile
+
+import pytest
+import torch
+
+from images.decoding import decode
+from tests.images.folders import encoded, equal, load, photograph
+
+
+def write_shards(root, part, count, each):
+    for number in range(count):
+        with tarfile.open(root / f"{part}-{number:02d}.tar", "w") as tar:
+            for sample in range(each):
+                seed = 100 * number + sample + (1000 if part == "val" else 0)
+                files = {"jpg": encoded(photograph(seed)), "cls": str(seed % 3).encode(), "json": b"{}"}
+                for extension, blob in files.items():
+                    member = tarfile.TarInfo(f"{seed:06d}.{extension}")
+                    member.size = len(blob)
+                    tar.addfile(member, io.BytesIO(blob))
+
+
+def test_shards_give_every_image_once_and_can_be_resumed(tmp_path):
+    pytest.importorskip("webdataset")
+    write_shards(tmp_path, "train", 3, 5)
+    write_shards(tmp_path, "val", 2, 4)
+    pattern = f"{tmp_path}/{{train-{{00..02}},val-{{00..01}}}}.tar"
+    data = load(pattern, workers=2)
+    assert (data.train.num_images, data.test.num_images, len(data.classes)) == (15, 8, 3)
+    labels = torch.cat([labels for _, labels in data.test])
+    assert labels.tolist() == [seed % 3 for seed in (*range(1000, 1004), *range(1100, 1104))]
+    want = decode(encoded(photograph(1101)))
+    assert torch.equal(decode(data.test.dataset.source.read(5)), want)
+    whole = list(data.train.epoch(1))
+    assert sum(len(labels) for _, labels in whole) == 15
+    assert equal(load(pattern).train.epoch(1, start=2), whole[2:])
+    with pytest.raises(ValueError, match=r"val-02.tar.* cannot be found"):
+        load(f"{tmp_path}/{{train-{{00..02}},val-{{00..02}}}}.tar")
+    with pytest.raises(ValueError, match="names no val shards"):
+        load(f"{tmp_path}/train-{{00..02}}.tar")
+    shard = tmp_path / "train-01.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"train-01.tar"):
+        load(pattern)
+
+
+def test_shards_without_webdataset_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
+    with pytest.raises(ValueError, match="pip install webdataset"):
+        load("/data/{train,val}-{00..01}.tar")

@@ -1,0 +1,30 @@
+"""The scripts as commands: in a process of their own, or by their `main` in this one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from engine import cli
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--dataset=digits", "--subset=192", "--batch_size=32", "--model=ResNet20", "--lr=0.05"]
+
+
+def command(script, *flags):
+    return [sys.executable, str(ROOT / script), *map(str, flags)]
+
+
+def shell(script, *flags, **options):
+    return subprocess.run(command(script, *flags), capture_output=True, text=True, timeout=300, **options)
+
+
+def call(monkeypatch, capsys, script, *flags):
+    """Run a script's main in this process: exit code, what it printed, what it said on stderr."""
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+    code = 0
+    try:
+        cli.run(script.main)
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err

@@ -1,0 +1,82 @@
+"""What a command line says: flags, files of arguments, lists, defaults."""
+
+import os
+
+import pytest
+import torch
+
+import eval_cifar10
+import train_cifar10
+from engine import cli
+from tests.scripts.commands import QUICK, call
+
+
+def test_an_evaluation_accepts_training_flags_with_a_notice(monkeypatch, capsys, checkpoint, tmp_path):
+    flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", f"--report={tmp_path}/report"]
+    code, out, _ = call(monkeypatch, capsys, eval_cifar10, *flags, "--lr=0.1", "--momentum", "0.9")
+    assert code == 0
+    assert "ignored by an evaluation: --lr=0.1 --momentum 0.9" in out
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags, "--lrr=0.1")
+    assert (code, "--lrr" in err) == (2, True)
+
+
+def test_help_shows_the_flags_of_the_model(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, "--model=ResNet32_SharedOnly", "--help")
+    assert code == 0
+    assert "--shared_rank" in out
+    assert "--unique_rank " not in out
+    assert "--lambdaR" in out
+
+
+def test_lists(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, "--list_models", "ResNet56*")
+    assert code == 0
+    assert "ResNet56_DoubleShared            cifar10   shared_basis      319,226" in out
+    code, out, _ = call(monkeypatch, capsys, eval_cifar10, "--list_checkpoints")
+    assert "ResNet56-S16U1-Double" in out
+
+
+def test_hyphens_count_as_underscores_and_files_hold_arguments(tmp_path):
+    (tmp_path / "args").write_text("--shared-rank=8  # eight\n--model=ResNet32_SharedOnly\n")
+    args = cli.parse(train_cifar10.SCRIPT, [f"@{tmp_path}/args", "--batch-size", "7"])
+    assert (args.model, args.model_flags, args.batch_size) == ("ResNet32_SharedOnly", {"shared_rank": 8}, 7)
+
+
+def test_parsing_changes_nothing_in_the_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("CUDA was asked"))
+    before = dict(os.environ)
+    args = cli.parse(train_cifar10.SCRIPT, ["--visible_device=1,2", "--fast", "--cuda_graph"])
+    assert dict(os.environ) == before
+    assert (args.visible_device, args.amp) == ("1,2", None)
+
+
+def test_what_authors_call_a_flag_is_understood():
+    words = "--arch msdnet --data cifar100 --data-root /images -b 7 --wd 1e-4 --gpu 1 --lr-type cosine --start-epoch=2"
+    args = cli.parse(train_cifar10.SCRIPT, words.split())
+    assert (args.model, args.dataset, args.dataset_path, args.batch_size) == ("msdnet", "cifar100", "/images", 7)
+    assert (args.weight_decay, args.visible_device, args.lr_schedule, args.starting_epoch) == (1e-4, "1", "cosine", 2)
+    args = cli.parse(train_cifar10.SCRIPT, ["--model=IMTA_MSDNet", "-T", "1.0"])
+    assert args.objective_flags["T"] == 1.0
+
+
+def test_a_file_knows_its_own_normalisation(tmp_path, monkeypatch, capsys):
+    flags = [*QUICK, "--epochs=1", "--mean=0,0,0", "--std=1,1,1", f"--save={tmp_path}/run"]
+    assert call(monkeypatch, capsys, train_cifar10, *flags)[0] == 0
+    args = cli.parse(eval_cifar10.SCRIPT, [f"--pretrained={tmp_path}/run/best.pth"])
+    assert (args.mean, args.std, args.dataset) == ((0, 0, 0), (1, 1, 1), "digits")
+
+
+def test_the_published_defaults():
+    args = cli.parse(train_cifar10.SCRIPT, [])
+    expected = {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "batch_size": 256,
+        "epochs": 300,
+    }
+    assert {name: getattr(args, name) for name in expected} == expected
+    assert args.model == "ResNet56_DoubleShared"
+    assert args.model_flags == {"shared_rank": 16, "unique_rank": 1}
+    assert args.objective_flags["lambdaR"] == 10
+    assert args.lr_steps == ((150, 0.1), (225, 0.01))

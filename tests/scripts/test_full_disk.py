@@ -1,0 +1,44 @@
+"""A full disk loses nothing."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import engine
+import utils
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("good")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(utils.UserError, match="the disk is full"), utils.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "good"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    run = engine.Run(tmp_path, {}, None)
+    run.save({"weights": torch.zeros(400)})
+
+    def fill_up(path, content):
+        """Half of it fits; what the kernel then says is what writing to /dev/full says."""
+        with open(path, "wb") as file:
+            file.write(content[: len(content) // 2])
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(content)
+
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    with pytest.raises(utils.UserError, match="the disk is full"):
+        run.save({"weights": torch.zeros(4000)})
+    run.close()
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["weights"].shape == (400,)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "last.pth", "run.json"}

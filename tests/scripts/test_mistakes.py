@@ -1,0 +1,100 @@
+"""Every mistake is one sentence, with an exit code that says whose it is."""
+
+import pytest
+
+import engine
+import eval_cifar10
+import train_cifar10
+from tests.scripts.commands import QUICK, call
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
+    first = engine.Run(tmp_path, {}, None)
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *QUICK, f"--save={tmp_path}")
+    assert code == 1
+    assert "another run is writing" in err
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--model=ResNet56_DoubleShare"], "ResNet56_DoubleShared"),
+        (["--model=ResNet56", "--shared_rank=8"], "--shared_rank is not a flag of ResNet56"),
+        (["--model=ResNet56_DoubleShared", "--shared_rank=0"], "shared_rank 0"),
+        (["--model=ResNet56_DoubleShared", "--shared_rank=2000"], "shared_rank 2000"),
+        (["--model=ResNet56_DoubleShared", "--unique_rank=0"], "unique_rank 0"),
+        (["--batch_size=0"], "--batch_size: 0 is not at least 1"),
+        (["--lr=-1"], "--lr: -1 is not above 0"),
+        (["--lr=inf"], "--lr: inf is not a finite number"),
+        (["--mean=1,2"], "--mean: 1,2 is not three numbers"),
+        (["--std=1,2,0"], "--std: 0 is not above 0"),
+        (["--cuda_graph"], "--cuda_graph needs a GPU"),
+        (["--model=ResNet56_DoubleShared", "--lambdaR=nan"], "--lambdaR: nan is not a finite number"),
+        (["--epochs=many"], "--epochs"),
+        (["--dataset=cifar11"], "cifar11"),
+        (["--lr_steps=150"], "--lr_steps"),
+        (["--momentun=0.9"], "did you mean --momentum"),
+        (["@recipes/none"], "recipes/none"),
+    ],
+)
+def test_an_impossible_command_is_one_sentence_and_exit_code_2(monkeypatch, capsys, flags, sentence):
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags)
+    assert code == 2
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_what_fails_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys, checkpoint):
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(checkpoint.read_bytes()[:1000])
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "data" / "cifar-10-batches-bin").mkdir(parents=True)
+    (tmp_path / "data" / "cifar-10-batches-bin" / "data_batch_1.bin").write_bytes(b"x" * 100)
+    cases = [
+        (train_cifar10, [*QUICK, "--dataset=cifar10", f"--dataset_path={tmp_path}/nowhere"], "nowhere"),
+        (train_cifar10, [*QUICK, "--dataset=cifar10", f"--dataset_path={tmp_path}/data"], "data_batch"),
+        (train_cifar10, [*QUICK, f"--pretrained={cut}"], "truncated"),
+        (train_cifar10, [*QUICK, f"--save={tmp_path}/r", f"--resume={cut}"], "truncated"),
+        (train_cifar10, [*QUICK, f"--save={tmp_path}/r", f"--resume={checkpoint}"], "--pretrained"),
+        (train_cifar10, [*QUICK, f"--save={tmp_path}/r", "--resume=nothing.pth"], "no checkpoint nothing.pth"),
+        (train_cifar10, [*QUICK, f"--save={checkpoint}/below"], "cannot use the folder"),
+        (eval_cifar10, ["--dataset=digits", "--model=ResNet20", f"--pretrained={tmp_path}/empty.pth"], "is empty"),
+        (
+            eval_cifar10,
+            ["--dataset=digits", "--model=ResNet32", f"--pretrained={checkpoint}"],
+            "not a checkpoint of this",
+        ),
+        (eval_cifar10, ["--dataset=digits", "--model=ResNet20", f"--pretrained={tmp_path}"], "is a folder"),
+    ]
+    for script, flags, sentence in cases:
+        code, _, err = call(monkeypatch, capsys, script, *flags)
+        assert code == 1, (flags, err)
+        assert sentence in err, flags
+        assert len(err.strip().splitlines()) == 1, flags
+
+
+def test_an_evaluation_needs_weights_and_points_that_exist(monkeypatch, capsys, checkpoint):
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, "--model=ResNet20")
+    assert (code, "--pretrained is missing" in err) == (2, True)
+    flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", "--point=exit3"]
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags)
+    assert code == 2
+    assert "no point 'exit3'" in err
+
+
+def test_a_run_of_other_flags_is_not_continued(tmp_path, monkeypatch, capsys):
+    call(monkeypatch, capsys, train_cifar10, *QUICK, "--epochs=1", f"--save={tmp_path}/run")
+    before = (tmp_path / "run" / "last.pth").read_bytes()
+    flags = [*QUICK, "--epochs=1", f"--save={tmp_path}/run"]
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags)
+    assert (code, "--resume=auto" in err) == (1, True)
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--lr=0.5", "--resume=auto")
+    assert (code, "--lr was 0.05 and is 0.5" in err) == (1, True)
+    assert (tmp_path / "run" / "last.pth").read_bytes() == before
+
+
+def test_an_argument_file_that_contains_itself_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "self").write_text(f"@{tmp_path}/self")
+    code, _, err = call(monkeypatch, capsys, train_cifar10, f"@{tmp_path}/self")
+    assert (code, "contains itself" in err) == (2, True)

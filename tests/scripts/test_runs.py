@@ -1,0 +1,111 @@
+"""Trainings and evaluations as users type them, and the files that they leave."""
+
+import json
+import shutil
+
+import torch
+
+import eval_cifar10
+import train_cifar10
+from engine import cli
+from images import downloads
+from reporting import __main__ as reporting_command
+from tests.scripts.commands import QUICK, call, shell
+
+
+def test_training_then_evaluation_as_a_user_types_them(tmp_path):
+    flags = ["--model=ResNet32_SingleShared", "--shared_rank=8", "--unique_rank=1", "--lambdaR=10", "--momentum=0.9"]
+    more = ["--dataset=digits", "--subset=64", "--batch_size=32", "--weight-decay=5e-4", "--epochs=1"]
+    done = shell("train_cifar10.py", *flags, *more, f"--save={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert "Training_Acc_Top1 = " in done.stdout
+    assert "Best_Acc_top1 = " in done.stdout
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["flags"]["shared_rank"] == 8
+    assert record["flags"]["weight_decay"] == 5e-4
+    assert {"command", "code", "torch", "device", "threads"} <= record.keys()
+    evaluation = shell("eval_cifar10.py", f"--pretrained={tmp_path}/run/best.pth", f"--report={tmp_path}/report")
+    assert evaluation.returncode == 0, evaluation.stderr
+    assert "Eval_Acc_top1 = " in evaluation.stdout
+    assert "150,666" in evaluation.stdout, "the file knows its own model and ranks"
+    rows = json.loads((tmp_path / "report" / "evaluation.json").read_text())["rows"]
+    assert rows[0]["macs"] == 47_628_928
+    assert (tmp_path / "report" / "accuracy-macs.png").stat().st_size > 5000
+
+
+def test_a_run_resumed_elsewhere_keeps_its_own_best_file(tmp_path, monkeypatch, capsys):
+    flags = [*QUICK, "--epochs=2", "--lr_schedule=constant"]
+    for seed in (0, 1):
+        assert call(monkeypatch, capsys, train_cifar10, *flags, f"--seed={seed}", f"--save={tmp_path}/{seed}")[0] == 0
+    resume = f"--resume={tmp_path}/1/last.pth"
+    before = (tmp_path / "0" / "last.pth").read_bytes()
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--seed=1", resume, f"--save={tmp_path}/0")
+    assert (code, "--seed was 0 and is 1" in err) == (1, True)
+    assert (tmp_path / "0" / "last.pth").read_bytes() == before
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--seed=1", resume, f"--save={tmp_path}/new")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "new" / "best.pth").is_file()
+
+
+def test_a_log_of_epochs_that_no_checkpoint_has_is_written_again(tmp_path, monkeypatch, capsys):
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n')
+    code, _, _ = call(monkeypatch, capsys, train_cifar10, *QUICK, "--epochs=1", "--resume=auto", f"--save={tmp_path}")
+    assert code == 0
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_with_two_optimizer_steps_a_batch_ends_well(tmp_path, monkeypatch, capsys):
+    flags = ["--dataset=digits", "--subset=64", "--batch_size=32", "--epochs=1", f"--save={tmp_path}/run"]
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--model=ResNet32_DoubleShared_skip", "--two_steps")
+    assert (code, err) == (0, "")
+
+
+def test_an_extracted_file_records_its_images_and_can_be_folded(tmp_path, monkeypatch, capsys):
+    flags = [
+        "--dataset=digits",
+        "--subset=64",
+        "--batch_size=32",
+        "--epochs=1",
+        "--mean=0,0,0",
+        f"--save={tmp_path}/run",
+    ]
+    assert call(monkeypatch, capsys, train_cifar10, *flags, "--model=ResNet32_ADN")[0] == 0
+    flags = [f"--report={tmp_path}/report", "--latency_batch=0"]
+    whole = f"--pretrained={tmp_path}/run/best.pth"
+    for name, fold in (("plain.pth", []), ("folded.pth", ["--fold"])):
+        extract = ["--point=TTT", "--extract", "TTT", tmp_path / name]
+        code, _, err = call(monkeypatch, capsys, eval_cifar10, whole, *flags, *extract, *fold)
+        assert (code, err) == (0, "")
+    plain, folded = (torch.load(tmp_path / name, weights_only=True) for name in ("plain.pth", "folded.pth"))
+    torch.testing.assert_close(folded["net_state_dict"], plain["net_state_dict"])
+    args = cli.parse(eval_cifar10.SCRIPT, [f"--pretrained={tmp_path}/folded.pth"])
+    assert (args.dataset, args.mean) == ("digits", (0, 0, 0))
+    assert call(monkeypatch, capsys, eval_cifar10, f"--pretrained={tmp_path}/folded.pth", *flags)[0] == 0
+
+
+def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, monkeypatch, capsys, checkpoint):
+    for name in ("one", "two"):
+        flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", f"--report={tmp_path}/{name}"]
+        assert call(monkeypatch, capsys, eval_cifar10, *flags)[0] == 0
+    flags = ["compare", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both"]
+    code, out, _ = call(monkeypatch, capsys, reporting_command, *flags)
+    assert code == 0
+    assert out.count("ResNet20") == 2
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"compare.csv", "compare.png", "compare.svg"}
+    code, _, err = call(monkeypatch, capsys, reporting_command, "compare", tmp_path, "--out", tmp_path / "both")
+    assert (code, "no evaluation" in err) == (1, True)
+
+
+def test_only_the_demonstration_falls_back_when_no_source_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(downloads, "_from_university", lambda *args: (_ for _ in ()).throw(OSError("offline")))
+    flags = [*QUICK, "--dataset=cifar10", f"--dataset_path={tmp_path}/data", "--epochs=1", f"--save={tmp_path}/run"]
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *flags)
+    assert code == 1
+    assert "offline" in err
+    assert "npm" in err
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, *flags, "--fallback=digits")
+    assert code == 0
+    assert "NOT cifar10" in out
+    shutil.rmtree(tmp_path / "run")

@@ -1,0 +1,72 @@
+"""Runs that are killed or told to stop."""
+
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from tests.scripts.commands import QUICK, command, shell
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
+    flags = [*QUICK, "--epochs=3", "--checkpoint_steps=2"]
+    straight = shell("train_cifar10.py", *flags, f"--save={tmp_path}/straight")
+    assert straight.returncode == 0, straight.stderr
+    killed = subprocess.Popen(
+        command("train_cifar10.py", *flags, f"--save={tmp_path}/killed"), stdout=subprocess.DEVNULL
+    )
+    last = tmp_path / "killed" / "last.pth"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and killed.poll() is None:
+        if last.exists() and torch.load(last, weights_only=True)["training"]["step"] > 0:
+            break
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    resumed = shell("train_cifar10.py", *flags, f"--save={tmp_path}/killed", "--resume=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming" in resumed.stdout
+    one, two = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("straight", "killed"))
+    for key, value in one["net_state_dict"].items():
+        assert torch.equal(value, two["net_state_dict"][key]), key
+    assert one["training"]["best"] == two["training"]["best"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
+    run = subprocess.Popen(
+        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    assert "--resume=auto" in out
+    assert "Traceback" not in err
+    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["training"]["epoch"] >= 1
+
+
+def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
+    run = subprocess.Popen(
+        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in err
+    torch.load(tmp_path / "run" / "last.pth", weights_only=True)
