@@ -73,6 +73,13 @@ def count_thop(model: nn.Module, shape: Sequence[int], point=None) -> float:
     return macs
 
 
+#: functions that keep the shape of their first argument: a pass for counting leaves them out, because torch simulates
+#: them in Python, which takes most of the time of such a pass
+_KEEP_SHAPE = frozenset(
+    (F.batch_norm, torch.batch_norm, F.relu, torch.relu, torch.relu_, F.relu6, F.hardtanh, F.silu, torch.sigmoid)
+)
+
+
 class _CallCounter(TorchFunctionMode):
     """Adds up the elements that some functions read, each where a model calls it.
 
@@ -88,7 +95,7 @@ class _CallCounter(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self.functions:
             self.elements += args[0].numel()
-        return func(*args, **(kwargs or {}))
+        return args[0] if func in _KEEP_SHAPE else func(*args, **(kwargs or {}))
 
 
 def _check_static(point) -> None:
@@ -123,10 +130,14 @@ def _run_on_meta(model: nn.Module, shape: Sequence[int], point) -> None:
         f"{prefix}.{name}".lstrip("."): tensor.to("meta")
         for prefix, module in model.named_modules()
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if not tensor.is_meta
     }
     images = torch.empty(1, *shape, device="meta")
     with evaluating(model):
-        torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
+        if tensors:
+            torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
+        else:
+            model(images, point)
 
 
 @dataclass(frozen=True)
