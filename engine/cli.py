@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from engine import run_images
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.run import Stopped
@@ -62,7 +63,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
 
     Returns:
         The common flags; `model_flags`, `objective_flags` for `create_model` and `create_objective`; `checkpoint`, the
-        one that --pretrained names or None, of which only the description has been read.
+        one that --pretrained names or None, of which only the description has been read; in an evaluation also
+        `run_images`, how the run behind the checkpoint loaded its training images (`run_images.of_file`).
 
     Exits with 2 and one sentence if the command is invalid, with 0 after `--help`, `--list_models` and
     `--list_checkpoints`.
@@ -87,6 +89,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     args.model_flags = {name: vars(args).pop(name) for name in model_flags}
     args.objective_flags = {name: vars(args).pop(name) for name in objective_flags}
     args.checkpoint = checkpoint
+    if not script.training:
+        args.run_images = run_images.of_file(described, entry.defaults, vars(args))
     return args
 
 
@@ -322,6 +326,6 @@ def _plain(value: object) -> str:
 
 def all_flags(args: argparse.Namespace) -> dict:
     """Every resolved flag of a command as one flat dictionary of plain values."""
-    others = ("model_flags", "objective_flags", "checkpoint")
+    others = ("model_flags", "objective_flags", "checkpoint", "run_images")
     common = {key: value for key, value in vars(args).items() if key not in others}
     return common | args.model_flags | args.objective_flags

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dataloader import Data
-from engine import cli, evaluation
+from engine import cli, evaluation, run_images
 from engine.devices import autocast, parallel
 from models import profile
 from models.adaptive import AdaptiveModel, Point
@@ -37,7 +37,7 @@ def evaluate(
         model.empty_extract(args.extract[0])  # raises where there is nothing to extract
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
-    checkpoint.load_prepared(model)
+    checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))
     folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
     for file in (args.query_table, args.extract and args.extract[1]):
         if file:
@@ -54,7 +54,7 @@ def evaluate(
     rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
     if rank() != 0:
         return
-    checkpoint.save_prepared(model)
+    checkpoint.save_prepared(model, run_images.identity(vars(args) | args.run_images))
     table = QueryTable.of(model, rows)
     main = model.main_point.name
     if budget and not within:
@@ -149,7 +149,7 @@ def predict(
     """
     points = _named_points(model, args) or [model.main_point]
     model = _folded(model, args, images.device)
-    points = _ready(model, points, load, images.device, checkpoint)
+    points = _ready(model, points, load, args, images.device, checkpoint)
     spent: dict[Point, list[int]] = {point: [] for point in points}
     with profile.evaluating(model), autocast(images.device, args.amp):
         for file, image in zip(args.image, images, strict=True):
@@ -182,19 +182,20 @@ def _ready(
     model: AdaptiveModel,
     points: Sequence[Point],
     load: Callable[[], Data],
+    args,
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> Sequence[Point]:
     """Bring a network onto its device and prepare points, with images of the data set only where they need some."""
     model.to(device, memory_format=torch.channels_last)
-    checkpoint.load_prepared(model)
+    checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))
 
     def held_out():
         yield from model.preparation(load())
 
     with profile.evaluating(model):
         points = model.prepare(tuple(points), held_out())
-    checkpoint.save_prepared(model)
+    checkpoint.save_prepared(model, run_images.identity(vars(args) | args.run_images))
     return points
 
 
@@ -218,7 +219,7 @@ def write_export(
     if args.point is None and point != model.main_point:
         say(f"at {model.main_point} each image decides what runs, which a fixed graph cannot express: writing {point}")
     make_folder(Path(file).parent, "--export")
-    (point,) = _ready(model, [point], load, device, checkpoint)
+    (point,) = _ready(model, [point], load, args, device, checkpoint)
     if rank() != 0:
         return
     model.cpu().eval()

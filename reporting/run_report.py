@@ -15,6 +15,7 @@ import torch
 import engine
 import utils
 from dataloader import Data
+from engine import run_images
 from models import Checkpoint, profile
 from models.adaptive import AdaptiveModel
 from reporting.curves import Curve, network_label
@@ -29,7 +30,7 @@ def of_run(model: AdaptiveModel, data: Data, run: engine.Run) -> None:
     engine.broadcast(model)
     rows = engine.evaluate(model, data.test, None, data, run.flags["amp"], (1, 64))
     if utils.rank() == 0:
-        best.save_prepared(model)
+        best.save_prepared(model, run_images.identity(run.flags))
         write(rows, run.folder, run.flags, data, model, run.code)
 
 

@@ -44,7 +44,7 @@ ARGUMENTS = {
     "width_mult_list": "widths with stored running statistics, evaluated each epoch (default: the range's ends).",
     "resolution_list": "image sides in pixels that training draws from, the largest first.",
     "width_mult_list_test": "widths of the points (default: every 0.05 of the range).",
-    "calibration_batches": "training batches over which a point's statistics are averaged.",
+    "calibration_images": "training images over which a point's statistics are averaged (9 published batches).",
 }
 
 
@@ -55,13 +55,13 @@ def universal(width_mult_range, width_mult_list, **options) -> Universal:
     return Universal(*width_mult_range, tuple(width_mult_list or evenly(*width_mult_range, 0.025)), **options)
 
 
-def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches):
+def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images):
     """Form and points of a MutualNet network; its points are every 0.05 of the range where no list is given."""
     form = universal(width_mult_range, width_mult_list or width_mult_range)
     points = {
         "resolutions": tuple(resolution_list),
         "test_widths": width_mult_list_test or evenly(form.low, form.high, 0.05),
-        "calibration_batches": calibration_batches,
+        "calibration_images": calibration_images,
     }
     return form, points
 
@@ -73,10 +73,10 @@ def mutualnet_mobilenet_v1(
     width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 9216,
 ) -> SlimMobileNetV1:
     """MutualNet's MobileNetV1: any width from 0.25 to 1 at any of four resolutions."""
-    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images)
     return mobilenet_v1(num_classes, form, **points)
 
 
@@ -87,14 +87,14 @@ def mutualnet_mobilenet_v2(
     width_mult_list: tuple[float, ...] = (0.7, 0.9, 1.0),
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 9216,
 ) -> SlimMobileNetV2:
     """MutualNet's MobileNetV2: any width from 0.7 to 1 at any of four resolutions.
 
     Args:
         width_mult_list: widths with stored running statistics, evaluated after every epoch.
     """
-    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images)
     return mobilenet_v2(num_classes, form, **points)
 
 
@@ -111,10 +111,10 @@ def mutualnet_resnet(
     width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 4608,
 ) -> SlimResNet:
     """MutualNet's ResNet: any width from 0.9 to 1 at any of four resolutions."""
-    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images)
     return universal_resnet(num_classes, form, depth, **points)
 
 
@@ -128,7 +128,7 @@ def mutualnet_wrn(
     width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = (32, 28, 24, 20),
     width_mult_list_test: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 1152,
 ) -> SlimWideResNet:
     """MutualNet's WideResNet-28-10, or a smaller one: any width from 0.9 to 1 at any of four resolutions.
 
@@ -137,7 +137,7 @@ def mutualnet_wrn(
         widen_factor: factor on the channels 16, 32, 64 of the groups.
         dropoutrate: share of activations dropped within a block.
     """
-    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images)
     return SlimWideResNet(num_classes, form, depth, widen_factor, dropoutrate, **points)
 
 
@@ -146,7 +146,7 @@ def us_mobilenet_v1(
     num_classes: int,
     width_mult_range: tuple[float, ...] = (0.25, 1.0),
     width_mult_list: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 9216,
 ) -> SlimMobileNetV1:
     """US-Net's MobileNetV1: any width from 0.25 to 1.
 
@@ -155,7 +155,7 @@ def us_mobilenet_v1(
             0.025 of the range).
     """
     form = universal(width_mult_range, width_mult_list, usnet=True)
-    return mobilenet_v1(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
+    return mobilenet_v1(num_classes, form, resolutions=SIZES[:1], calibration_images=calibration_images)
 
 
 @register("us_mobilenet_v2", ILSVRC, UniversalTraining, LINEAR)
@@ -163,7 +163,7 @@ def us_mobilenet_v2(
     num_classes: int,
     width_mult_range: tuple[float, ...] = (0.35, 1.0),
     width_mult_list: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 9216,
 ) -> SlimMobileNetV2:
     """US-Net's MobileNetV2: any width from 0.35 to 1.
 
@@ -172,7 +172,7 @@ def us_mobilenet_v2(
             0.025 of the range).
     """
     form = universal(width_mult_range, width_mult_list, usnet=True)
-    return mobilenet_v2(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
+    return mobilenet_v2(num_classes, form, resolutions=SIZES[:1], calibration_images=calibration_images)
 
 
 @register("s_mobilenet_v1", ILSVRC, SwitchableTraining, EXPONENTIAL)

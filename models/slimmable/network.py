@@ -42,7 +42,7 @@ class Slimmable(AdaptiveModel):
         resolutions: sides in pixels, the largest first; it is the one of the images as they are loaded.
         multiple: of which every resolution must be one.
         test_widths: those of `points`; the listed ones when None.
-        calibration_batches: how many training batches the statistics of a point are averaged over.
+        calibration_images: how many training images the statistics of a point are averaged over.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class Slimmable(AdaptiveModel):
         resolutions: tuple[int, ...],
         multiple: int,
         test_widths: tuple[float, ...] | None = None,
-        calibration_batches: int = 9,
+        calibration_images: int = 1152,
     ):
         super().__init__()
         self.form, self.multiple = form, multiple
         self.resolutions = tuple(resolutions)
         self.test_widths = tuple(test_widths or form.listed)
-        self.calibration_batches = calibration_batches
+        self.calibration_images = calibration_images
         if not resolutions or resolutions[0] != max(resolutions):
             listed = ",".join(map(str, resolutions))
             raise ValueError(f"--resolution_list {listed} must name the largest resolution first")
-        if calibration_batches < 1:
-            raise ValueError(f"--calibration_batches {calibration_batches} must be at least 1")
+        if calibration_images < 1:
+            raise ValueError(f"--calibration_images {calibration_images} must be at least 1")
         for width, resolution in itertools.product(self.test_widths, resolutions):
             self.at(width, resolution)
         self._points: tuple[SlimPoint, ...] | None = None
@@ -193,7 +193,7 @@ class Slimmable(AdaptiveModel):
 
     def fingerprint(self) -> str:
         """Identifies the weights and the kind of calibration. Waits for the device."""
-        return self.prepared.fingerprint_of(f"{self.calibration_batches} augmented")
+        return self.prepared.fingerprint_of(f"{self.calibration_images} images")
 
     def prepare(self, points: Iterable[SlimPoint], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[SlimPoint, ...]:
         """Measure the statistics of those points that have none for the present weights.
@@ -221,9 +221,15 @@ class Slimmable(AdaptiveModel):
 
     @torch.no_grad()
     def calibrate(self, points: Iterable[SlimPoint], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Average batch means and unbiased batch variances over a few batches, for all points in one pass.
+        """Average batch means and unbiased batch variances over images, for all points in one pass and in float32.
 
         In a run of several processes each walks its own batches, and the averages of all are averaged.
+
+        Args:
+            batches: (images, labels); the first `calibration_images` images are used.
+
+        Raises:
+            ValueError: there are no images.
         """
         if not self.prepared.fingerprint or not self.prepared.unchanged():
             self.prepared.renew(self.fingerprint())
@@ -235,23 +241,33 @@ class Slimmable(AdaptiveModel):
             )
             for point in points
         }
-        count = 0
-        for count, (images, _) in enumerate(itertools.islice(batches, self.calibration_batches), 1):
+        seen = 0
+        for images, _ in batches:
+            images = images[: self.calibration_images - seen].to(device)
+            seen += len(images)
             for point, statistics in measured.items():
-                sized = resize(images.to(device), point.resolution)
-                self.logits(sized, Cut(point.width, True, 1 / count, statistics))
-        if not count:
+                with torch.autocast(device.type, enabled=False):  # the same statistics in any --amp
+                    self.logits(
+                        resize(images, point.resolution), Cut(point.width, True, len(images) / seen, statistics)
+                    )
+            if seen == self.calibration_images:
+                break
+        total = torch.tensor(float(seen), device=device)
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        if not total:
             names = ", ".join(point.name for point in itertools.islice(measured, 3))
             raise ValueError(f"there are no training images to calibrate {names} on; give some batches as held_out")
         for point, statistics in measured.items():
             if dist.is_initialized():
                 for tensor in itertools.chain(*statistics):
+                    tensor *= seen
                     dist.all_reduce(tensor)
-                    tensor /= dist.get_world_size()
+                    tensor /= total
             self.prepared.statistics[point.width, point.resolution] = {device: statistics}
 
     def preparation(self, data):
-        return data.train.epoch(0)  # augmented, as the authors' training loader gives them
+        return data.train.sample(self.calibration_images)  # augmented, as the authors' training loader gives them
 
     def prepared_state(self) -> dict:
         """What `prepare` found, to be kept in a file beside the weights: one tensor (2, channels) for each point."""

@@ -14,7 +14,7 @@ from models import create_model
         ({"resolution_list": (28, 32)}, "--resolution_list 28,32 must name the largest resolution first"),
         ({"resolution_list": (32, 30)}, "resolution 30 does not suit"),
         ({"width_mult_list_test": (1.5,)}, "width 1.5 is outside"),
-        ({"calibration_batches": 0}, "--calibration_batches 0 must be at least 1"),
+        ({"calibration_images": 0}, "--calibration_images 0 must be at least 1"),
         ({"depth": 27}, "--depth 27 is not 6n"),
     ],
 )
