@@ -21,6 +21,7 @@ def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = engine.start_device(args.visible_device)
     cli.complete(args, device)
+    cli.check_network(args, 32)
     checkpoint = args.checkpoint
     model = checkpoint.build(args.model, args.dataset, **args.model_flags)
     utils.say(f"{checkpoint.path}: {checkpoint.format}")

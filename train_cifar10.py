@@ -20,6 +20,7 @@ def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = engine.start_device(args.visible_device)
     cli.complete(args, device)
+    cli.check_network(args, 32)
     utils.seed_everything(args.seed, args.deterministic)
     model = create_model(args.model, args.dataset, **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)

@@ -9,7 +9,7 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.run import Stopped
 from models import Checkpoint, list_checkpoints, profile, registry
+from models.adaptive import AdaptiveModel, Point
 from models.deploy import export
-from utils import UserError, say
+from utils import UserError, say, world_size
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,39 @@ def complete(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError("--cuda_graph needs a GPU; leave it out", exit_code=2)
     if args.amp is None:
         args.amp = "bf16" if args.fast and multiplies_bf16() else "off"
+
+
+def check_network(args: argparse.Namespace, side: int) -> None:
+    """Refuse what the network cannot do before any image is looked for: the images' size, points, tiny batches.
+
+    Args:
+        side: of the images, in pixels.
+
+    Raises:
+        UserError: the network cannot run on such images, has no such point, or cannot train on such batches.
+    """
+    point = args.checkpoint and args.checkpoint.extracted_point
+    with torch.device("meta"):
+        model = registry.create_model(args.model, args.dataset, **args.model_flags)
+        model = model.empty_extract(point) if point else model
+    note = model.for_images((3, side, side))
+    if note:
+        say(note)
+    if hasattr(args, "point"):  # of an evaluation
+        named_points(model, args.point)
+        return
+    images = args.batch_size // world_size()
+    if world_size() == 1:
+        images = min(len(part) for part in torch.empty(images).chunk(max(1, torch.cuda.device_count())))
+    if images == 1:
+        profile.check_training_batch(model, (3, side, side), images)
+
+
+def named_points(model: AdaptiveModel, names: str | None) -> Sequence[Point] | None:
+    """The points that --point names, of which `all` are all; None where it is not given."""
+    if names == "all":
+        return model.points
+    return [model.point(name) for name in names.split(",")] if names else None
 
 
 def _parser(script: Script) -> Parser:

@@ -32,7 +32,8 @@ def evaluate(
         load: returns the data set; called only after all flags have been checked.
         checkpoint: the file of the weights; what has to be prepared for them is kept beside it.
     """
-    points = _named_points(model, args)
+    model.for_images((3, _side(args), _side(args)))
+    points = cli.named_points(model, args.point)
     if args.extract:
         model.empty_extract(args.extract[0])  # raises where there is nothing to extract
     whole, model = model, _folded(model, args, device)
@@ -83,18 +84,16 @@ def _write_extract(model: AdaptiveModel, data: Data, args) -> None:
     print(f"written: {file}, the network of point {point} alone")
 
 
-def _named_points(model: AdaptiveModel, args) -> Sequence[Point] | None:
-    """The points of --point; None where it is not given."""
-    if args.point == "all":
-        return model.points
-    return [model.point(name) for name in args.point.split(",")] if args.point else None
+def _side(args) -> int:
+    """Of the images, in pixels: that of --crop, which scripts for small images do not have."""
+    return getattr(args, "crop", 32)
 
 
 def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
     """The network as --fold and --fast ask for it: in the forms that are quickest on this device at --latency_batch."""
     if not (args.fold or args.fast):
         return model
-    side = getattr(args, "crop", 32)
+    side = _side(args)
     batches = [torch.randn(batch, 3, side, side, device=device) for batch in args.latency_batch]
     batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
     try:
@@ -147,7 +146,8 @@ def predict(
         load: returns the data set; called only if a point needs to be prepared.
         checkpoint: as for `evaluate`.
     """
-    points = _named_points(model, args) or [model.main_point]
+    model.for_images(images.shape[1:])
+    points = cli.named_points(model, args.point) or [model.main_point]
     model = _folded(model, args, images.device)
     points = _ready(model, points, load, args, images.device, checkpoint)
     spent: dict[Point, list[int]] = {point: [] for point in points}
@@ -213,6 +213,7 @@ def write_export(
         shape: (channels, height, width) of an image.
         load, checkpoint: as for `predict`.
     """
+    model.for_images(shape)
     form, file = args.export
     export.check_packages(form)
     point = export.fixed_point(model, args.point)

@@ -57,6 +57,7 @@ def fit(
         Stopped: a signal asked to stop; everything is saved.
         UserError: the loss is no longer finite; the last good checkpoint is named.
     """
+    model.for_images(data.shape)
     trainer = Trainer(model, objective, data, run, recipe, device)
     if run.checkpoint:
         trainer.load_state_dict(run.checkpoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,32 @@ class AdaptiveModel(nn.Module):
     def default_points(self) -> tuple[Point, ...]:
         """The points that are evaluated where none is named: all of them, unless there are too many."""
         return self.points
+
+    @property
+    def trial_points(self) -> tuple[Point, ...]:
+        """Points that between them run every layer on the smallest maps that it meets, so that sizes can be tried."""
+        return (self.main_point if self.training else next(p for p in self.points[::-1] if not p.per_image),)
+
+    def for_images(self, shape: Sequence[int]) -> str:
+        """Make points and costs those of images of `shape` (3, H, W). Called before anything else, if at all.
+
+        Returns:
+            What that leaves out, in words; empty where nothing is.
+
+        Raises:
+            UserError: the layers cannot run on such images.
+        """
+        side = shape[-1]
+        with profile.evaluating(self):
+            for point in self.trial_points:
+                if (point.resolution or side) > side:
+                    raise UserError(
+                        f"{point} needs images of {point.resolution} pixels, and they have {side}: "
+                        f"give --crop={point.resolution} or more",
+                        exit_code=2,
+                    )
+                profile.check_side(self, point.resolution or side, replace(point, resolution=None))
+        return ""
 
     def compute(self, images: Tensor, point: Point):
         """Run at `point`: logits (N, classes) in eval mode, whatever the family's objective needs in train mode."""

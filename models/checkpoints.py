@@ -126,6 +126,11 @@ class Checkpoint:
         return self._part("extracted").get("data", {}).get("classes") or self._part("training").get("classes")
 
     @property
+    def extracted_point(self) -> str | None:
+        """The point whose sub-network it is; None for a whole network, of a released file too."""
+        return self._part("extracted").get("point")
+
+    @property
     def held_out(self) -> Tensor | int:
         """Positions of the training images that the run behind the file held out; 0 where it held none."""
         index = self._part("training").get("valid_index")

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils import UserError
+
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
@@ -98,8 +100,8 @@ def _check_static(point) -> None:
 
 def count_elements(model: nn.Module, shape: Sequence[int], point, functions: Iterable[Callable]) -> int:
     """Elements that `functions` (such as `F.relu`) read in one forward pass of one image at `point`."""
-    with _CallCounter(functions) as calls:
-        _run_on_meta(model, shape, model.point(point))
+    with evaluating(model), _CallCounter(functions) as calls:
+        _run_on_meta(model, (1, *shape), model.point(point))
     return calls.elements
 
 
@@ -116,16 +118,78 @@ def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
     return cache[key]
 
 
+def check_side(model: nn.Module, side: int, point) -> None:
+    """Raises UserError, which names the nearest side that works, where a network cannot run on images of `side` pixels.
+
+    Args:
+        point: one at which every image costs the same.
+    """
+
+    def works(side: int) -> bool:
+        try:
+            with evaluating(model):
+                _run_on_meta(model, (1, 3, side, side), point)
+        except RuntimeError:
+            return False
+        return True
+
+    if works(side):
+        return
+    near = _nearest(works, side)
+    hint = f"the nearest size that it runs on is {near} (--crop)" if near else "give another --crop"
+    raise UserError(
+        f"the layers of {type(model).__name__} cannot run on images of {side} x {side} pixels: {hint}",
+        exit_code=2,
+    )
+
+
+def _nearest(works: Callable[[int], bool], side: int, reach: int = 512) -> int | None:
+    """The number closest to `side` that works, by doubled steps and then halved ones; None if none is within reach."""
+    step = 1
+    while step <= reach:
+        for sign in (1, -1):
+            if side + sign * step > 0 and works(side + sign * step):
+                low, high = step // 2, step
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (low, middle) if works(side + sign * middle) else (middle, high)
+                return side + sign * high
+        step *= 2
+    return None
+
+
+def check_training_batch(model: nn.Module, shape: Sequence[int], images: int) -> None:
+    """Raises UserError where a batch norm would see a single value a channel, which cannot be normalised.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        images: in a batch, on one device.
+    """
+    model.train()
+    for point in model.trial_points:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                _run_on_meta(model, (images, *shape), point)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"a batch norm of this network sees one value a channel in a batch of {images} image: "
+                "give a --batch_size of 2 or more for each device",
+                exit_code=2,
+            ) from error
+
+
 def _run_on_meta(model: nn.Module, shape: Sequence[int], point) -> None:
-    """Run the network in eval mode without arithmetic, its own tensors untouched."""
+    """Run the network on images of `shape` (N, C, H, W) without arithmetic, its own tensors untouched."""
     # each module once, under one of its names: functional_call would not put back a tensor that it met twice
     tensors = {
         f"{prefix}.{name}".lstrip("."): tensor.to("meta")
         for prefix, module in model.named_modules()
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
-    images = torch.empty(1, *shape, device="meta")
-    with evaluating(model):
+    images = torch.empty(shape, device="meta")
+    with torch.no_grad():
         torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
 
 

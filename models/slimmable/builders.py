@@ -155,7 +155,7 @@ def us_mobilenet_v1(
             0.025 of the range).
     """
     form = universal(width_mult_range, width_mult_list, usnet=True)
-    return mobilenet_v1(num_classes, form, resolutions=SIZES[:1], calibration_images=calibration_images)
+    return mobilenet_v1(num_classes, form, calibration_images=calibration_images)
 
 
 @register("us_mobilenet_v2", ILSVRC, UniversalTraining, LINEAR)
@@ -172,7 +172,7 @@ def us_mobilenet_v2(
             0.025 of the range).
     """
     form = universal(width_mult_range, width_mult_list, usnet=True)
-    return mobilenet_v2(num_classes, form, resolutions=SIZES[:1], calibration_images=calibration_images)
+    return mobilenet_v2(num_classes, form, calibration_images=calibration_images)
 
 
 @register("s_mobilenet_v1", ILSVRC, SwitchableTraining, EXPONENTIAL)
@@ -182,7 +182,7 @@ def s_mobilenet_v1(num_classes: int, width_mult_list: tuple[float, ...] = (0.25,
     Args:
         width_mult_list: the widths, each with batch norms of its own.
     """
-    return mobilenet_v1(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+    return mobilenet_v1(num_classes, Switchable(tuple(width_mult_list)))
 
 
 @register("s_mobilenet_v2", ILSVRC, SwitchableTraining, EXPONENTIAL)
@@ -192,7 +192,7 @@ def s_mobilenet_v2(num_classes: int, width_mult_list: tuple[float, ...] = (0.35,
     Args:
         width_mult_list: the widths, each with batch norms of its own.
     """
-    return mobilenet_v2(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+    return mobilenet_v2(num_classes, Switchable(tuple(width_mult_list)))
 
 
 @register({"s_resnet50": {"depth": 50}}, ILSVRC, SwitchableTraining, STEPS | {"batch_size": 256})
@@ -202,7 +202,7 @@ def s_resnet(num_classes: int, depth: int, width_mult_list: tuple[float, ...] = 
     Args:
         width_mult_list: the widths, each with batch norms of its own.
     """
-    return switchable_resnet(num_classes, Switchable(tuple(width_mult_list)), depth, resolutions=SIZES[:1])
+    return switchable_resnet(num_classes, Switchable(tuple(width_mult_list)), depth)
 
 
 @register("s_shufflenet", ILSVRC, SwitchableTraining, LINEAR)
@@ -212,7 +212,7 @@ def s_shufflenet(num_classes: int, width_mult_list: tuple[float, ...] = (0.5, 1.
     Args:
         width_mult_list: the widths, each with batch norms of its own; the largest is the widest stem.
     """
-    return SlimShuffleNet(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+    return SlimShuffleNet(num_classes, Switchable(tuple(width_mult_list)))
 
 
 def found(lists: tuple[str, ...]):
@@ -225,7 +225,7 @@ def found(lists: tuple[str, ...]):
 def autoslim_mobilenet_v1(num_classes: int) -> SlimMobileNetV1:
     """AutoSlim's MobileNetV1 of 150, 325 and 572 million MACs, as widths 1, 2 and 3."""
     form, layers = found(autoslim.MOBILENET_V1)
-    return SlimMobileNetV1(num_classes, form, layers, resolutions=SIZES[:1])
+    return SlimMobileNetV1(num_classes, form, layers)
 
 
 def inverted_residuals(num_classes, lists, strides, kernels) -> SlimMobileNetV2:
@@ -236,7 +236,7 @@ def inverted_residuals(num_classes, lists, strides, kernels) -> SlimMobileNetV2:
     for middle, output, stride, kernel in zip(middles, outputs, strides, kernels, strict=True):
         blocks.append(InvertedShape(middle, output, stride, stride == 1 and inputs == output, kernel))
         inputs = output
-    return SlimMobileNetV2(num_classes, form, stem, blocks, tail, resolutions=SIZES[:1])
+    return SlimMobileNetV2(num_classes, form, stem, blocks, tail)
 
 
 @register("autoslim_mobilenet_v2", ILSVRC, AutoSlimTraining, AUTOSLIM)
@@ -264,4 +264,4 @@ def autoslim_resnet50(num_classes: int) -> SlimResNet:
         for i in range(count):
             first, second, outputs = next(rest), next(rest), next(rest)
             blocks.append(BottleneckShape(first, second, outputs, 2 if stage and not i else 1, begins=not i))
-    return SlimResNet(num_classes, form, stem, blocks, resolutions=SIZES[:1])
+    return SlimResNet(num_classes, form, stem, blocks)

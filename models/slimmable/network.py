@@ -19,6 +19,9 @@ from models.slimmable.layers import CalibratedNorm, Cut, SlimLayer
 from models.slimmable.prepared import Prepared
 from utils import UserError
 
+#: in pixels, of networks that have no list of resolutions
+USUAL_RESOLUTION = (224,)
+
 
 @dataclass(frozen=True)
 class SlimPoint(Point):
@@ -39,8 +42,8 @@ class Slimmable(AdaptiveModel):
 
     Args:
         form: which widths there are.
-        resolutions: sides in pixels, the largest first; it is the one of the images as they are loaded.
-        multiple: of which every resolution must be one.
+        stride: by how much the layers shrink an image.
+        resolutions: sides in pixels, the largest first; None runs images as they are, whatever their size.
         test_widths: those of `points`; the listed ones when None.
         calibration_images: how many training images the statistics of a point are averaged over.
     """
@@ -48,22 +51,24 @@ class Slimmable(AdaptiveModel):
     def __init__(
         self,
         form: Form,
-        resolutions: tuple[int, ...],
-        multiple: int,
+        stride: int,
+        resolutions: tuple[int, ...] | None = None,
         test_widths: tuple[float, ...] | None = None,
         calibration_images: int = 1152,
     ):
         super().__init__()
-        self.form, self.multiple = form, multiple
-        self.resolutions = tuple(resolutions)
+        self.form, self.stride = form, stride
+        self.resizes = resolutions is not None
+        self.resolutions = USUAL_RESOLUTION if resolutions is None else tuple(resolutions)
+        self.image_side: int | None = None
         self.test_widths = tuple(test_widths or form.listed)
         self.calibration_images = calibration_images
-        if not resolutions or resolutions[0] != max(resolutions):
-            listed = ",".join(map(str, resolutions))
+        if not self.resolutions or self.resolutions[0] != max(self.resolutions):
+            listed = ",".join(map(str, self.resolutions))
             raise ValueError(f"--resolution_list {listed} must name the largest resolution first")
         if calibration_images < 1:
             raise ValueError(f"--calibration_images {calibration_images} must be at least 1")
-        for width, resolution in itertools.product(self.test_widths, resolutions):
+        for width, resolution in itertools.product(self.test_widths, self.resolutions):
             self.at(width, resolution)
         self._points: tuple[SlimPoint, ...] | None = None
         self._named: dict[str, SlimPoint] = {}
@@ -93,10 +98,12 @@ class Slimmable(AdaptiveModel):
         """The point of any width and resolution (the largest when None). Raises UserError where there is none."""
         resolution = self.resolutions[0] if resolution is None else resolution
         self.form.check(width)
-        if resolution < 1 or resolution % self.multiple:
+        if resolution < 1:
+            raise UserError(f"resolution {resolution} is no size of an image; give 1 pixel or more", exit_code=2)
+        if self.image_side and resolution > self.image_side:
             raise UserError(
-                f"resolution {resolution} does not suit this network, which divides it by {self.multiple}; "
-                f"use a multiple such as {max(1, round(resolution / self.multiple)) * self.multiple}",
+                f"resolution {resolution} is above the {self.image_side} pixels of the images (--crop); use at most "
+                f"{self.image_side}",
                 exit_code=2,
             )
         return SlimPoint(f"w{width:g}-r{resolution}", resolution, width)
@@ -104,6 +111,26 @@ class Slimmable(AdaptiveModel):
     @property
     def full(self) -> SlimPoint:
         return self.at(self.form.high)
+
+    @property
+    def trial_points(self) -> tuple[SlimPoint, ...]:
+        return tuple(self.at(self.form.low, resolution) for resolution in self.resolutions)
+
+    def for_images(self, shape):
+        """Images are never enlarged: larger resolutions are left out, and the images' own takes their place."""
+        side = shape[-1]
+        kept = [resolution for resolution in self.resolutions if resolution <= side] if self.resizes else [side]
+        dropped = [str(resolution) for resolution in self.resolutions if resolution > side] if self.resizes else []
+        self.resolutions = tuple(sorted({*kept, side} if dropped else kept, reverse=True))
+        self.image_side, self._points = side, None
+        self._named.clear()
+        super().for_images(shape)
+        if not dropped:
+            return ""
+        return (
+            f"images of {side} pixels are not enlarged: --resolution_list is {','.join(map(str, self.resolutions))}, "
+            f"without {','.join(dropped)}"
+        )
 
     @property
     def points(self) -> tuple[SlimPoint, ...]:
@@ -187,7 +214,7 @@ class Slimmable(AdaptiveModel):
 
     def pooled_elements(self, point: SlimPoint) -> int:
         """What the authors' counter adds for average pooling: the elements of its input."""
-        return self.classifier[0].inputs(point.width) * (point.resolution // self.multiple) ** 2
+        return self.classifier[0].inputs(point.width) * (-(-point.resolution // self.stride)) ** 2
 
     # Calibration
 
