@@ -17,7 +17,7 @@ from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint, extracted_content
 from models.deploy import export
-from models.query_table import Budget, QueryTable
+from models.query_table import Budget, QueryTable, latency_conditions
 from reporting import figures
 from reporting.run_report import latency_head, latency_note, latency_text, write
 from utils import make_folder, rank, replacing, say, world_size, write_json, write_tensors
@@ -46,9 +46,9 @@ def evaluate(
     if args.extract:
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
+    budget = _budget(model, args)
+    within = _points_within(budget, whole, model, args, device) if budget else None
     data = load()
-    budget = _budget(model, args, data.shape)
-    within = _points_within(budget, model, args) if budget else None
     if budget or args.query_table:
         points = within or points or model.points
     wrapped = parallel(model, device, compiled=False)
@@ -56,10 +56,12 @@ def evaluate(
     if rank() != 0:
         return
     checkpoint.save_prepared(model, run_images.identity(vars(args) | args.run_images))
-    table = QueryTable.of(model, rows)
+    table = None
+    if budget or args.query_table:
+        table = QueryTable.of(whole, rows, data.shape[-1], **_precision(model, args))
     main = model.main_point.name
     if budget and not within:
-        main = table.look_up(budget).point
+        main = _look_up(table, budget)
     chosen = next((row for row in rows if row.point == main), rows[-1])
     if budget:
         print(f"--budget {args.budget}: point {chosen.point}")
@@ -108,23 +110,55 @@ def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
     return folded
 
 
-def _budget(model: AdaptiveModel, args, shape: Sequence[int]) -> Budget | None:
+def _budget(model: AdaptiveModel, args) -> Budget | None:
     if not args.budget:
         return None
-    full = None if model.main_point.per_image else profile.count_macs(model, shape, model.main_point)
+    shape, main = (3, _side(args), _side(args)), model.main_point
+    full = None if main.per_image else profile.count_macs(model, shape, main)
     return Budget.parse(args.budget, full)
 
 
-def _points_within(budget: Budget, model: AdaptiveModel, args) -> list | None:
-    """The one point that a budget asks for, made by the network or found in a table; None to measure all points."""
+def _points_within(
+    budget: Budget, whole: AdaptiveModel, model: AdaptiveModel, args, device: torch.device
+) -> list | None:
+    """The one point that a budget asks for, made by the network or found in a table; None to measure all points.
+
+    Args:
+        whole: the network as it was loaded.
+        model: as it will run.
+    """
     made = model.point_for_budget(budget.amount) if budget.unit == "macs" else None
     if made is not None:
         return [made]
     if args.query_table:
         table = QueryTable.load(args.query_table)
-        table.check(model)
-        return [model.point(table.look_up(budget).point)]
+        table.check(whole, _side(args))
+        if table.weights is None:
+            say(f"note: {args.query_table} does not say which weights its accuracies are of")
+        if budget.unit == "ms":
+            batch = args.latency_batch[0] if args.latency_batch else None
+            threads = torch.get_num_threads()
+            table.check_latency(
+                latency_conditions(profile.device_name(device), threads, batch, **_precision(model, args))
+            )
+        return [model.point(_look_up(table, budget))]
     return None
+
+
+def _look_up(table: QueryTable, budget: Budget) -> str:
+    """The point that a table gives for a budget; says where noisy latencies make the answer doubtful."""
+    chosen = table.look_up(budget)
+    for row in table.doubts(budget, chosen):
+        say(
+            f"note: the latency of {row.point} is noisy ({row.ms_low:.2f} to {row.ms_high:.2f} ms around {row.ms:.2f}), "
+            f"so that --budget {budget} is decided on an uncertain number: measure again on an idle machine"
+        )
+    return chosen.point
+
+
+def _precision(model: AdaptiveModel, args) -> dict:
+    """How the network runs, as far as latency depends on it."""
+    return {"amp": args.amp, "folded": bool(model.folded_as)}
 
 
 # Instead of an evaluation

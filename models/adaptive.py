@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -167,6 +167,10 @@ class AdaptiveModel(nn.Module):
         """`infer` at several points; a family that can share work between points overrides it."""
         for point in points:
             yield self.infer(images, point)
+
+    def computation(self, point: Point) -> Hashable:
+        """What a prepared point computes: points for which it is equal give the same results and are measured once."""
+        return point
 
     def prepare(self, points: tuple[Point, ...], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[Point, ...]:
         """Make points ready to be evaluated, from images that they are not evaluated on.

@@ -9,7 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -193,11 +193,18 @@ def _run_on_meta(model: nn.Module, shape: Sequence[int], point) -> None:
         torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
 
 
+#: quartiles further apart than this share of the median say more of the machine than of the network
+NOISY = 0.5
+
+
 @dataclass(frozen=True)
 class Latency:
     """Seconds of one forward pass: median and quartiles of repeated runs, with the circumstances.
 
-    Where the path depends on the image, the quartiles hold the images' differences as well as the machine's noise.
+    Args:
+        varies: whether the path depends on the image; the quartiles then hold the images' differences as well as the
+            machine's noise.
+        noisy: whether the quartiles are so far apart that the machine was busy, or its clock unsteady.
     """
 
     median: float
@@ -207,6 +214,12 @@ class Latency:
     device: str
     threads: int
     runs: int
+    varies: bool = False
+    noisy: bool = field(init=False)
+
+    def __post_init__(self):
+        noisy = not self.varies and self.high - self.low > NOISY * self.median
+        object.__setattr__(self, "noisy", noisy)
 
 
 def latency(model: nn.Module, images: Tensor, point=None, batch: int = 1, seconds: float = 0.5) -> Latency:
@@ -220,14 +233,19 @@ def latency(model: nn.Module, images: Tensor, point=None, batch: int = 1, second
     places = torch.arange(batch, device=images.device)
     turns = itertools.cycle([images[(places + start) % len(images)] for start in range(0, len(images), batch)])
     with evaluating(model):
-        return time_calls(lambda: model(next(turns), point), batch, images.device, seconds)
+        return time_calls(lambda: model(next(turns), point), batch, images.device, seconds, point.per_image)
 
 
-def time_calls(call: Callable[[], object], batch: int, device: torch.device, seconds: float = 0.5) -> Latency:
+def time_calls(
+    call: Callable[[], object], batch: int, device: torch.device, seconds: float = 0.5, varies: bool = False
+) -> Latency:
     """Time anything that runs `batch` images on `device`, with as many threads as torch has been given.
 
     Warmed up by three calls at least and for a fifth of `seconds`, then repeated for about `seconds`, 5 to 500 times;
-    every call is waited for.
+    every call is waited for. A noisy result is measured up to three times as long.
+
+    Args:
+        varies: as in `Latency`.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
@@ -242,9 +260,14 @@ def time_calls(call: Callable[[], object], batch: int, device: torch.device, sec
 
     wait()
     repeat(3, 100, time.perf_counter() + seconds / 5)
-    times = repeat(5, 500, time.perf_counter() + seconds)
-    low, median, high = statistics.quantiles(times, n=4)
-    return Latency(median, low, high, batch, device_name(device), torch.get_num_threads(), len(times))
+    times = []
+    for _ in range(3):
+        times += repeat(5, 500, time.perf_counter() + seconds)
+        low, median, high = statistics.quantiles(times, n=4)
+        latency = Latency(median, low, high, batch, device_name(device), torch.get_num_threads(), len(times), varies)
+        if not latency.noisy:
+            break
+    return latency
 
 
 def device_name(device: torch.device) -> str:

@@ -261,12 +261,11 @@ class Slimmable(AdaptiveModel):
         if not self.prepared.fingerprint or not self.prepared.unchanged():
             self.prepared.renew(self.fingerprint())
         device = next(self.parameters()).device
+        points = tuple(points)
+        alike = {self._rounded(point): point for point in points}
         measured = {
-            point: tuple(
-                (torch.zeros(channels(point.width), device=device), torch.ones(channels(point.width), device=device))
-                for channels in self.norm_channels
-            )
-            for point in points
+            point: tuple((torch.zeros(count, device=device), torch.ones(count, device=device)) for count in channels)
+            for (channels, _), point in alike.items()
         }
         seen = 0
         for images, _ in batches:
@@ -283,15 +282,25 @@ class Slimmable(AdaptiveModel):
         if dist.is_initialized():
             dist.all_reduce(total)
         if not total:
-            names = ", ".join(point.name for point in itertools.islice(measured, 3))
+            names = ", ".join(point.name for point in points[:3])
             raise ValueError(f"there are no training images to calibrate {names} on; give some batches as held_out")
-        for point, statistics in measured.items():
+        for statistics in measured.values():
             if dist.is_initialized():
                 for tensor in itertools.chain(*statistics):
                     tensor *= seen
                     dist.all_reduce(tensor)
                     tensor /= total
+        for point in points:
+            statistics = measured[alike[self._rounded(point)]]
             self.prepared.statistics[point.width, point.resolution] = {device: statistics}
+
+    def computation(self, point):
+        """Widths that round to the same channels are one network, once each has been calibrated alike."""
+        return self._rounded(point) if (point.width, point.resolution) in self.prepared.statistics else point
+
+    def _rounded(self, point: SlimPoint) -> tuple:
+        """Channels of the batch norms at a point, and its resolution."""
+        return tuple(channels(point.width) for channels in self.norm_channels), point.resolution
 
     def preparation(self, data):
         return data.train.sample(self.calibration_images)  # augmented, as the authors' training loader gives them
