@@ -39,6 +39,8 @@ def evaluate(
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
     checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))
+    budget = _budget(model, args)
+    within = _points_within(budget, whole, model, args, device) if budget else None
     folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
     for file in (args.query_table, args.extract and args.extract[1]):
         if file:
@@ -46,8 +48,6 @@ def evaluate(
     if args.extract:
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
-    budget = _budget(model, args)
-    within = _points_within(budget, whole, model, args, device) if budget else None
     data = load()
     if budget or args.query_table:
         points = within or points or model.points
@@ -150,8 +150,8 @@ def _look_up(table: QueryTable, budget: Budget) -> str:
     chosen = table.look_up(budget)
     for row in table.doubts(budget, chosen):
         say(
-            f"note: the latency of {row.point} is noisy ({row.ms_low:.2f} to {row.ms_high:.2f} ms around {row.ms:.2f}), "
-            f"so that --budget {budget} is decided on an uncertain number: measure again on an idle machine"
+            f"note: the latency of {row.point} is noisy (quartiles {row.ms_low:.2f} and {row.ms_high:.2f} ms around "
+            f"{row.ms:.2f}), so --budget {budget} is decided on an uncertain number: measure again on an idle machine"
         )
     return chosen.point
 
