@@ -86,12 +86,9 @@ class SlimShuffleNet(Slimmable):
         return self.classifier(pool(self.features(x, cut)), cut)
 
     def pooled_elements(self, point: SlimPoint) -> int:
-        side, elements = (
-            ((point.resolution + 1) // 2 - 1) // 2,
-            super().pooled_elements(point),
-        )  # the stem's pool does not pad
+        side, elements = ((point.resolution + 1) // 2 - 1) // 2, 0  # the stem's pool does not pad
         for block in self.features:
             if block.stride == 2:
                 elements += block.inputs(point.width) * side**2
                 side = (side + 1) // 2
-        return elements
+        return elements + self.classifier[0].inputs(point.width) * side**2

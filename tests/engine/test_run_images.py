@@ -12,7 +12,7 @@ import train_cifar10
 from engine import cli, run_images
 from models import Checkpoint, create_model
 from models.registry import entry
-from tests.scripts.test_scripts import call
+from tests.scripts.commands import call
 
 FLAGS = {"dataset": "cifar10", "dataset_path": None, "mean": None, "std": None, "seed": 7, "crop": 160}
 NETWORK = ["--model=mutualnet_wrn28_10", "--depth=10", "--widen_factor=1", "--width_mult_range=0.5,1"]

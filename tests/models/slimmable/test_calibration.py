@@ -7,7 +7,7 @@ import dataloader
 import engine
 from models import create_model
 from models.registry import entries
-from tests.models.test_slimmable import tiny
+from tests.models.slimmable.networks import tiny
 
 
 def digits(batch_size, **options):
