@@ -101,7 +101,9 @@ class AdaptiveModel(nn.Module):
     @property
     def trial_points(self) -> tuple[Point, ...]:
         """Points that between them run every layer on the smallest maps that it meets, so that sizes can be tried."""
-        return (self.main_point if self.training else next(p for p in self.points[::-1] if not p.per_image),)
+        if self.training:
+            return (self.main_point,)
+        return tuple(point for point in self.points[::-1] if not point.per_image)[:1]
 
     def for_images(self, shape: Sequence[int]) -> str:
         """Make points and costs those of images of `shape` (3, H, W). Called before anything else, if at all.

@@ -233,7 +233,7 @@ class QueryTable:
 
 def latency_conditions(device: str, threads: int, batch: int | None, **more) -> dict:
     """What latencies must have in common to be compared; a batch of None is any."""
-    common = {"device": device, "threads": threads, "torch": torch.__version__, **more}
+    common = {"device": device, "threads": threads, "torch": str(torch.__version__), **more}
     return common if batch is None else common | {"batch": batch}
 
 
