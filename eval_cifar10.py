@@ -21,10 +21,12 @@ def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = engine.start_device(args.visible_device)
     cli.complete(args, device)
+    cli.check_network(args, 32)
     checkpoint = args.checkpoint
     model = checkpoint.build(args.model, args.dataset, **args.model_flags)
     utils.say(f"{checkpoint.path}: {checkpoint.format}")
-    options = dict(valid=checkpoint.held_out, mean=args.mean, std=args.std, seed=args.seed)
+    run = {key: args.run_images[key] for key in ("subset", "seed", "padding_mode")}
+    options = dict(valid=checkpoint.held_out, mean=args.mean, std=args.std, **run)
     load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)

@@ -27,7 +27,8 @@ def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = engine.start_device(args.visible_device)
     cli.complete(args, device)
-    checkpoint = args.checkpoint
+    cli.check_network(args, args.crop)
+    checkpoint, run = args.checkpoint, args.run_images
     load = partial(
         dataloader.imagefolder,
         args.dataset_path,
@@ -37,8 +38,12 @@ def main(argv=None):
         resize=args.resize,
         crop=args.crop,
         train=False,
+        train_crop=run["crop"],
+        scale=(run["min_scale"], 1.0),
+        jitter=run["color_jitter"],
+        subset=run["subset"],
         valid=checkpoint.held_out,
-        seed=args.seed,
+        seed=run["seed"],
         mean=args.mean,
         std=args.std,
     )

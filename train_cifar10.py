@@ -20,6 +20,7 @@ def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = engine.start_device(args.visible_device)
     cli.complete(args, device)
+    cli.check_network(args, 32)
     utils.seed_everything(args.seed, args.deterministic)
     model = create_model(args.model, args.dataset, **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
@@ -34,9 +35,10 @@ def main(argv=None):
 
 def load_data(args, device):
     """The images, or with `--fallback` the digits, with a loud warning, if no source of the dataset works."""
-    options = dict(subset=args.subset, valid=args.valid, mean=args.mean, std=args.std, padding_mode=args.padding_mode)
+    options = dict(valid=args.valid, padding_mode=args.padding_mode, seed=args.seed)
+    own = dict(subset=args.subset, mean=args.mean, std=args.std)
     try:
-        return dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, seed=args.seed, **options)
+        return dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, **own, **options)
     except dataloader.NoSource as error:
         if not args.fallback:
             raise
@@ -45,7 +47,7 @@ def load_data(args, device):
             raise utils.UserError(f"{error}; --fallback={args.fallback} stands in for {same} only") from error
         utils.say(f"!!! {error}\n!!! Falling back to {args.fallback}: what follows is NOT {args.dataset}. !!!")
         args.dataset, args.subset, args.mean, args.std = args.fallback, None, None, None
-        return dataloader.cifar(args.dataset, None, args.batch_size, device, seed=args.seed, valid=args.valid)
+        return dataloader.cifar(args.dataset, None, args.batch_size, device, **options)
 
 
 if __name__ == "__main__":

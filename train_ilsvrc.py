@@ -27,6 +27,7 @@ def main(argv=None):
     args = cli.parse(SCRIPT, argv)
     device = engine.start_device(args.visible_device)
     cli.complete(args, device)
+    cli.check_network(args, args.crop)
     utils.seed_everything(args.seed, args.deterministic)
     data = dataloader.imagefolder(
         args.dataset_path,

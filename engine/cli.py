@@ -9,18 +9,20 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from engine import run_images
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.run import Stopped
 from models import Checkpoint, list_checkpoints, profile, registry
+from models.adaptive import AdaptiveModel, Point
 from models.deploy import export
-from utils import UserError, say
+from utils import UserError, say, world_size
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
 
     Returns:
         The common flags; `model_flags`, `objective_flags` for `create_model` and `create_objective`; `checkpoint`, the
-        one that --pretrained names or None, of which only the description has been read.
+        one that --pretrained names or None, of which only the description has been read; in an evaluation also
+        `run_images`, how the run behind the checkpoint loaded its training images (`run_images.of_file`).
 
     Exits with 2 and one sentence if the command is invalid, with 0 after `--help`, `--list_models` and
     `--list_checkpoints`.
@@ -87,6 +90,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     args.model_flags = {name: vars(args).pop(name) for name in model_flags}
     args.objective_flags = {name: vars(args).pop(name) for name in objective_flags}
     args.checkpoint = checkpoint
+    if not script.training:
+        args.run_images = run_images.of_file(described, entry.defaults, vars(args))
     return args
 
 
@@ -100,6 +105,39 @@ def complete(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError("--cuda_graph needs a GPU; leave it out", exit_code=2)
     if args.amp is None:
         args.amp = "bf16" if args.fast and multiplies_bf16() else "off"
+
+
+def check_network(args: argparse.Namespace, side: int) -> None:
+    """Refuse what the network cannot do before any image is looked for: the images' size, points, tiny batches.
+
+    Args:
+        side: of the images, in pixels.
+
+    Raises:
+        UserError: the network cannot run on such images, has no such point, or cannot train on such batches.
+    """
+    point = args.checkpoint and args.checkpoint.extracted_point
+    with torch.device("meta"):
+        model = registry.create_model(args.model, args.dataset, **args.model_flags)
+        model = model.empty_extract(point) if point else model
+    note = model.for_images((3, side, side))
+    if note:
+        say(note)
+    if hasattr(args, "point"):  # of an evaluation
+        named_points(model, args.point)
+        return
+    images = args.batch_size // world_size()
+    if world_size() == 1:
+        images = min(len(part) for part in torch.empty(images).chunk(max(1, torch.cuda.device_count())))
+    if images == 1:
+        profile.check_training_batch(model, (3, side, side), images)
+
+
+def named_points(model: AdaptiveModel, names: str | None) -> Sequence[Point] | None:
+    """The points that --point names, of which `all` are all; None where it is not given."""
+    if names == "all":
+        return model.points
+    return [model.point(name) for name in names.split(",")] if names else None
 
 
 def _parser(script: Script) -> Parser:
@@ -322,6 +360,6 @@ def _plain(value: object) -> str:
 
 def all_flags(args: argparse.Namespace) -> dict:
     """Every resolved flag of a command as one flat dictionary of plain values."""
-    others = ("model_flags", "objective_flags", "checkpoint")
+    others = ("model_flags", "objective_flags", "checkpoint", "run_images")
     common = {key: value for key, value in vars(args).items() if key not in others}
     return common | args.model_flags | args.objective_flags

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -122,6 +123,18 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: s
             setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1000))
         return torch.compile(model, dynamic=False, mode=mode)
     return model
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory in MiB that this process has held so far, of the GPU or of the machine; empty if unknown."""
+    if device.type == "cuda":
+        return {"peak_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)}
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)}
 
 
 def broadcast(model: nn.Module) -> None:

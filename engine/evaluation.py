@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -53,27 +53,36 @@ def evaluate(
     totals = None  # [point, (top-1 hits, top-5 hits, MACs, images)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
+        alike: dict[object, Point] = {}
+        for point in wanted:
+            alike.setdefault(network.computation(point), point)
+        measured = tuple(alike.values())
         for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
             if totals is None:
                 first = images
                 if model is not network:  # a replica can neither count itself nor remember what it counted
-                    for point in wanted:
+                    for point in measured:
                         network.infer(images[:1], point)
-            results = network.sweep(images, wanted) if model is network else (model(images, p, True) for p in wanted)
+            if model is network:
+                results = network.sweep(images, measured)
+            else:
+                results = (model(images, point, True) for point in measured)
             sums = [_sums(logits, labels, macs) for logits, macs in results]
             totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
     if totals is None:
         raise UserError("there are no images to evaluate on")
     if dist.is_initialized():
         dist.all_reduce(totals)
-    rows = []
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
-    for point, (top1, top5, macs, count) in zip(wanted, totals.tolist(), strict=True):
+    rows = {}
+    bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
+    for point, (top1, top5, macs, count) in zip(bar, totals.tolist(), strict=True):
         with autocast(first.device, amp):
-            times = [profile.latency(network, first, point, batch, seconds) for batch in timed]
-        rows.append(Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, tuple(times)))
-    return rows
+            times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
+        row = Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, times)
+        rows[network.computation(point)] = row
+    return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
 
 
 def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:

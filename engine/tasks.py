@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from dataloader import Data
-from engine import cli, evaluation
+from engine import cli, evaluation, run_images
 from engine.devices import autocast, parallel
 from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint, extracted_content
 from models.deploy import export
-from models.query_table import Budget, QueryTable
+from models.query_table import Budget, QueryTable, latency_conditions
 from reporting import figures
 from reporting.run_report import latency_head, latency_note, latency_text, write
 from utils import make_folder, rank, replacing, say, world_size, write_json, write_tensors
@@ -32,12 +32,15 @@ def evaluate(
         load: returns the data set; called only after all flags have been checked.
         checkpoint: the file of the weights; what has to be prepared for them is kept beside it.
     """
-    points = _named_points(model, args)
+    model.for_images((3, _side(args), _side(args)))
+    points = cli.named_points(model, args.point)
     if args.extract:
         model.empty_extract(args.extract[0])  # raises where there is nothing to extract
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
-    checkpoint.load_prepared(model)
+    checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))
+    budget = _budget(model, args)
+    within = _points_within(budget, whole, model, args, device) if budget else None
     folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
     for file in (args.query_table, args.extract and args.extract[1]):
         if file:
@@ -46,19 +49,19 @@ def evaluate(
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     data = load()
-    budget = _budget(model, args, data.shape)
-    within = _points_within(budget, model, args) if budget else None
     if budget or args.query_table:
         points = within or points or model.points
     wrapped = parallel(model, device, compiled=False)
     rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
     if rank() != 0:
         return
-    checkpoint.save_prepared(model)
-    table = QueryTable.of(model, rows)
+    checkpoint.save_prepared(model, run_images.identity(vars(args) | args.run_images))
+    table = None
+    if budget or args.query_table:
+        table = QueryTable.of(whole, rows, data.shape[-1], **_precision(model, args))
     main = model.main_point.name
     if budget and not within:
-        main = table.look_up(budget).point
+        main = _look_up(table, budget)
     chosen = next((row for row in rows if row.point == main), rows[-1])
     if budget:
         print(f"--budget {args.budget}: point {chosen.point}")
@@ -83,18 +86,16 @@ def _write_extract(model: AdaptiveModel, data: Data, args) -> None:
     print(f"written: {file}, the network of point {point} alone")
 
 
-def _named_points(model: AdaptiveModel, args) -> Sequence[Point] | None:
-    """The points of --point; None where it is not given."""
-    if args.point == "all":
-        return model.points
-    return [model.point(name) for name in args.point.split(",")] if args.point else None
+def _side(args) -> int:
+    """Of the images, in pixels: that of --crop, which scripts for small images do not have."""
+    return getattr(args, "crop", 32)
 
 
 def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
     """The network as --fold and --fast ask for it: in the forms that are quickest on this device at --latency_batch."""
     if not (args.fold or args.fast):
         return model
-    side = getattr(args, "crop", 32)
+    side = _side(args)
     batches = [torch.randn(batch, 3, side, side, device=device) for batch in args.latency_batch]
     batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
     try:
@@ -109,23 +110,55 @@ def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
     return folded
 
 
-def _budget(model: AdaptiveModel, args, shape: Sequence[int]) -> Budget | None:
+def _budget(model: AdaptiveModel, args) -> Budget | None:
     if not args.budget:
         return None
-    full = None if model.main_point.per_image else profile.count_macs(model, shape, model.main_point)
+    shape, main = (3, _side(args), _side(args)), model.main_point
+    full = None if main.per_image else profile.count_macs(model, shape, main)
     return Budget.parse(args.budget, full)
 
 
-def _points_within(budget: Budget, model: AdaptiveModel, args) -> list | None:
-    """The one point that a budget asks for, made by the network or found in a table; None to measure all points."""
+def _points_within(
+    budget: Budget, whole: AdaptiveModel, model: AdaptiveModel, args, device: torch.device
+) -> list | None:
+    """The one point that a budget asks for, made by the network or found in a table; None to measure all points.
+
+    Args:
+        whole: the network as it was loaded.
+        model: as it will run.
+    """
     made = model.point_for_budget(budget.amount) if budget.unit == "macs" else None
     if made is not None:
         return [made]
     if args.query_table:
         table = QueryTable.load(args.query_table)
-        table.check(model)
-        return [model.point(table.look_up(budget).point)]
+        table.check(whole, _side(args))
+        if table.weights is None:
+            say(f"note: {args.query_table} does not say which weights its accuracies are of")
+        if budget.unit == "ms":
+            batch = args.latency_batch[0] if args.latency_batch else None
+            threads = torch.get_num_threads()
+            table.check_latency(
+                latency_conditions(profile.device_name(device), threads, batch, **_precision(model, args))
+            )
+        return [model.point(_look_up(table, budget))]
     return None
+
+
+def _look_up(table: QueryTable, budget: Budget) -> str:
+    """The point that a table gives for a budget; says where noisy latencies make the answer doubtful."""
+    chosen = table.look_up(budget)
+    for row in table.doubts(budget, chosen):
+        say(
+            f"note: the latency of {row.point} is noisy (quartiles {row.ms_low:.2f} and {row.ms_high:.2f} ms around "
+            f"{row.ms:.2f}), so --budget {budget} is decided on an uncertain number: measure again on an idle machine"
+        )
+    return chosen.point
+
+
+def _precision(model: AdaptiveModel, args) -> dict:
+    """How the network runs, as far as latency depends on it."""
+    return {"amp": args.amp, "folded": bool(model.folded_as)}
 
 
 # Instead of an evaluation
@@ -147,9 +180,10 @@ def predict(
         load: returns the data set; called only if a point needs to be prepared.
         checkpoint: as for `evaluate`.
     """
-    points = _named_points(model, args) or [model.main_point]
+    model.for_images(images.shape[1:])
+    points = cli.named_points(model, args.point) or [model.main_point]
     model = _folded(model, args, images.device)
-    points = _ready(model, points, load, images.device, checkpoint)
+    points = _ready(model, points, load, args, images.device, checkpoint)
     spent: dict[Point, list[int]] = {point: [] for point in points}
     with profile.evaluating(model), autocast(images.device, args.amp):
         for file, image in zip(args.image, images, strict=True):
@@ -182,19 +216,20 @@ def _ready(
     model: AdaptiveModel,
     points: Sequence[Point],
     load: Callable[[], Data],
+    args,
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> Sequence[Point]:
     """Bring a network onto its device and prepare points, with images of the data set only where they need some."""
     model.to(device, memory_format=torch.channels_last)
-    checkpoint.load_prepared(model)
+    checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))
 
     def held_out():
         yield from model.preparation(load())
 
     with profile.evaluating(model):
         points = model.prepare(tuple(points), held_out())
-    checkpoint.save_prepared(model)
+    checkpoint.save_prepared(model, run_images.identity(vars(args) | args.run_images))
     return points
 
 
@@ -212,13 +247,14 @@ def write_export(
         shape: (channels, height, width) of an image.
         load, checkpoint: as for `predict`.
     """
+    model.for_images(shape)
     form, file = args.export
     export.check_packages(form)
     point = export.fixed_point(model, args.point)
     if args.point is None and point != model.main_point:
         say(f"at {model.main_point} each image decides what runs, which a fixed graph cannot express: writing {point}")
     make_folder(Path(file).parent, "--export")
-    (point,) = _ready(model, [point], load, device, checkpoint)
+    (point,) = _ready(model, [point], load, args, device, checkpoint)
     if rank() != 0:
         return
     model.cpu().eval()

@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 from dataloader import Data
 from engine import cuda_graph
-from engine.devices import DelayedValue, autocast, average_gradients, average_over_processes, broadcast, parallel
+from engine.devices import (
+    DelayedValue,
+    autocast,
+    average_gradients,
+    average_over_processes,
+    broadcast,
+    parallel,
+    peak_memory,
+)
 from engine.evaluation import Row, evaluate
 from engine.optimizer import (
     add_momentum,
@@ -57,6 +65,7 @@ def fit(
         Stopped: a signal asked to stop; everything is saved.
         UserError: the loss is no longer finite; the last good checkpoint is named.
     """
+    model.for_images(data.shape)
     trainer = Trainer(model, objective, data, run, recipe, device)
     if run.checkpoint:
         trainer.load_state_dict(run.checkpoint)
@@ -192,7 +201,9 @@ class Trainer:
         means = average_over_processes(self.objective.means.read(), self.device)
         broadcast(self.model)  # batch-norm statistics of the first process, as in the checkpoint
         broadcast(self.evaluated)
+        evaluating = time.perf_counter()
         rows = self._evaluate()
+        evaluating = time.perf_counter() - evaluating
         self.epoch, self.step = self.epoch + 1, 0
         better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]
         self.best |= {row.point: (row.top1, self.epoch) for row in better}
@@ -202,6 +213,8 @@ class Trainer:
                 "epoch": self.epoch,
                 "lr": self.rate,
                 "seconds": round(seconds, 3),
+                "evaluation_seconds": round(evaluating, 3),
+                **peak_memory(self.device),
                 "train": means,
                 "test" if self.data.valid is None else "valid": {
                     row.point: {"top1": row.top1, "top5": row.top5} for row in rows

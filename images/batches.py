@@ -50,6 +50,21 @@ class Batches:
         """The batches of epoch `epoch` (from 0), beginning with batch `start`."""
         raise NotImplementedError
 
+    def sample(self, images: int, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `images` images of epoch 0, in batches of `batch_size` whatever the size of this set's own.
+
+        Of several processes each gets every world-th batch, whole. A last batch of one image is left out.
+        """
+        raise NotImplementedError
+
+    def _sampled(self, images: int, batch_size: int) -> list[slice]:
+        """Slices of an epoch's order that are this process's batches of `sample`."""
+        count = min(images, self.num_images)
+        slices = [slice(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
+        if len(slices) > 1 and count % batch_size == 1:
+            slices.pop()
+        return slices[self.rank :: self.world]
+
     def _batches(self, order: Sequence, training: bool | None = None) -> Iterator[slice]:
         """Slices of `order` (a permutation of the images) that are this process's part of each batch."""
         training = self.shuffle if training is None else training
@@ -80,6 +95,9 @@ class LazyBatches(Batches):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self.make().epoch(epoch, start)
+
+    def sample(self, images: int, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.make().sample(images, batch_size)
 
 
 def check_batch_sizes(batch_size: int, eval_batch_size: int | None) -> None:

@@ -70,19 +70,27 @@ class DiskBatches(Batches):
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        slices = list(self._batches(self.index))[start:]
         if not self.shuffle:
-            return self._fetch(self.index, None, start)
-        return self._fetch(np.random.default_rng((self.seed, epoch)).permutation(self.index), epoch, start)
+            return self._fetch(self.index, slices)
+        return self._fetch(self._order(epoch), slices, epoch)
+
+    def sample(self, images: int, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._fetch(self._order(0), self._sampled(images, batch_size), 0)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.index)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # folders are listed class by class, but the first batches of a training set should be a fair sample of it
         order = np.random.default_rng(self.seed).permutation(self.index) if self.shuffle else self.index
-        return self._fetch(order)
+        return self._fetch(order, list(self._batches(order, training=False)))
 
-    def _fetch(self, order: np.ndarray, epoch: int | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images in this order, beginning with batch `start`; augmented if an epoch is given."""
+    def _fetch(
+        self, order: np.ndarray, slices: list[slice], epoch: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images, which are slices of this order; augmented if an epoch is given."""
         training = epoch is not None
-        slices = list(self._batches(order, training))[start:]
         plan = [[(epoch, int(index)) for index in order[part]] for part in slices]
         reuse = not self.busy  # a second iteration at the same time gets workers of its own
         if reuse:

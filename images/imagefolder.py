@@ -34,6 +34,7 @@ def imagefolder(
     scale: tuple[float, float] = (0.08, 1.0),
     jitter: float = 0.0,
     train: bool = True,
+    train_crop: int | None = None,
     subset: int | None = None,
     valid: int | Tensor = 0,
     seed: int = 0,
@@ -56,6 +57,7 @@ def imagefolder(
         jitter: by how much the factors on brightness, contrast and saturation of a training image may differ from 1.
         train: whether train/ must exist. If not, the training images are listed only when they are iterated over, with
             the test transform, and those to hold out are left out of `Data.valid` with a message if they are missing.
+        train_crop: side of augmented training images, where it is not `crop`.
         subset, valid, seed, eval_batch_size, share: as in `cifar`.
 
     Raises:
@@ -65,26 +67,19 @@ def imagefolder(
     if workers < 0:
         raise UserError(f"--workers {workers} must be 0 or more processes")
     mean, std = normalisation("ilsvrc", mean, std)
-    options = dict(
-        test=centre_crop(resize, crop),
-        train=_augmentation(crop, scale, jitter),
-        size=crop,
-        mean=mean,
-        std=std,
-        workers=workers,
-        seed=seed,
-        share=share,
-    )
+    options = dict(mean=mean, std=std, workers=workers, seed=seed, share=share)
     eval_size = eval_batch_size or batch_size
     sources = _find_sources(str(path), resize)
 
     def batches(source: Source, index: np.ndarray, size: int, shuffle: bool = False) -> DiskBatches:
-        return DiskBatches(source, index, size, device, shuffle=shuffle, **options)
+        side = train_crop or crop if shuffle else crop
+        transforms = {"test": centre_crop(resize, side), "train": _augmentation(side, scale, jitter)}
+        return DiskBatches(source, index, size, device, shuffle=shuffle, size=side, **transforms, **options)
 
     def training_images(held_out: bool) -> DiskBatches:
-        """Training images for an evaluation: those that the run held out, or the others."""
+        """Training images for an evaluation: those that the run held out, or the others that it trained on."""
         source = sources.train()
-        index = split(len(source.labels), None, valid, seed)[held_out]
+        index = split(len(source.labels), subset, valid, seed)[held_out]
         return batches(source, index, eval_size, shuffle=not held_out)
 
     train_source = sources.train() if train else None

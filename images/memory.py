@@ -85,8 +85,14 @@ class MemoryBatches(Batches):
         return order, top, left, (random.random(len(order)) < 0.5) & self.mirror
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._run(epoch, list(self._batches(self.index))[start:])
+
+    def sample(self, images: int, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._run(0, self._sampled(images, batch_size))
+
+    def _run(self, epoch: int, slices: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of an epoch, augmented; `slices` of its order."""
         order, *changes = self.draw(epoch) if self.shuffle else (self.index,)
-        slices = list(self._batches(order))[start:]
         order, *changes = (self._to_device(values) for values in (order, *changes))
         for part in slices:
             which = order[part]

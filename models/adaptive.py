@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,34 @@ class AdaptiveModel(nn.Module):
         """The points that are evaluated where none is named: all of them, unless there are too many."""
         return self.points
 
+    @property
+    def trial_points(self) -> tuple[Point, ...]:
+        """Points that between them run every layer on the smallest maps that it meets, so that sizes can be tried."""
+        if self.training:
+            return (self.main_point,)
+        return tuple(point for point in self.points[::-1] if not point.per_image)[:1]
+
+    def for_images(self, shape: Sequence[int]) -> str:
+        """Make points and costs those of images of `shape` (3, H, W). Called before anything else, if at all.
+
+        Returns:
+            What that leaves out, in words; empty where nothing is.
+
+        Raises:
+            UserError: the layers cannot run on such images.
+        """
+        side = shape[-1]
+        with profile.evaluating(self):
+            for point in self.trial_points:
+                if (point.resolution or side) > side:
+                    raise UserError(
+                        f"{point} needs images of {point.resolution} pixels, and they have {side}: "
+                        f"give --crop={point.resolution} or more",
+                        exit_code=2,
+                    )
+                profile.check_side(self, point.resolution or side, replace(point, resolution=None))
+        return ""
+
     def compute(self, images: Tensor, point: Point):
         """Run at `point`: logits (N, classes) in eval mode, whatever the family's objective needs in train mode."""
         raise TypeError(f"{type(self).__name__} does not implement compute")
@@ -141,6 +169,10 @@ class AdaptiveModel(nn.Module):
         """`infer` at several points; a family that can share work between points overrides it."""
         for point in points:
             yield self.infer(images, point)
+
+    def computation(self, point: Point) -> Hashable:
+        """What a prepared point computes: points for which it is equal give the same results and are measured once."""
+        return point
 
     def prepare(self, points: tuple[Point, ...], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[Point, ...]:
         """Make points ready to be evaluated, from images that they are not evaluated on.

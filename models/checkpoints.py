@@ -20,13 +20,12 @@ import argparse
 import contextlib
 import copy
 import difflib
-import io
 import os
 import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from torch import Tensor
 from models import published, registry
 from models.adaptive import AdaptiveModel, Point, unwrap
 from models.state_dicts import load_state
+from utils import UserError, write_tensors
 
 #: what torch and zipfile raise for a file that they cannot read, depending on where it is damaged
 DAMAGE = (
@@ -126,6 +126,11 @@ class Checkpoint:
         return self._part("extracted").get("data", {}).get("classes") or self._part("training").get("classes")
 
     @property
+    def extracted_point(self) -> str | None:
+        """The point whose sub-network it is; None for a whole network, of a released file too."""
+        return self._part("extracted").get("point")
+
+    @property
     def held_out(self) -> Tensor | int:
         """Positions of the training images that the run behind the file held out; 0 where it held none."""
         index = self._part("training").get("valid_index")
@@ -208,24 +213,29 @@ class Checkpoint:
     def _prepared_file(self) -> Path:
         return self.path.with_name(self.path.name + ".prepared")
 
-    def load_prepared(self, model: AdaptiveModel) -> None:
-        """Load what an earlier evaluation prepared for these weights, from the file beside them."""
-        if self._prepared_file.is_file():
-            with contextlib.suppress(ValueError):  # if it is damaged, it is prepared again
-                state = _read(self._prepared_file)
-                _verify_checksums(self._prepared_file)
-                model.load_prepared_state(state)
+    def load_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> None:
+        """Load what an earlier evaluation prepared for these weights on the same images, from the file beside them.
 
-    def save_prepared(self, model: AdaptiveModel) -> None:
-        """Keep what an evaluation prepared in a file beside the weights, where it can be written."""
-        state, beside = model.prepared_state(), self._prepared_file
-        if state:
-            with contextlib.suppress(OSError):
-                memory = io.BytesIO()
-                torch.save(state, memory)
-                part = beside.with_suffix(f".{os.getpid()}.part")
-                part.write_bytes(memory.getbuffer())
-                os.replace(part, beside)
+        Args:
+            images: what tells the images of the preparation apart from others: plain values; each must be as in the
+                file, which may hold more.
+        """
+        if self._prepared_file.is_file():
+            with contextlib.suppress(*DAMAGE):  # if it is damaged, it is prepared again
+                content = _read(self._prepared_file)
+                _verify_checksums(self._prepared_file)
+                if all(content["images"].get(key, model) == value for key, value in images.items()):
+                    model.load_prepared_state(content["state"])
+
+    def save_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> None:
+        """Keep what an evaluation prepared in a file beside the weights, where one can be written.
+
+        Args:
+            images: of the preparation, as for `load_prepared`.
+        """
+        if state := model.prepared_state():
+            with contextlib.suppress(UserError):
+                write_tensors(self._prepared_file, {"images": dict(images), "state": state})
 
 
 def load_checkpoint(

@@ -9,7 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from utils import UserError
 
 
 @contextlib.contextmanager
@@ -105,8 +107,8 @@ def _check_static(point) -> None:
 
 def count_elements(model: nn.Module, shape: Sequence[int], point, functions: Iterable[Callable]) -> int:
     """Elements that `functions` (such as `F.relu`) read in one forward pass of one image at `point`."""
-    with _CallCounter(functions) as calls:
-        _run_on_meta(model, shape, model.point(point))
+    with evaluating(model), _CallCounter(functions) as calls:
+        _run_on_meta(model, (1, *shape), model.point(point))
     return calls.elements
 
 
@@ -123,8 +125,70 @@ def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
     return cache[key]
 
 
+def check_side(model: nn.Module, side: int, point) -> None:
+    """Raises UserError, which names the nearest side that works, where a network cannot run on images of `side` pixels.
+
+    Args:
+        point: one at which every image costs the same.
+    """
+
+    def works(side: int) -> bool:
+        try:
+            with evaluating(model):
+                _run_on_meta(model, (1, 3, side, side), point)
+        except RuntimeError:
+            return False
+        return True
+
+    if works(side):
+        return
+    near = _nearest(works, side)
+    hint = f"the nearest size that it runs on is {near} (--crop)" if near else "give another --crop"
+    raise UserError(
+        f"the layers of {type(model).__name__} cannot run on images of {side} x {side} pixels: {hint}",
+        exit_code=2,
+    )
+
+
+def _nearest(works: Callable[[int], bool], side: int, reach: int = 512) -> int | None:
+    """The number closest to `side` that works, by doubled steps and then halved ones; None if none is within reach."""
+    step = 1
+    while step <= reach:
+        for sign in (1, -1):
+            if side + sign * step > 0 and works(side + sign * step):
+                low, high = step // 2, step
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (low, middle) if works(side + sign * middle) else (middle, high)
+                return side + sign * high
+        step *= 2
+    return None
+
+
+def check_training_batch(model: nn.Module, shape: Sequence[int], images: int) -> None:
+    """Raises UserError where a batch norm would see a single value a channel, which cannot be normalised.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        images: in a batch, on one device.
+    """
+    model.train()
+    for point in model.trial_points:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                _run_on_meta(model, (images, *shape), point)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"a batch norm of this network sees one value a channel in a batch of {images} image: "
+                "give a --batch_size of 2 or more for each device",
+                exit_code=2,
+            ) from error
+
+
 def _run_on_meta(model: nn.Module, shape: Sequence[int], point) -> None:
-    """Run the network in eval mode without arithmetic, its own tensors untouched."""
+    """Run the network on images of `shape` (N, C, H, W) without arithmetic, its own tensors untouched."""
     # each module once, under one of its names: functional_call would not put back a tensor that it met twice
     tensors = {
         f"{prefix}.{name}".lstrip("."): tensor.to("meta")
@@ -132,19 +196,26 @@ def _run_on_meta(model: nn.Module, shape: Sequence[int], point) -> None:
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         if not tensor.is_meta
     }
-    images = torch.empty(1, *shape, device="meta")
-    with evaluating(model):
+    images = torch.empty(shape, device="meta")
+    with torch.no_grad():
         if tensors:
             torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
         else:
             model(images, point)
 
 
+#: quartiles further apart than this share of the median say more of the machine than of the network
+NOISY = 0.5
+
+
 @dataclass(frozen=True)
 class Latency:
     """Seconds of one forward pass: median and quartiles of repeated runs, with the circumstances.
 
-    Where the path depends on the image, the quartiles hold the images' differences as well as the machine's noise.
+    Args:
+        varies: whether the path depends on the image; the quartiles then hold the images' differences as well as the
+            machine's noise.
+        noisy: whether the quartiles are so far apart that the machine was busy, or its clock unsteady.
     """
 
     median: float
@@ -154,6 +225,12 @@ class Latency:
     device: str
     threads: int
     runs: int
+    varies: bool = False
+    noisy: bool = field(init=False)
+
+    def __post_init__(self):
+        noisy = not self.varies and self.high - self.low > NOISY * self.median
+        object.__setattr__(self, "noisy", noisy)
 
 
 def latency(model: nn.Module, images: Tensor, point=None, batch: int = 1, seconds: float = 0.5) -> Latency:
@@ -167,14 +244,19 @@ def latency(model: nn.Module, images: Tensor, point=None, batch: int = 1, second
     places = torch.arange(batch, device=images.device)
     turns = itertools.cycle([images[(places + start) % len(images)] for start in range(0, len(images), batch)])
     with evaluating(model):
-        return time_calls(lambda: model(next(turns), point), batch, images.device, seconds)
+        return time_calls(lambda: model(next(turns), point), batch, images.device, seconds, point.per_image)
 
 
-def time_calls(call: Callable[[], object], batch: int, device: torch.device, seconds: float = 0.5) -> Latency:
+def time_calls(
+    call: Callable[[], object], batch: int, device: torch.device, seconds: float = 0.5, varies: bool = False
+) -> Latency:
     """Time anything that runs `batch` images on `device`, with as many threads as torch has been given.
 
     Warmed up by three calls at least and for a fifth of `seconds`, then repeated for about `seconds`, 5 to 500 times;
-    every call is waited for.
+    every call is waited for. A noisy result is measured up to three times as long.
+
+    Args:
+        varies: as in `Latency`.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
@@ -189,9 +271,14 @@ def time_calls(call: Callable[[], object], batch: int, device: torch.device, sec
 
     wait()
     repeat(3, 100, time.perf_counter() + seconds / 5)
-    times = repeat(5, 500, time.perf_counter() + seconds)
-    low, median, high = statistics.quantiles(times, n=4)
-    return Latency(median, low, high, batch, device_name(device), torch.get_num_threads(), len(times))
+    times = []
+    for _ in range(3):
+        times += repeat(5, 500, time.perf_counter() + seconds)
+        low, median, high = statistics.quantiles(times, n=4)
+        latency = Latency(median, low, high, batch, device_name(device), torch.get_num_threads(), len(times), varies)
+        if not latency.noisy:
+            break
+    return latency
 
 
 def device_name(device: torch.device) -> str:

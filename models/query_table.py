@@ -5,11 +5,14 @@ Rows need a point's name, its cost and its accuracy, so it works for every famil
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from models.adaptive import AdaptiveModel
 from utils import UserError
@@ -63,12 +66,26 @@ class Measured:
         macs: multiply-accumulates of one image.
         top1: percent correct.
         ms: median milliseconds of a forward pass, where it was timed.
+        ms_low, ms_high: its quartiles.
+        noisy: whether they are too far apart for the median to be trusted (`profile.Latency`).
     """
 
     point: str
     macs: float
     top1: float
     ms: float | None = None
+    ms_low: float | None = None
+    ms_high: float | None = None
+    noisy: bool = False
+
+    @classmethod
+    def of(cls, row) -> Measured:
+        """What is kept of a row that `engine.evaluate` returned; of its latencies that of the first batch size."""
+        if not row.latency:
+            return cls(row.point, row.macs, row.top1)
+        first = row.latency[0]
+        times = (1e3 * seconds for seconds in (first.median, first.low, first.high))
+        return cls(row.point, row.macs, row.top1, *times, first.noisy)
 
 
 class QueryTable:
@@ -77,25 +94,39 @@ class QueryTable:
     Args:
         network: (name, dataset, flags) as `create_model` took them.
         rows: every measured point.
-        conditions: where latency was measured: device, batch, threads.
+        conditions: where latency was measured: device, threads, batch, torch, and what else its maker adds.
+        weights: `weights_hash` of the network; None where it is unknown.
+        side: of the images in pixels; None where it is unknown.
     """
 
-    def __init__(self, network: tuple[str, str, dict], rows: Iterable[Measured], conditions: dict | None = None):
+    def __init__(
+        self,
+        network: tuple[str, str, dict],
+        rows: Iterable[Measured],
+        conditions: dict | None = None,
+        weights: str | None = None,
+        side: int | None = None,
+    ):
         self.network = network
         self.rows = list(rows)
         self.conditions = conditions or {}
+        self.weights, self.side = weights, side
 
     @classmethod
-    def of(cls, model: AdaptiveModel, rows) -> QueryTable:
-        """A table of what `engine.evaluate` returned for a network; of its latencies the first batch size's."""
-        times = [row.latency[0] if row.latency else None for row in rows]
-        conditions = {key: getattr(times[0], key) for key in ("device", "batch", "threads")} if any(times) else {}
-        measured = [
-            Measured(row.point, row.macs, row.top1, time and 1e3 * time.median)
-            for row, time in zip(rows, times, strict=True)
-        ]
+    def of(cls, model: AdaptiveModel, rows, side: int | None = None, **conditions) -> QueryTable:
+        """A table of what `engine.evaluate` returned for a network.
+
+        Args:
+            model: the network as it was loaded; a folded copy has other weights.
+            side: of the images in pixels.
+            **conditions: further circumstances of the timing, such as its precision.
+        """
+        times = [row.latency[0] for row in rows if row.latency]
+        if times:
+            conditions = latency_conditions(times[0].device, times[0].threads, times[0].batch) | conditions
         built = model.built_as
-        return cls((built.model, built.dataset, dict(built.flags)), measured, conditions)
+        network = built.model, built.dataset, dict(built.flags)
+        return cls(network, map(Measured.of, rows), conditions if times else {}, weights_hash(model), side)
 
     def best(self, unit: str = "macs") -> list[Measured]:
         """Rows that are the answer to some budget, the most expensive first; accuracy falls strictly down the list."""
@@ -129,17 +160,47 @@ class QueryTable:
             )
         return rows
 
-    def check(self, model: AdaptiveModel) -> None:
-        """Raises ValueError where the table is of another network than `model`."""
+    def doubts(self, budget: Budget, chosen: Measured) -> list[Measured]:
+        """Rows whose noisy latency may have decided a look-up: the chosen one, and better ones that may fit as well."""
+        if budget.unit != "ms":
+            return []
+        better = [row for row in self.rows if row.noisy and row.top1 > chosen.top1 and row.ms_low <= budget.amount]
+        return [chosen, *better] if chosen.noisy else better
+
+    def check(self, model: AdaptiveModel, side: int | None = None) -> None:
+        """Raises UserError where the table is of another network, other weights, or images of another size.
+
+        Args:
+            model: the network as it was loaded.
+            side: of the images in pixels; None leaves it unchecked.
+        """
         name, dataset, flags = self.network
         built = model.built_as
         flags, own = _plain(flags), _plain(dict(built.flags))
         others = {key for key in flags.keys() | own.keys() if flags.get(key) != own.get(key)} - model.point_flags
         if (name, dataset) != (built.model, built.dataset) or others:
             theirs = " ".join(f"--{key} {flags.get(key)}" for key in flags if key in others)
-            raise ValueError(
-                f"the query table is of {name} on {dataset} {theirs}".rstrip()
-                + ", not of this network; make one for it with --query_table"
+            what = f"{name} on {dataset} {theirs}".rstrip() + ", not of this network"
+        elif self.weights and self.weights != weights_hash(model):
+            what = "other weights of this network"
+        elif self.side and side and self.side != side:
+            what = f"images of {self.side} pixels, not of {side}"
+        else:
+            return
+        raise UserError(f"the query table is of {what}; make one for it with --query_table, without --budget", 2)
+
+    def check_latency(self, here: dict) -> None:
+        """Raises UserError where latency was measured in other circumstances than those of `here`."""
+        differing = [
+            f"{name} {self.conditions.get(name, 'unknown')} instead of {value}"
+            for name, value in here.items()
+            if self.conditions.get(name) != value
+        ]
+        if differing:
+            raise UserError(
+                f"the latencies of the query table were measured with {', '.join(differing)}: measure them here with "
+                "--query_table, without --budget, or give the budget in MACs",
+                exit_code=2,
             )
 
     def content(self) -> dict:
@@ -149,6 +210,8 @@ class QueryTable:
             "model": name,
             "dataset": dataset,
             "flags": flags,
+            "weights": self.weights,
+            "image_side": self.side,
             "conditions": self.conditions,
             "rows": [asdict(row) for row in self.rows],
             "best": [row.point for row in self.best()],
@@ -161,11 +224,26 @@ class QueryTable:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             network = content["model"], content["dataset"], content["flags"]
             rows = [Measured(**row) for row in content["rows"]]
-            return cls(network, rows, content["conditions"])
+            return cls(network, rows, content["conditions"], content.get("weights"), content.get("image_side"))
         except OSError as error:
             raise ValueError(f"cannot read the query table {path}: {error.strerror}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a query table; --query_table writes such files") from error
+
+
+def latency_conditions(device: str, threads: int, batch: int | None, **more) -> dict:
+    """What latencies must have in common to be compared; a batch of None is any."""
+    common = {"device": device, "threads": threads, "torch": str(torch.__version__), **more}
+    return common if batch is None else common | {"batch": batch}
+
+
+def weights_hash(model: AdaptiveModel) -> str:
+    """Identifies the weights and buffers of a network: sha256 in hexadecimal digits. Waits for the device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _plain(flags: dict) -> dict:

@@ -15,6 +15,7 @@ import torch
 import engine
 import utils
 from dataloader import Data
+from engine import run_images
 from models import Checkpoint, profile
 from models.adaptive import AdaptiveModel
 from reporting.curves import Curve, network_label
@@ -29,7 +30,7 @@ def of_run(model: AdaptiveModel, data: Data, run: engine.Run) -> None:
     engine.broadcast(model)
     rows = engine.evaluate(model, data.test, None, data, run.flags["amp"], (1, 64))
     if utils.rank() == 0:
-        best.save_prepared(model)
+        best.save_prepared(model, run_images.identity(run.flags))
         write(rows, run.folder, run.flags, data, model, run.code)
 
 
@@ -102,15 +103,18 @@ def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:
     texts = {}
     for timing in times:
         low, median, high = (1e3 * timing[key] for key in ("low", "median", "high"))
-        texts[timing["batch"]] = f"{median:.2f} ({low:.2f} - {high:.2f})"
+        mark = " ?" if timing.get("noisy") else ""
+        texts[timing["batch"]] = f"{median:.2f} ({low:.2f} - {high:.2f}){mark}"
     return "".join(f"  {texts.get(batch, '-'):>24}" for batch in batches)
 
 
 def latency_note(times: Iterable[dict]) -> str:
     """What the latencies are, and where they were measured."""
+    times = list(times)
     places = {(timing["device"], timing["threads"]): None for timing in times}  # a set that keeps its order
     where = " and ".join(f"{device}, {count} thread{'s' * (count != 1)}" for device, count in places)
-    return f"latency: median (quartiles) of a forward pass on {where}"
+    noisy = "; ? is noisy: measure again on an idle machine" if any(t.get("noisy") for t in times) else ""
+    return f"latency: median (quartiles) of a forward pass on {where}{noisy}"
 
 
 def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float | None:

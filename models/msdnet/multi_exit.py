@@ -92,6 +92,10 @@ class MultiExit(AdaptiveModel):
         self.exits, self.image_shape = exits, image_shape
         self.points = tuple(Exit(f"exit{k}", exit=k) for k in range(1, exits + 1))
 
+    def for_images(self, shape):
+        self.image_shape = tuple(shape)
+        return super().for_images(shape)
+
     @property
     def trunk(self):
         """The MSDNet whose layers are walked."""

@@ -44,7 +44,7 @@ ARGUMENTS = {
     "width_mult_list": "widths with stored running statistics, evaluated each epoch (default: the range's ends).",
     "resolution_list": "image sides in pixels that training draws from, the largest first.",
     "width_mult_list_test": "widths of the points (default: every 0.05 of the range).",
-    "calibration_batches": "training batches over which a point's statistics are averaged.",
+    "calibration_images": "training images over which a point's statistics are averaged (9 published batches).",
 }
 
 
@@ -55,13 +55,13 @@ def universal(width_mult_range, width_mult_list, **options) -> Universal:
     return Universal(*width_mult_range, tuple(width_mult_list or evenly(*width_mult_range, 0.025)), **options)
 
 
-def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches):
+def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images):
     """Form and points of a MutualNet network; its points are every 0.05 of the range where no list is given."""
     form = universal(width_mult_range, width_mult_list or width_mult_range)
     points = {
         "resolutions": tuple(resolution_list),
         "test_widths": width_mult_list_test or evenly(form.low, form.high, 0.05),
-        "calibration_batches": calibration_batches,
+        "calibration_images": calibration_images,
     }
     return form, points
 
@@ -73,10 +73,10 @@ def mutualnet_mobilenet_v1(
     width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 9216,
 ) -> SlimMobileNetV1:
     """MutualNet's MobileNetV1: any width from 0.25 to 1 at any of four resolutions."""
-    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images)
     return mobilenet_v1(num_classes, form, **points)
 
 
@@ -87,14 +87,14 @@ def mutualnet_mobilenet_v2(
     width_mult_list: tuple[float, ...] = (0.7, 0.9, 1.0),
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 9216,
 ) -> SlimMobileNetV2:
     """MutualNet's MobileNetV2: any width from 0.7 to 1 at any of four resolutions.
 
     Args:
         width_mult_list: widths with stored running statistics, evaluated after every epoch.
     """
-    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images)
     return mobilenet_v2(num_classes, form, **points)
 
 
@@ -111,10 +111,10 @@ def mutualnet_resnet(
     width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = SIZES,
     width_mult_list_test: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 4608,
 ) -> SlimResNet:
     """MutualNet's ResNet: any width from 0.9 to 1 at any of four resolutions."""
-    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images)
     return universal_resnet(num_classes, form, depth, **points)
 
 
@@ -128,7 +128,7 @@ def mutualnet_wrn(
     width_mult_list: tuple[float, ...] | None = None,
     resolution_list: tuple[int, ...] = (32, 28, 24, 20),
     width_mult_list_test: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 1152,
 ) -> SlimWideResNet:
     """MutualNet's WideResNet-28-10, or a smaller one: any width from 0.9 to 1 at any of four resolutions.
 
@@ -137,7 +137,7 @@ def mutualnet_wrn(
         widen_factor: factor on the channels 16, 32, 64 of the groups.
         dropoutrate: share of activations dropped within a block.
     """
-    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_batches)
+    form, points = mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images)
     return SlimWideResNet(num_classes, form, depth, widen_factor, dropoutrate, **points)
 
 
@@ -146,7 +146,7 @@ def us_mobilenet_v1(
     num_classes: int,
     width_mult_range: tuple[float, ...] = (0.25, 1.0),
     width_mult_list: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 9216,
 ) -> SlimMobileNetV1:
     """US-Net's MobileNetV1: any width from 0.25 to 1.
 
@@ -155,7 +155,7 @@ def us_mobilenet_v1(
             0.025 of the range).
     """
     form = universal(width_mult_range, width_mult_list, usnet=True)
-    return mobilenet_v1(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
+    return mobilenet_v1(num_classes, form, calibration_images=calibration_images)
 
 
 @register("us_mobilenet_v2", ILSVRC, UniversalTraining, LINEAR)
@@ -163,7 +163,7 @@ def us_mobilenet_v2(
     num_classes: int,
     width_mult_range: tuple[float, ...] = (0.35, 1.0),
     width_mult_list: tuple[float, ...] | None = None,
-    calibration_batches: int = 9,
+    calibration_images: int = 9216,
 ) -> SlimMobileNetV2:
     """US-Net's MobileNetV2: any width from 0.35 to 1.
 
@@ -172,7 +172,7 @@ def us_mobilenet_v2(
             0.025 of the range).
     """
     form = universal(width_mult_range, width_mult_list, usnet=True)
-    return mobilenet_v2(num_classes, form, resolutions=SIZES[:1], calibration_batches=calibration_batches)
+    return mobilenet_v2(num_classes, form, calibration_images=calibration_images)
 
 
 @register("s_mobilenet_v1", ILSVRC, SwitchableTraining, EXPONENTIAL)
@@ -182,7 +182,7 @@ def s_mobilenet_v1(num_classes: int, width_mult_list: tuple[float, ...] = (0.25,
     Args:
         width_mult_list: the widths, each with batch norms of its own.
     """
-    return mobilenet_v1(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+    return mobilenet_v1(num_classes, Switchable(tuple(width_mult_list)))
 
 
 @register("s_mobilenet_v2", ILSVRC, SwitchableTraining, EXPONENTIAL)
@@ -192,7 +192,7 @@ def s_mobilenet_v2(num_classes: int, width_mult_list: tuple[float, ...] = (0.35,
     Args:
         width_mult_list: the widths, each with batch norms of its own.
     """
-    return mobilenet_v2(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+    return mobilenet_v2(num_classes, Switchable(tuple(width_mult_list)))
 
 
 @register({"s_resnet50": {"depth": 50}}, ILSVRC, SwitchableTraining, STEPS | {"batch_size": 256})
@@ -202,7 +202,7 @@ def s_resnet(num_classes: int, depth: int, width_mult_list: tuple[float, ...] = 
     Args:
         width_mult_list: the widths, each with batch norms of its own.
     """
-    return switchable_resnet(num_classes, Switchable(tuple(width_mult_list)), depth, resolutions=SIZES[:1])
+    return switchable_resnet(num_classes, Switchable(tuple(width_mult_list)), depth)
 
 
 @register("s_shufflenet", ILSVRC, SwitchableTraining, LINEAR)
@@ -212,7 +212,7 @@ def s_shufflenet(num_classes: int, width_mult_list: tuple[float, ...] = (0.5, 1.
     Args:
         width_mult_list: the widths, each with batch norms of its own; the largest is the widest stem.
     """
-    return SlimShuffleNet(num_classes, Switchable(tuple(width_mult_list)), resolutions=SIZES[:1])
+    return SlimShuffleNet(num_classes, Switchable(tuple(width_mult_list)))
 
 
 def found(lists: tuple[str, ...]):
@@ -225,7 +225,7 @@ def found(lists: tuple[str, ...]):
 def autoslim_mobilenet_v1(num_classes: int) -> SlimMobileNetV1:
     """AutoSlim's MobileNetV1 of 150, 325 and 572 million MACs, as widths 1, 2 and 3."""
     form, layers = found(autoslim.MOBILENET_V1)
-    return SlimMobileNetV1(num_classes, form, layers, resolutions=SIZES[:1])
+    return SlimMobileNetV1(num_classes, form, layers)
 
 
 def inverted_residuals(num_classes, lists, strides, kernels) -> SlimMobileNetV2:
@@ -236,7 +236,7 @@ def inverted_residuals(num_classes, lists, strides, kernels) -> SlimMobileNetV2:
     for middle, output, stride, kernel in zip(middles, outputs, strides, kernels, strict=True):
         blocks.append(InvertedShape(middle, output, stride, stride == 1 and inputs == output, kernel))
         inputs = output
-    return SlimMobileNetV2(num_classes, form, stem, blocks, tail, resolutions=SIZES[:1])
+    return SlimMobileNetV2(num_classes, form, stem, blocks, tail)
 
 
 @register("autoslim_mobilenet_v2", ILSVRC, AutoSlimTraining, AUTOSLIM)
@@ -264,4 +264,4 @@ def autoslim_resnet50(num_classes: int) -> SlimResNet:
         for i in range(count):
             first, second, outputs = next(rest), next(rest), next(rest)
             blocks.append(BottleneckShape(first, second, outputs, 2 if stage and not i else 1, begins=not i))
-    return SlimResNet(num_classes, form, stem, blocks, resolutions=SIZES[:1])
+    return SlimResNet(num_classes, form, stem, blocks)

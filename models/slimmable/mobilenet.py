@@ -77,7 +77,7 @@ class SlimMobileNetV1(Slimmable):
     """
 
     def __init__(self, num_classes: int, form: Form, channels: list[Channels], **points):
-        super().__init__(form, multiple=32, **points)
+        super().__init__(form, stride=32, **points)
         strides = [stride if i == 0 else 1 for _, count, stride in V1_STAGES for i in range(count)]
         shapes = zip(itertools.pairwise(channels), strides, strict=True)
         blocks = [Separable(form, inputs, outputs, stride) for (inputs, outputs), stride in shapes]
@@ -102,7 +102,7 @@ class SlimMobileNetV2(Slimmable):
     def __init__(
         self, num_classes: int, form: Form, stem: Channels, blocks: list[InvertedShape], tail: Channels, **points
     ):
-        super().__init__(form, multiple=32, **points)
+        super().__init__(form, stride=32, **points)
         inputs = [stem, *(block.outputs for block in blocks)]
         last_norm = form.whole_norm(tail.largest) if isinstance(tail, Fixed) else form.norm(tail)
         self.features = Chain(

@@ -19,6 +19,9 @@ from models.slimmable.layers import CalibratedNorm, Cut, SlimLayer
 from models.slimmable.prepared import Prepared
 from utils import UserError
 
+#: in pixels, of networks that have no list of resolutions
+USUAL_RESOLUTION = (224,)
+
 
 @dataclass(frozen=True)
 class SlimPoint(Point):
@@ -39,31 +42,33 @@ class Slimmable(AdaptiveModel):
 
     Args:
         form: which widths there are.
-        resolutions: sides in pixels, the largest first; it is the one of the images as they are loaded.
-        multiple: of which every resolution must be one.
+        stride: by how much the layers shrink an image.
+        resolutions: sides in pixels, the largest first; None runs images as they are, whatever their size.
         test_widths: those of `points`; the listed ones when None.
-        calibration_batches: how many training batches the statistics of a point are averaged over.
+        calibration_images: how many training images the statistics of a point are averaged over.
     """
 
     def __init__(
         self,
         form: Form,
-        resolutions: tuple[int, ...],
-        multiple: int,
+        stride: int,
+        resolutions: tuple[int, ...] | None = None,
         test_widths: tuple[float, ...] | None = None,
-        calibration_batches: int = 9,
+        calibration_images: int = 1152,
     ):
         super().__init__()
-        self.form, self.multiple = form, multiple
-        self.resolutions = tuple(resolutions)
+        self.form, self.stride = form, stride
+        self.resizes = resolutions is not None
+        self.resolutions = USUAL_RESOLUTION if resolutions is None else tuple(resolutions)
+        self.image_side: int | None = None
         self.test_widths = tuple(test_widths or form.listed)
-        self.calibration_batches = calibration_batches
-        if not resolutions or resolutions[0] != max(resolutions):
-            listed = ",".join(map(str, resolutions))
+        self.calibration_images = calibration_images
+        if not self.resolutions or self.resolutions[0] != max(self.resolutions):
+            listed = ",".join(map(str, self.resolutions))
             raise ValueError(f"--resolution_list {listed} must name the largest resolution first")
-        if calibration_batches < 1:
-            raise ValueError(f"--calibration_batches {calibration_batches} must be at least 1")
-        for width, resolution in itertools.product(self.test_widths, resolutions):
+        if calibration_images < 1:
+            raise ValueError(f"--calibration_images {calibration_images} must be at least 1")
+        for width, resolution in itertools.product(self.test_widths, self.resolutions):
             self.at(width, resolution)
         self._points: tuple[SlimPoint, ...] | None = None
         self._named: dict[str, SlimPoint] = {}
@@ -93,10 +98,12 @@ class Slimmable(AdaptiveModel):
         """The point of any width and resolution (the largest when None). Raises UserError where there is none."""
         resolution = self.resolutions[0] if resolution is None else resolution
         self.form.check(width)
-        if resolution < 1 or resolution % self.multiple:
+        if resolution < 1:
+            raise UserError(f"resolution {resolution} is no size of an image; give 1 pixel or more", exit_code=2)
+        if self.image_side and resolution > self.image_side:
             raise UserError(
-                f"resolution {resolution} does not suit this network, which divides it by {self.multiple}; "
-                f"use a multiple such as {max(1, round(resolution / self.multiple)) * self.multiple}",
+                f"resolution {resolution} is above the {self.image_side} pixels of the images (--crop); use at most "
+                f"{self.image_side}",
                 exit_code=2,
             )
         return SlimPoint(f"w{width:g}-r{resolution}", resolution, width)
@@ -104,6 +111,26 @@ class Slimmable(AdaptiveModel):
     @property
     def full(self) -> SlimPoint:
         return self.at(self.form.high)
+
+    @property
+    def trial_points(self) -> tuple[SlimPoint, ...]:
+        return tuple(self.at(self.form.low, resolution) for resolution in self.resolutions)
+
+    def for_images(self, shape):
+        """Images are never enlarged: larger resolutions are left out, and the images' own takes their place."""
+        side = shape[-1]
+        kept = [resolution for resolution in self.resolutions if resolution <= side] if self.resizes else [side]
+        dropped = [str(resolution) for resolution in self.resolutions if resolution > side] if self.resizes else []
+        self.resolutions = tuple(sorted({*kept, side} if dropped else kept, reverse=True))
+        self.image_side, self._points = side, None
+        self._named.clear()
+        super().for_images(shape)
+        if not dropped:
+            return ""
+        return (
+            f"images of {side} pixels are not enlarged: --resolution_list is {','.join(map(str, self.resolutions))}, "
+            f"without {','.join(dropped)}"
+        )
 
     @property
     def points(self) -> tuple[SlimPoint, ...]:
@@ -187,13 +214,13 @@ class Slimmable(AdaptiveModel):
 
     def pooled_elements(self, point: SlimPoint) -> int:
         """What the authors' counter adds for average pooling: the elements of its input."""
-        return self.classifier[0].inputs(point.width) * (point.resolution // self.multiple) ** 2
+        return self.classifier[0].inputs(point.width) * (-(-point.resolution // self.stride)) ** 2
 
     # Calibration
 
     def fingerprint(self) -> str:
         """Identifies the weights and the kind of calibration. Waits for the device."""
-        return self.prepared.fingerprint_of(f"{self.calibration_batches} augmented")
+        return self.prepared.fingerprint_of(f"{self.calibration_images} images")
 
     def prepare(self, points: Iterable[SlimPoint], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[SlimPoint, ...]:
         """Measure the statistics of those points that have none for the present weights.
@@ -221,37 +248,62 @@ class Slimmable(AdaptiveModel):
 
     @torch.no_grad()
     def calibrate(self, points: Iterable[SlimPoint], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Average batch means and unbiased batch variances over a few batches, for all points in one pass.
+        """Average batch means and unbiased batch variances over images, for all points in one pass and in float32.
 
         In a run of several processes each walks its own batches, and the averages of all are averaged.
+
+        Args:
+            batches: (images, labels); the first `calibration_images` images are used.
+
+        Raises:
+            ValueError: there are no images.
         """
         if not self.prepared.fingerprint or not self.prepared.unchanged():
             self.prepared.renew(self.fingerprint())
         device = next(self.parameters()).device
+        points = tuple(points)
+        alike = {self._rounded(point): point for point in points}
         measured = {
-            point: tuple(
-                (torch.zeros(channels(point.width), device=device), torch.ones(channels(point.width), device=device))
-                for channels in self.norm_channels
-            )
-            for point in points
+            point: tuple((torch.zeros(count, device=device), torch.ones(count, device=device)) for count in channels)
+            for (channels, _), point in alike.items()
         }
-        count = 0
-        for count, (images, _) in enumerate(itertools.islice(batches, self.calibration_batches), 1):
+        seen = 0
+        for images, _ in batches:
+            images = images[: self.calibration_images - seen].to(device)
+            seen += len(images)
             for point, statistics in measured.items():
-                sized = resize(images.to(device), point.resolution)
-                self.logits(sized, Cut(point.width, True, 1 / count, statistics))
-        if not count:
-            names = ", ".join(point.name for point in itertools.islice(measured, 3))
+                with torch.autocast(device.type, enabled=False):  # the same statistics in any --amp
+                    self.logits(
+                        resize(images, point.resolution), Cut(point.width, True, len(images) / seen, statistics)
+                    )
+            if seen == self.calibration_images:
+                break
+        total = torch.tensor(float(seen), device=device)
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        if not total:
+            names = ", ".join(point.name for point in points[:3])
             raise ValueError(f"there are no training images to calibrate {names} on; give some batches as held_out")
-        for point, statistics in measured.items():
+        for statistics in measured.values():
             if dist.is_initialized():
                 for tensor in itertools.chain(*statistics):
+                    tensor *= seen
                     dist.all_reduce(tensor)
-                    tensor /= dist.get_world_size()
+                    tensor /= total
+        for point in points:
+            statistics = measured[alike[self._rounded(point)]]
             self.prepared.statistics[point.width, point.resolution] = {device: statistics}
 
+    def computation(self, point):
+        """Widths that round to the same channels are one network, once each has been calibrated alike."""
+        return self._rounded(point) if (point.width, point.resolution) in self.prepared.statistics else point
+
+    def _rounded(self, point: SlimPoint) -> tuple:
+        """Channels of the batch norms at a point, and its resolution."""
+        return tuple(channels(point.width) for channels in self.norm_channels), point.resolution
+
     def preparation(self, data):
-        return data.train.epoch(0)  # augmented, as the authors' training loader gives them
+        return data.train.sample(self.calibration_images)  # augmented, as the authors' training loader gives them
 
     def prepared_state(self) -> dict:
         """What `prepare` found, to be kept in a file beside the weights: one tensor (2, channels) for each point."""

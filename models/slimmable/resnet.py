@@ -60,7 +60,7 @@ class SlimResNet(Slimmable):
     """
 
     def __init__(self, num_classes: int, form: Form, stem: Channels, blocks: list[BottleneckShape], **points):
-        super().__init__(form, multiple=32, **points)
+        super().__init__(form, stride=32, **points)
         inputs = [stem, *(block.outputs for block in blocks)]
         self.features = Chain(
             Chain(

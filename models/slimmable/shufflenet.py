@@ -61,7 +61,7 @@ class SlimShuffleNet(Slimmable):
     """Three parallel stems, 16 blocks, and the classifier. Arguments as for `Slimmable`."""
 
     def __init__(self, num_classes: int, form: Switchable, **points):
-        super().__init__(form, multiple=32, **points)
+        super().__init__(form, stride=32, **points)
 
         def scaled(basic):
             return form.each(int(basic * width) for width in form.listed)
@@ -86,9 +86,9 @@ class SlimShuffleNet(Slimmable):
         return self.classifier(pool(self.features(x, cut)), cut)
 
     def pooled_elements(self, point: SlimPoint) -> int:
-        side, elements = point.resolution // 4 - 1, super().pooled_elements(point)  # the stem's pool does not pad
+        side, elements = ((point.resolution + 1) // 2 - 1) // 2, 0  # the stem's pool does not pad
         for block in self.features:
             if block.stride == 2:
                 elements += block.inputs(point.width) * side**2
                 side = (side + 1) // 2
-        return elements
+        return elements + self.classifier[0].inputs(point.width) * side**2

@@ -63,7 +63,7 @@ class SlimWideResNet(Slimmable):
             raise ValueError(f"--widen_factor {widen_factor} must be at least 1")
         if not 0 <= dropoutrate < 1:
             raise ValueError(f"--dropoutrate {dropoutrate} must be at least 0 and below 1")
-        super().__init__(form, multiple=4, **points)
+        super().__init__(form, stride=4, **points)
         count = (depth - 4) // 6
         stem, *groups = (form.channels(basic) for basic in (16, *(16 * 2**i * widen_factor for i in range(3))))
         self.conv1 = SlimConv2d(Fixed(3), stem, 3)

@@ -15,7 +15,7 @@ POINTS = ("w1-r64", "w0.9-r64")
 
 def prepared():
     torch.manual_seed(0)
-    model = create_model("mutualnet_resnet50", "ilsvrc", calibration_batches=1).eval()
+    model = create_model("mutualnet_resnet50", "ilsvrc", calibration_images=2).eval()
     model.prepare([model.point(name) for name in POINTS], [(torch.randn(2, 3, 64, 64), torch.zeros(2))])
     return model
 

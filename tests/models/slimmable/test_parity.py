@@ -49,11 +49,11 @@ def test_logits_equal_the_reference(name):
 def test_calibrated_logits_and_statistics_equal_the_reference(name):
     fixture = check.load(FAMILY, name)
     model = build(fixture).eval()
-    model.calibration_batches = fixture["calibration"]["forwards"]
     count, shape = re.fullmatch(
         r"(\d) batches.*parity_input\(\(([\d,]+)\).*", fixture["calibration"]["loader"]
     ).groups()
     shape = [int(side) for side in shape.split(",")]
+    model.calibration_images = fixture["calibration"]["forwards"] * shape[0]
     loader = [(fill.parity_input(shape, seed=100 + k), None) for k in range(int(count))]
     points = [named(model, text) for text in fixture["outputs"]]
     model.prepare(points, loader)

@@ -29,7 +29,7 @@ def test_the_ends_of_the_range_are_evaluated_by_default():
 
 
 def test_calibration_averages_means_and_unbiased_variances():
-    model = tiny(calibration_batches=2).eval()
+    model = tiny(calibration_images=16).eval()
     point = model.at(0.95, 24)
     data = list(batches(3))
     model.prepare([point], data)
@@ -80,7 +80,7 @@ def test_an_evaluation_walks_points_of_one_model_side_by_side():
     model = tiny().eval()
     points = ["w0.9-r20", "w0.95-r32"]
     rows = engine.evaluate(
-        model, batches(), points, SimpleNamespace(train=SimpleNamespace(epoch=lambda _: batches(seed=1)))
+        model, batches(), points, SimpleNamespace(train=SimpleNamespace(sample=lambda _: batches(seed=1)))
     )
     assert [row.point for row in rows] == points
     assert rows[0].macs == count_macs(model, (3, 20, 20), model.point("w0.9-r20"))
@@ -105,8 +105,7 @@ def test_calibration_saves_a_trained_network_from_chance():
     ("point", "message"),
     [
         ("w1.2-r32", r"width 1.2 is outside this network's range; use 0.9 to 1"),
-        ("w0.9-r30", r"resolution 30 does not suit this network, which divides it by 4; use a multiple such as 32"),
-        ("w0.9-r0", r"resolution 0 does not suit this network"),
+        ("w0.9-r0", r"resolution 0 is no size of an image"),
         ("fast", r"no point 'fast'; its points are called like w1-r32"),
         ("w0.91-r32", r"w0.91-r32 is not calibrated for the present weights"),
     ],

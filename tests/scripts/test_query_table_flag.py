@@ -1,0 +1,88 @@
+"""--query_table with --budget: what it was measured with decides whether it answers here."""
+
+import json
+
+import pytest
+import torch
+
+import eval_cifar10
+from models import create_model
+from tests.scripts.commands import call
+
+NETWORK = [
+    "--dataset=digits",
+    "--model=mutualnet_wrn28_10",
+    "--depth=10",
+    "--widen_factor=1",
+    "--width_mult_range=0.5,1",
+]
+NETWORK += ["--width_mult_list_test=0.5,1", "--resolution_list=16", "--calibration_images=32"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Weights of a small network, and where their table will be."""
+    folder = tmp_path_factory.mktemp("table")
+    torch.save(
+        create_model(
+            "mutualnet_wrn28_10", "cifar10", depth=10, widen_factor=1, width_mult_range=(0.5, 1.0)
+        ).state_dict(),
+        folder / "weights.pth",
+    )
+    return folder
+
+
+@pytest.fixture
+def evaluate(files, monkeypatch, capsys):
+    more = [f"--pretrained={files}/weights.pth", f"--report={files}/report", f"--query_table={files}/table.json"]
+
+    def run(*flags, latency_batch=1):
+        return call(monkeypatch, capsys, eval_cifar10, *NETWORK, *more, f"--latency_batch={latency_batch}", *flags)
+
+    if not (files / "table.json").exists():
+        code, _, error = run()
+        assert code == 0, error
+    return run
+
+
+def change(files, edit):
+    content = json.loads((files / "table.json").read_text())
+    edit(content)
+    (files / "table.json").write_text(json.dumps(content))
+
+
+def test_a_table_made_here_answers_here(evaluate):
+    code, out, error = evaluate("--budget=10000ms")
+    assert code == 0, error
+    assert "--budget 10000ms: point w" in out
+
+
+def test_a_table_of_another_batch_size_is_refused(evaluate):
+    code, _, error = evaluate("--budget=10000ms", latency_batch=4)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "batch 1 instead of 4" in error
+    assert evaluate("--budget=10000M", latency_batch=4)[0] == 0, "multiply-accumulates are the same everywhere"
+
+
+def test_a_noisy_latency_is_said(evaluate, files):
+    def spread(content):
+        for row in content["rows"]:
+            row |= {"ms": 6.62, "ms_low": 2.46, "ms_high": 10.53, "noisy": True}
+
+    before = (files / "table.json").read_text()
+    change(files, spread)
+    code, out, _ = evaluate("--budget=8ms")
+    (files / "table.json").write_text(before)
+    assert code == 0
+    assert "is noisy (quartiles 2.46 and 10.53 ms around 6.62), so --budget 8 ms is decided on an uncertain" in out
+
+
+def test_tables_of_other_machines_and_weights_are_refused(evaluate, files):
+    change(files, lambda content: content["conditions"].update(device="ARM Cortex-A53"))
+    code, _, error = evaluate("--budget=10ms")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "device ARM Cortex-A53 instead of" in error
+    change(files, lambda content: content.update(weights="0" * 64))
+    code, _, error = evaluate("--budget=10000M")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "other weights of this network" in error
