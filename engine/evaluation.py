@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from dataloader import Data
 from engine.devices import autocast
@@ -25,7 +25,7 @@ class Row:
     params: int
     macs: float  # mean over the images
     top1: float  # percent correct
-    top5: float
+    top5: float | None  # no figure where there are five classes or fewer
     images: int
     latency: tuple[profile.Latency, ...] = ()  # one for each batch size that was timed
 
@@ -60,7 +60,10 @@ def evaluate(
                     for point in wanted:
                         network.infer(images[:1], point)
             results = network.sweep(images, wanted) if model is network else (model(images, p, True) for p in wanted)
-            sums = [_sums(logits, labels, macs) for logits, macs in results]
+            sums = []
+            for logits, macs in results:
+                sums.append(_sums(logits, labels, macs))
+                num_classes = logits.shape[1]
             totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
     if totals is None:
         raise UserError("there are no images to evaluate on")
@@ -70,9 +73,10 @@ def evaluate(
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
     for point, (top1, top5, macs, count) in zip(wanted, totals.tolist(), strict=True):
+        accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
         with autocast(first.device, amp):
             times = [profile.latency(network, first, point, batch, seconds) for batch in timed]
-        rows.append(Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, tuple(times)))
+        rows.append(Row(point.name, params, macs / count, *accuracies, count, tuple(times)))
     return rows
 
 
