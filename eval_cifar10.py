@@ -9,10 +9,13 @@ Files written by this project and published names need no --model and no flags: 
 
 from functools import partial
 
-import dataloader
-import engine
-import utils
-from engine import cli, tasks
+import startup
+
+with startup.importing(__name__):
+    import dataloader
+    import engine
+    import utils
+    from engine import cli, tasks
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=False)
 

@@ -9,10 +9,13 @@ Files written by this project and published names need no --model and no flags: 
 
 from functools import partial
 
-import dataloader
-import engine
-import utils
-from engine import cli, flags, tasks
+import startup
+
+with startup.importing(__name__):
+    import dataloader
+    import engine
+    import utils
+    from engine import cli, flags, tasks
 
 SCRIPT = cli.Script(
     __doc__,

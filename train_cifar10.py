@@ -6,12 +6,15 @@
 `python3 train_cifar10.py @recipes/cifar10-resnet56-s16u1-double`.
 """
 
-import dataloader
-import engine
-import utils
-from engine import cli
-from models import create_model, create_objective, registry
-from reporting import run_report
+import startup
+
+with startup.importing(__name__):
+    import dataloader
+    import engine
+    import utils
+    from engine import cli
+    from models import create_model, create_objective, registry
+    from reporting import run_report
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=True)
 
@@ -27,7 +30,8 @@ def main(argv=None):
     if args.checkpoint:
         args.checkpoint.load_into(model)
     data = load_data(args, device)
-    run = engine.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
+    folder = args.save or f"checkpoint/{cli.folder_name(args)}"
+    run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))
     utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
     run_report.of_run(model, data, run)

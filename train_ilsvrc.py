@@ -6,12 +6,15 @@ Several visible GPUs share each batch; `torchrun --nproc_per_node=4 train_ilsvrc
 own, on one machine or many. `--dataset_path=fake` tries everything with generated images.
 """
 
-import dataloader
-import engine
-import utils
-from engine import cli, flags
-from models import create_model, create_objective
-from reporting import run_report
+import startup
+
+with startup.importing(__name__):
+    import dataloader
+    import engine
+    import utils
+    from engine import cli, flags
+    from models import create_model, create_objective
+    from reporting import run_report
 
 SCRIPT = cli.Script(
     __doc__,
@@ -48,7 +51,8 @@ def main(argv=None):
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
     if args.checkpoint:
         args.checkpoint.load_into(model, args.new_head)
-    run = engine.Run(args.save or f"checkpoint/{cli.folder_name(args)}", cli.all_flags(args), args.resume)
+    folder = args.save or f"checkpoint/{cli.folder_name(args)}"
+    run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))
     utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
     engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
     run_report.of_run(model, data, run)

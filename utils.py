@@ -47,8 +47,8 @@ def say(*words: object) -> None:
 
 
 def show_progress() -> bool:
-    """Whether to draw progress bars: on the first process only, and only in a terminal."""
-    return rank() == 0 and sys.stderr.isatty()
+    """Whether to draw progress bars: on the first process only, and only in a terminal or a notebook."""
+    return rank() == 0 and (sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 
 # Seeds

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from engine import run_images
+from engine import failures, lists, run_images
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.run import Stopped
-from models import Checkpoint, list_checkpoints, profile, registry
+from engine.streams import keep_going
+from models import Checkpoint, profile, registry
 from models.adaptive import AdaptiveModel, Point
 from models.deploy import export
 from utils import UserError, say, world_size
@@ -67,8 +68,8 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         one that --pretrained names or None, of which only the description has been read; in an evaluation also
         `run_images`, how the run behind the checkpoint loaded its training images (`run_images.of_file`).
 
-    Exits with 2 and one sentence if the command is invalid, with 0 after `--help`, `--list_models` and
-    `--list_checkpoints`.
+    Exits with 2 and one sentence if the command is invalid, with 0 after `--help`, `--list_models`,
+    `--list_checkpoints` and `--list_recipes`.
     """
     parser = _parser(script)
     try:
@@ -148,6 +149,7 @@ def _parser(script: Script) -> Parser:
     parser.add_argument("--model", default=script.model, help="default: %(default)s; --model=X --help shows X's flags")
     parser.add_argument("--list_models", nargs="?", const="*", metavar="PATTERN", help="print the networks and exit")
     parser.add_argument("--list_checkpoints", nargs="?", const="*", metavar="PATTERN", help="print released weights")
+    parser.add_argument("--list_recipes", nargs="?", const="*", metavar="PATTERN", help="print what recipes reproduce")
     add_common(parser, script.datasets)
     add_training(parser) if script.training else add_evaluation(parser)
     for add_more in script.add_flags:
@@ -163,7 +165,7 @@ def _find_network(
     Prints the lists and exits where those were asked for.
     """
     known, _ = parser.parse_known_args(_without_help(argv))
-    if known.list_models is not None or known.list_checkpoints is not None:
+    if any(pattern is not None for pattern in (known.list_models, known.list_checkpoints, known.list_recipes)):
         _print_lists(known, script)
         sys.exit(0)
     given = known.pretrained
@@ -298,52 +300,38 @@ def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry:
 
 
 def _print_lists(known: argparse.Namespace, script: Script) -> None:
-    networks = {registry.SAME_NETWORKS.get(dataset, dataset) for dataset in script.datasets}
-    if known.list_models is not None:
-        print(f"{'name':32} {'dataset':9} {'system':13} {'params':>11}")
-        for entry in registry.list_models(known.list_models):
-            if entry.dataset in networks:
-                with torch.device("meta"):
-                    params = profile.count_params(registry.create_model(entry.name, entry.dataset))
-                print(f"{entry.name:32} {entry.dataset:9} {entry.system:13} {params:11,}")
-    if known.list_checkpoints is not None:
-        print(f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags")
-        for entry in list_checkpoints(known.list_checkpoints):
-            if entry.dataset in networks:
-                flags = " ".join(f"--{name}={value}" for name, value in entry.flags.items())
-                error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
-                print(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}")
+    datasets = tuple(dict.fromkeys(registry.SAME_NETWORKS.get(dataset, dataset) for dataset in script.datasets))
+    asked = (
+        (known.list_models, lists.models_text),
+        (known.list_checkpoints, lists.checkpoints_text),
+        (known.list_recipes, lists.recipes_text),
+    )
+    for pattern, text in asked:
+        if pattern is not None:
+            print(text(pattern, datasets))
 
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's main; on failure, exit with one sentence and a code. `python3 -X dev` shows tracebacks instead.
 
+    Where standard output or standard error cannot be written, the script goes on without it.
+
     Exits with 2 for an invalid command, 1 for a failure, 128 + signal if a signal stopped it.
     """
+    keep_going()
     try:
         main()
-    except BrokenPipeError:  # the program that reads our output has ended
-        sys.stdout = None
-        sys.exit(1)
     except Stopped as stop:
         say(stop)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except torch.OutOfMemoryError:
-        print("error: the GPU's memory is full: lower --batch_size, or add --accumulate", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        if sys.flags.dev_mode or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+    except Exception as error:
+        sentence = None if sys.flags.dev_mode else failures.explain(error)
+        if sentence is None:
             raise
-        reason = str(error).strip().partition("\n")[0]
-        print(f"error: the network could not be compiled ({reason}); leave --compile and --fast out", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, OSError) as error:
-        if sys.flags.dev_mode:
-            raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, UserError) else 1)
 
 
@@ -363,3 +351,10 @@ def all_flags(args: argparse.Namespace) -> dict:
     others = ("model_flags", "objective_flags", "checkpoint", "run_images")
     common = {key: value for key, value in vars(args).items() if key not in others}
     return common | args.model_flags | args.objective_flags
+
+
+def default_flags(script: Script, args: argparse.Namespace) -> dict:
+    """`all_flags` of a command that names the network and the data set only: what runs had before a flag existed."""
+    plain = parse(script, [f"--model={args.model}", f"--dataset={args.dataset}"])
+    complete(plain, torch.device("cpu"))
+    return all_flags(plain)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from dataloader import Data
 from engine.devices import autocast
@@ -25,7 +25,7 @@ class Row:
     params: int
     macs: float  # mean over the images
     top1: float  # percent correct
-    top5: float
+    top5: float | None  # no figure where there are five classes or fewer
     images: int
     latency: tuple[profile.Latency, ...] = ()  # one for each batch size that was timed
 
@@ -67,7 +67,10 @@ def evaluate(
                 results = network.sweep(images, measured)
             else:
                 results = (model(images, point, True) for point in measured)
-            sums = [_sums(logits, labels, macs) for logits, macs in results]
+            sums = []
+            for logits, macs in results:
+                sums.append(_sums(logits, labels, macs))
+                num_classes = logits.shape[1]
             totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
     if totals is None:
         raise UserError("there are no images to evaluate on")
@@ -78,10 +81,10 @@ def evaluate(
     rows = {}
     bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
     for point, (top1, top5, macs, count) in zip(bar, totals.tolist(), strict=True):
+        accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
         with autocast(first.device, amp):
             times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
-        row = Row(point.name, params, macs / count, 100 * top1 / count, 100 * top5 / count, count, times)
-        rows[network.computation(point)] = row
+        rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, times)
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 
@@ -46,9 +48,10 @@ class Recipe:
     starting_epoch: int = 0
 
     @classmethod
-    def of(cls, flags) -> Recipe:
-        """The recipe in a namespace of flags."""
-        return cls(**{field.name: getattr(flags, field.name) for field in fields(cls)})
+    def of(cls, flags: argparse.Namespace | Mapping[str, object]) -> Recipe:
+        """The recipe in a namespace or a dictionary of flags."""
+        flags = flags if isinstance(flags, Mapping) else vars(flags)
+        return cls(**{field.name: flags[field.name] for field in fields(cls) if field.name in flags})
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of the step with this number, counted from 0 over the whole run."""
@@ -76,3 +79,9 @@ class Recipe:
                 return 0.04 + 0.96 * done / rise
             return 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
         return 1.0
+
+
+def same_rates(one: Recipe, other: Recipe, epochs: int) -> bool:
+    """Whether the learning rate of two recipes is the same throughout the first so many epochs."""
+    steps = 100  # in an epoch; no schedule has a finer structure
+    return all(one.rate(step, steps) == other.rate(step, steps) for step in range(epochs * steps))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -12,12 +11,16 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import filelock
 import torch
+import torch.distributed as dist
 
 from engine.devices import device_name
+from engine.recipe import Recipe, same_rates
 from models import Checkpoint
 from utils import UserError, code_version, make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
@@ -27,13 +30,15 @@ class Run:
 
     The folder holds `run.json` (command, flags, versions, seeds), `log.jsonl` (one record an epoch), `last.pth`,
     `previous.pth` (the one before) and best files. Every file is whole at any moment. Several processes share one run;
-    only the first one writes.
+    only the first one writes. Nothing but a lock is written before `begin`.
 
     Args:
         folder: created if need be.
-        flags: resolved flags; a resumed run must have the same, but for those in `MAY_CHANGE`.
+        flags: resolved flags; a resumed run must have the same, but for those in `MAY_CHANGE`, and for `SCHEDULE` where
+            what is done was trained at the rates that they give.
         resume: "auto" to continue from the folder's newest good checkpoint if there is one, a path to continue from
             that file, None to start afresh.
+        defaults: of all flags: what a run had that began before a flag existed.
 
     Raises:
         UserError: the folder cannot be used, is in use by another run, or holds one that `resume` does not continue.
@@ -55,80 +60,171 @@ class Run:
         }
     )
 
-    def __init__(self, folder: str | os.PathLike, flags: dict, resume: str | None = None):
-        self.folder = make_folder(folder)
-        self.flags = flags
-        self.stop_signal: int | None = None
-        self._lock()
-        self.checkpoint = self._find_checkpoint(resume)
-        self.code = self._code_versions()
-        self.board = None
-        if rank() == 0:
-            self._write_description()
-            self._trim_log()
-            self.board = self._open_board() if flags.get("tensorboard") else None
+    #: flags of how the rate goes on, which may change as long as it stays the same for what is done
+    SCHEDULE = frozenset({"epochs", "lr_steps"})
 
-    def _lock(self) -> None:
-        """Keep other runs out of the folder until this process ends."""
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        flags: dict,
+        resume: str | None = None,
+        defaults: Mapping[str, object] | None = None,
+    ):
+        self.folder, self.flags, self.defaults = Path(folder), flags, defaults or {}
+        self.last, self.previous, self.new = (self.folder / f"{name}.pth" for name in ("last", "previous", "new"))
+        self.stop_signal: int | None = None
+        self.board = None
+        self._lock: filelock.BaseFileLock | None = None
+        self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self._unusable: set[Path] = set()  # checkpoints that cannot be read or loaded
+        try:
+            make_folder(self.folder)
+            self._acquire_lock()
+            self._candidates = self._find_checkpoints(resume)
+            self.checkpoint = self._next_checkpoint()
+        except BaseException:
+            self.release()
+            raise
+
+    def _acquire_lock(self) -> None:
+        """Keep other runs out of the folder until this process ends, and remove what a killed one left half written."""
         if rank() != 0:
             return
-        self._lock_file = open(self.folder / ".lock", "w")  # noqa: SIM115 - stays open
+        self._lock = filelock.FileLock(self.folder / ".lock")
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            with warnings.catch_warnings():  # where there is no flock, filelock says so and uses the file's existence
+                warnings.simplefilter("ignore")
+                self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
             raise UserError(f"another run is writing to {self.folder}; name another folder with --save") from error
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            say(f"{self.folder} cannot be locked ({reason}): take care that no other run writes to it")
+        for pattern in (".*.pth.*.tmp", ".run.json.*.tmp", ".log.jsonl.*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release the folder for other runs."""
-        if rank() == 0:
-            self._lock_file.close()
+        if self._lock is not None:
+            self._lock.release(force=True)
 
-    def _find_checkpoint(self, resume: str | None) -> Checkpoint | None:
-        """The checkpoint to continue from; None for a run that starts afresh."""
-        files = self.folder / "last.pth", self.folder / "previous.pth"
-        written = [path for path in files if path.exists()]
-        if resume is None:
-            if written:
-                raise UserError(
-                    f"{self.folder} holds a run already; add --resume=auto to continue it, or name another with --save"
-                )
-            return None
-        candidates = written if resume == "auto" else [Path(resume)]
-        for path, next_one in zip(candidates, [*candidates[1:], None]):
+    def release(self) -> None:
+        """`close`, and remove the folders that this run made if it has saved nothing in them."""
+        self.close()
+        if rank() != 0 or self.folder not in self._made or not self.folder.is_dir():
+            return
+        own = {self.folder / ".lock", self.folder / "run.json"}
+        if set(self.folder.iterdir()) <= own:
+            for path in own:
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else has put something beside it
+                for path in self._made:
+                    path.rmdir()
+
+    # What to continue from
+
+    def _find_checkpoints(self, resume: str | None) -> list[Path]:
+        """The files to continue from, the newest first; none for a run that starts afresh."""
+        # new.pth is there only if a kill came between writing and renaming it: it is whole, and the newest
+        written = [path for path in (self.new, self.last, self.previous) if path.exists()]
+        if resume is None and written:
+            raise UserError(
+                f"{self.folder} holds a run already; add --resume=auto to continue it, or name another with --save"
+            )
+        if resume in (None, "auto"):
+            return written
+        self._check_folder(written)
+        return [Path(resume)]
+
+    def _next_checkpoint(self) -> Checkpoint | None:
+        """The first of the candidates that can be read. Raises UserError if there are some, but none can."""
+        error = None
+        while self._candidates:
+            path = self._candidates.pop(0)
+            if error is not None:
+                say(f"{error}; using {path} instead")
             try:
                 checkpoint = _read_checkpoint(path)
-            except ValueError as error:
-                if next_one is None:
-                    raise UserError(str(error)) from error
-                say(f"{error}; using {next_one} instead")
+            except ValueError as failure:
+                error = failure
+                self._unusable.add(path)
                 continue
-            self._compare_flags(checkpoint.training["flags"], path)
-            if resume != "auto":
-                self._compare_with_folder(files)
+            self._compare_flags(checkpoint)
             return checkpoint
+        if error is not None:
+            raise UserError(str(error)) from error
         return None
 
-    def _compare_with_folder(self, files: Iterable[Path]) -> None:
+    def replace_checkpoint(self, error: Exception) -> None:
+        """Set `checkpoint` to the next older one. Raises UserError if there is none.
+
+        Args:
+            error: why the present one cannot be loaded.
+        """
+        path = self.checkpoint.path
+        self._unusable.add(path)
+        message = f"{path} cannot be continued from ({str(error).strip().partition(chr(10))[0].rstrip(':')})"
+        if not self._candidates:
+            raise UserError(f"{message}; start from its weights with --pretrained, or afresh, and another --save")
+        say(f"{message}; using {self._candidates[0]} instead")
+        self.checkpoint = self._next_checkpoint()
+
+    def _check_folder(self, files: Iterable[Path]) -> None:
         """Refuse a folder that holds a different run."""
         for path in files:
-            flags = {}
-            with contextlib.suppress(ValueError, OSError):  # an unreadable file holds nothing that could be lost
-                flags = Checkpoint.open(path).describe()
-            if flags:
-                self._compare_flags(flags, path)
+            try:
+                checkpoint = _read_checkpoint(path)
+            except ValueError:  # an unreadable file holds nothing that could be lost
+                self._unusable.add(path)
+            else:
+                self._compare_flags(checkpoint)
 
-    def _compare_flags(self, saved: dict, path: Path) -> None:
+    def _compare_flags(self, checkpoint: Checkpoint) -> None:
         """Raise UserError where a checkpoint's flags differ from this run's."""
-        differing = [
-            f"--{name} was {saved.get(name)} and is {self.flags.get(name)}"
+        saved = {name: value for name, value in self.defaults.items() if name in self.flags}
+        saved |= checkpoint.training["flags"]
+        differing = {
+            name: f"--{name} was {saved.get(name)} and is {self.flags.get(name)}"
             for name in sorted(saved.keys() | self.flags.keys())
-            if name not in self.MAY_CHANGE and saved.get(name) != self.flags.get(name)
-        ]
+            if name not in self.MAY_CHANGE
+            and saved.get(name) != self.flags.get(name)
+            # a flag that no longer exists and was not used
+            and (name in self.flags or saved[name])
+        }
+        done = checkpoint.training["epoch"] + (checkpoint.training["step"] > 0)
+        reason = f"is from a run with other flags ({'; '.join([*differing.values()][:4])})"
+        if "epochs" in differing and differing.keys() <= self.SCHEDULE:
+            if self.flags["epochs"] < done:
+                reason = f"has {done} epochs already, more than --epochs={self.flags['epochs']}"
+            elif same_rates(Recipe.of(saved), Recipe.of(saved | self.flags), done):
+                return
+            else:
+                reason += ", which would have changed the learning rate of the epochs that are done"
         if differing:
             raise UserError(
-                f"{path} is from a run with other flags ({'; '.join(differing[:4])}): "
-                "give the same, or start from its weights with --pretrained and --save"
+                f"{checkpoint.path} {reason}: give the same, or start from its weights with --pretrained and --save"
             )
+
+    # Its files
+
+    def begin(self, best: Iterable[str] = ()) -> None:
+        """Start to write: describe the run, and continue its log and its checkpoints where `checkpoint` ends.
+
+        Args:
+            best: names under which the save of `checkpoint` was to keep it too.
+        """
+        if dist.is_initialized():
+            dist.barrier()  # until all processes have read
+        self.code = self._code_versions()
+        if rank() != 0:
+            return
+        self._write_description()
+        self._trim_log()
+        self.board = self._open_board() if self.flags.get("tensorboard") else None
+        if self.checkpoint is not None and self.checkpoint.path == self.new:
+            self._unusable.add(self.last)  # nobody has read it, and what is newer is good
+            self._name_new(best)
 
     def _code_versions(self) -> str:
         """The versions of the code that have worked on this run, in order."""
@@ -185,35 +281,50 @@ class Run:
         """Write last.pth, keep the one before as previous.pth, and give the new one the names in `best` too."""
         if rank() != 0:
             return
-        last = self.folder / "last.pth"
-        written = self.folder / "new.pth"
-        write_tensors(written, content)
+        write_tensors(self.new, content)
+        self._name_new(best)
+
+    def _name_new(self, best: Iterable[str]) -> None:
+        """Give new.pth its names; a kill at any moment leaves it, or last.pth, whole."""
         for name in best:
             with replacing(self.folder / name) as temporary:
                 try:
-                    os.link(written, temporary)  # the same bytes under a second name; never written in place
+                    os.link(self.new, temporary)  # the same bytes under a second name; never written in place
                 except OSError:
-                    shutil.copyfile(written, temporary)
-        if last.exists():
-            os.replace(last, self.folder / "previous.pth")
-        os.replace(written, last)
+                    shutil.copyfile(self.new, temporary)
+        if self.last.exists() and self.last not in self._unusable:
+            os.replace(self.last, self.previous)
+        os.replace(self.new, self.last)
+        self._unusable.discard(self.last)
 
     @contextlib.contextmanager
     def stoppable(self):
-        """Within this context the first SIGINT or SIGTERM sets `stop_signal`; the second ends the process at once."""
+        """Within this context SIGINT, SIGTERM and SIGHUP set `stop_signal`; Ctrl-C a second time ends at once.
+
+        Other signals come twice by themselves: `timeout` and torchrun send one to a process and to its group, a shell
+        and the kernel both report a terminal that is closed.
+        """
 
         def on_signal(number, frame):
-            if self.stop_signal is not None:
+            if self.stop_signal is None:
+                self.stop_signal = number
+                print("\nstopping after this step; Ctrl-C to stop at once", file=sys.stderr, flush=True)
+            elif number == signal.SIGINT:
                 os._exit(128 + number)  # files on disk are whole at any moment
-            self.stop_signal = number
-            print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        # what is ignored stays ignored: SIGHUP under nohup, SIGINT of a shell's background job
+        numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, on_signal) for number in numbers}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+#: what the training part of a checkpoint must hold
+PARTS = {"epoch": int, "step": int, "best": dict, "objective": dict, "scaler": dict, "rng": dict, "flags": dict}
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
@@ -225,6 +336,10 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     checkpoint = Checkpoint.open(path)
     if not checkpoint.training:
         raise UserError(f"{path} was not written by this project's training; start from it with --pretrained")
+    for name, kind in PARTS.items():
+        value = checkpoint.training.get(name)
+        if not isinstance(value, kind) or (kind is int and value < 0):
+            raise UserError(f"{path} lacks the part training.{name} that a run continues from, or holds another there")
     return checkpoint
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from dataloader import Data
 from engine import cuda_graph
 from engine.devices import (
-    DelayedValue,
     autocast,
     average_gradients,
     average_over_processes,
@@ -26,22 +24,22 @@ from engine.devices import (
     peak_memory,
 )
 from engine.evaluation import Row, evaluate
+from engine.finite import check_loss, check_weights
 from engine.optimizer import (
     add_momentum,
+    check_state,
     load_momentum,
     make_optimizer,
     state_for_file,
     trained_parameters,
     update_average,
 )
+from engine.progress import LOOK_EVERY, RunningLoss, describe, duration, print_epoch, say_new_length
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint, training_content
-from utils import UserError, restore_rng_state, rng_state, say, show_progress, world_size
-
-#: steps between two checks of the running loss
-LOOK_EVERY = 50
+from utils import UserError, rank, restore_rng_state, rng_state, say, show_progress, world_size
 
 
 def fit(
@@ -66,19 +64,26 @@ def fit(
         UserError: the loss is no longer finite; the last good checkpoint is named.
     """
     model.for_images(data.shape)
-    trainer = Trainer(model, objective, data, run, recipe, device)
-    if run.checkpoint:
-        trainer.load_state_dict(run.checkpoint)
-        say(f"resuming {run.folder} after epoch {trainer.epoch}, step {trainer.step}")
-    else:
-        trainer.epoch = recipe.starting_epoch
-        trainer.first_optimizer = start.optimizer if start else None
+    try:
+        _fit(Trainer(model, objective, data, run, recipe, device), start)
+    except BaseException:
+        run.release()
+        raise
+
+
+def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
+    model, data, run, recipe = trainer.model, trainer.data, trainer.run, trainer.recipe
+    trainer.start(start)
     # a best file that stayed in another folder cannot be evaluated at the end
     trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
     with run.stoppable():
         while trainer.epoch < recipe.epochs:
-            trainer.train_epoch()
-            trainer.finish_epoch()
+            try:
+                trainer.train_epoch()
+                trainer.finish_epoch()
+            except RuntimeError:
+                trainer.check_finite()  # what cannot work without finite weights is not the error to report
+                raise
     if not trainer.best_file(model.main_point.name).exists():  # a finished run that was resumed in another folder
         run.save(trainer.state_dict(), ("best.pth",))
     where = "" if data.valid is None else ", held-out images"
@@ -121,6 +126,8 @@ class Trainer:
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
         self.epoch, self.step = 0, 0  # epochs done, steps done in the current one
         self.rate, self.started = recipe.lr, time.perf_counter()
+        self.first_step = 0  # of the current epoch, in this process
+        self.estimated = False  # whether it has been said how long training will take
 
     def _check(self) -> None:
         """Refuse what cannot work before anything is trained."""
@@ -136,6 +143,27 @@ class Trainer:
         """The network that is evaluated and saved: the average of the weights where one is kept."""
         return self.average if self.average is not None else self.model
 
+    def start(self, start: Checkpoint | None) -> None:
+        """Continue where the run's checkpoint stopped, or an older one if that cannot be loaded; else begin afresh."""
+        while self.run.checkpoint:
+            try:
+                self.load_state_dict(self.run.checkpoint)
+                break
+            except torch.OutOfMemoryError:
+                raise
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                self.run.replace_checkpoint(error)
+        else:
+            self.epoch = self.recipe.starting_epoch
+            self.first_optimizer = start.optimizer if start else None
+        saved_now = [point for point, (_, epoch) in self.best.items() if (epoch, 0) == (self.epoch, self.step)]
+        self.run.begin([self.best_file(point).name for point in saved_now])
+        say(describe(self.model, self.data, self.recipe))
+        if self.run.checkpoint:
+            say(f"resuming {self.run.folder} after epoch {self.epoch}, step {self.step}")
+            before = self.run.checkpoint.training["flags"].get("epochs")
+            say_new_length(self.recipe, before, self.epoch, self.step, len(self.data.train))
+
     # An epoch: train, evaluate, record, save
 
     def train_epoch(self) -> None:
@@ -144,24 +172,30 @@ class Trainer:
         train = self.data.train
         batches = train.epoch(self.epoch, start=self.step)
         title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
-        running, delayed = torch.zeros((), device=self.device), None
+        self.first_step = self.step
+        running = RunningLoss(self.device)
         with tqdm(batches, title, len(train), initial=self.step, leave=False, disable=not show_progress()) as bar:
             for images, labels in bar:
-                running += self.train_step(images, labels)
-                if self.step % LOOK_EVERY == 0:
-                    if delayed is not None:
-                        mean = self._finite(delayed.read()) / LOOK_EVERY
-                        bar.set_postfix_str(f"loss {mean:.3f}", refresh=False)
-                    delayed = DelayedValue(running)
-                    running.zero_()
+                mean = running.add(self.train_step(images, labels))
+                if mean is not None:
+                    bar.set_postfix_str(f"loss {check_loss(mean, self.run.folder):.3f}", refresh=False)
+                if not self.estimated and running.settled():
+                    self._say_estimate(bar, running.seconds_per_step)
                 if self.step == len(train):
                     break  # the end of an epoch is saved after its evaluation
-                self._save_within_epoch(running)
-        if delayed is not None:
-            self._finite(delayed.read())
-        self._finite(running.item())
+                self._save_within_epoch(running.sum)
+        if running.delayed is not None:
+            check_loss(running.delayed.read(), self.run.folder)
+        self.check_finite(running.sum)
         if self.captured:  # a replayed graph does not count what it writes, and who looks at the counters would miss it
             torch.autograd.graph.increment_version([*self.model.parameters(), *self.evaluated.parameters()])
+
+    def _say_estimate(self, bar: tqdm, seconds: float) -> None:
+        """Say once, above the bar, how long training will take at so many seconds a step."""
+        self.estimated = True
+        if rank() == 0:
+            left = (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
+            bar.write(f"about {duration(left * seconds)} of training are left, {1e3 * seconds:.3g} ms a step")
 
     def begin_epoch(self) -> None:
         """Ask the objective what this epoch trains, and make an optimizer where the phase needs a new one."""
@@ -197,7 +231,7 @@ class Trainer:
 
     def finish_epoch(self) -> None:
         """Evaluate, record, save, print."""
-        seconds = time.perf_counter() - self.started
+        seconds, whole = time.perf_counter() - self.started, self.first_step == 0
         means = average_over_processes(self.objective.means.read(), self.device)
         broadcast(self.model)  # batch-norm statistics of the first process, as in the checkpoint
         broadcast(self.evaluated)
@@ -222,7 +256,10 @@ class Trainer:
             }
         )
         self._save(tuple(self.best_file(row.point).name for row in best))
-        self._print_epoch(means, rows, seconds)
+        left = (self.recipe.epochs - self.epoch) * (time.perf_counter() - self.started)
+        time_left = f", about {duration(left)} left" if left and whole else ""
+        title = f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s{time_left}"
+        print_epoch(title, "Test" if self.data.valid is None else "Valid", means, rows, [row.point for row in better])
         stop = self._stop_signal()
         if stop is not None:
             raise Stopped(stop, self.run.folder)
@@ -233,19 +270,6 @@ class Trainer:
         network = self.wrapped if several else self.evaluated
         images = self.data.test if self.data.valid is None else self.data.valid
         return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp)
-
-    def _print_epoch(self, means: dict[str, float], rows: list[Row], seconds: float) -> None:
-        """The lines of the authors' scripts, and the objective's other means beside them."""
-        say(f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s")
-        say("  " + "  ".join(f"Training_Acc_Top{k} = {means[f'top{k}']:.3f}" for k in (1, 5) if f"top{k}" in means))
-        losses = {name: value for name, value in means.items() if name not in ("top1", "top5")}
-        if losses:
-            say("  " + "  ".join(f"{name} = {value:.4g}" for name, value in losses.items()))
-        images = "Test" if self.data.valid is None else "Valid"
-        for row in rows:
-            label = "" if len(rows) == 1 else f" [{row.point}]"
-            best = "  (best so far)" if self.best[row.point][1] == self.epoch else ""
-            say(f"  {images}_Acc_top1{label} = {row.top1:.3f}  {images}_Acc_top5{label} = {row.top5:.3f}{best}")
 
     # A step: a backward for each loss, then the optimizer
 
@@ -305,7 +329,7 @@ class Trainer:
             return  # accumulated gradients are not part of a checkpoint
         stop, every = self._stop_signal(), self.recipe.checkpoint_steps
         if stop or (every and self.step % every == 0):
-            self._finite(running.item())
+            self.check_finite(running)
             self._save()
         if stop:
             raise Stopped(stop, self.run.folder)
@@ -322,17 +346,18 @@ class Trainer:
 
     def _save(self, best: tuple[str, ...] = ()) -> None:
         """Save, unless the weights are no longer finite."""
-        self._finite(torch.stack(torch._foreach_norm(list(self.model.parameters()))).sum().item())
+        self.check_finite()
         self.run.save(self.state_dict(), best)
 
-    def _finite(self, value: float) -> float:
-        """Return the loss or norm unchanged. Raises UserError if it is not a finite number."""
-        if not math.isfinite(value):
-            files = [self.run.folder / name for name in ("last.pth", "previous.pth")]
-            good = next((f"the last good checkpoint is {path}" for path in files if path.exists()), None)
-            hint = good or "no checkpoint was written yet"
-            raise UserError(f"the loss is no longer finite; {hint}; a lower --lr often helps")
-        return value
+    def check_finite(self, running: Tensor | None = None) -> None:
+        """Raise UserError unless the weights and statistics of the network and of its average are finite numbers.
+
+        Args:
+            running: the loss since it was last checked, which must be finite too.
+        """
+        if running is not None:
+            check_loss(running.item(), self.run.folder)
+        check_weights({self.model, self.evaluated}, self.run.folder)
 
     def best_file(self, point: str) -> Path:
         """The file in which the run keeps the weights with which a point was best."""
@@ -361,10 +386,15 @@ class Trainer:
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
         """Continue where a checkpoint stopped; on a CPU the run ends with the same bits as an uninterrupted one."""
         training = checkpoint.training
+        check_state(checkpoint.optimizer)
+        if not training["step"] < len(self.data.train):
+            raise ValueError(f"it is at step {training['step']} of an epoch, which has {len(self.data.train)} now")
         if self.average is not None:
             self.average.load_state_dict(checkpoint.weights)
         self.model.load_state_dict(training.get("raw_weights", checkpoint.weights))
-        self.epoch, self.step, self.best = training["epoch"], training["step"], dict(training["best"])
+        self.epoch, self.step, self.best = training["epoch"], training["step"], {}
+        for point, (top1, epoch) in training["best"].items():
+            self.best[self.model.point(point).name] = float(top1), int(epoch)
         self.objective.load_state_dict(training["objective"], self.device)
         self.scaler.load_state_dict(training["scaler"])
         self.first_optimizer = checkpoint.optimizer

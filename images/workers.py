@@ -82,7 +82,7 @@ class Loader(torch.utils.data.DataLoader):
 
     def __init__(self, dataset: torch.utils.data.Dataset, workers: int, **options):
         if workers:
-            options |= {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _put_off_signals}
+            options |= {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _leave_signals}
         super().__init__(dataset, num_workers=workers, **options)
 
     def __iter__(self):
@@ -93,9 +93,11 @@ class Loader(torch.utils.data.DataLoader):
         return iterator
 
 
-def _put_off_signals(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # seconds until the worker ends after all
+def _leave_signals(_: int) -> None:
+    # however long the main process needs: torch ends workers whose main process has ended
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 _workers: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()  # that loaders of this module started
@@ -103,7 +105,7 @@ _workers: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()  # that l
 
 @functools.cache
 def _kill_at_exit() -> None:
-    """Have multiprocessing kill workers before it sends its children the signal that they put off, and waits."""
+    """Have multiprocessing kill workers before it sends its children the signal that they ignore, and waits."""
     multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
 
 

@@ -353,10 +353,13 @@ class Objective:
         """
 
     def track(self, logits: Tensor, labels: Tensor, **values: Tensor) -> None:
-        """Add a step's top-1 and top-5 (percent, from training-mode logits) and other scalars to the running means."""
+        """Add a step's top-1 and top-5 (percent, from training-mode logits) and other scalars to the running means.
+
+        Of five classes or fewer there is no top-5.
+        """
         with torch.no_grad():
             top1, top5 = (100 * hits.float().mean() for hits in top_hits(logits, labels))
-        self.means.add(len(labels), top1=top1, top5=top5, **values)
+        self.means.add(len(labels), top1=top1, **({"top5": top5} if logits.shape[1] > 5 else {}), **values)
 
     def state_dict(self) -> dict:
         return {"means": self.means.state_dict()}

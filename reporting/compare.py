@@ -12,7 +12,7 @@ from reporting.curves import COSTS, Curve, frontier, network_label
 from reporting.measured import load_run
 from reporting.pictures import draw_curves
 from reporting.published import published_curves
-from reporting.run_report import latency_head, latency_note, latency_text
+from reporting.run_report import latency_head, latency_note, latency_text, top5_text
 
 
 def compare(runs: Sequence[str], out: str, batch: int = 1, published: bool = True) -> None:
@@ -86,7 +86,7 @@ def _text(records: Sequence[dict], best: set[int]) -> str:
             mark = "*" if id(row) in best else " "
             line = (
                 f"{mark} {row['point']:13} {row['params']:10,} {row['macs'] / 1e6:9.2f}M {row['top1']:6.2f}% "
-                f"{row['top5']:6.2f}%  {latency_text(row['latency'], batches)}"
+                f"{top5_text(row['top5'])}  {latency_text(row['latency'], batches)}"
             )
             lines.append(line.rstrip())
     lines.append("* no run's point is as accurate for fewer multiply-accumulates")

@@ -80,13 +80,18 @@ def results_table(rows: Sequence[engine.Row], model: AdaptiveModel, shape: Seque
         second = "-" if thop is None else f"{thop / 1e6:.2f}M"
         line = (
             f"{row.point:13} {row.params:10,} {row.macs / 1e6:9.2f}M {2 * row.macs / 1e6:9.2f}M {second:>13} "
-            f"{row.top1:6.2f}% {row.top5:6.2f}%  {latency_text(times[row.point], batches)}"
+            f"{row.top1:6.2f}% {top5_text(row.top5)}  {latency_text(times[row.point], batches)}"
         )
         lines.append(line.rstrip())
     lines.append(f"{rows[0].images:,} images")
     if batches:
         lines[-1] += f"; {latency_note(itertools.chain(*times.values()))}"
     return "\n".join(lines)
+
+
+def top5_text(percent: float | None) -> str:
+    """A top-5 accuracy, "-" where there are five classes or fewer, of which it says nothing."""
+    return f"{'-':>7}" if percent is None else f"{percent:6.2f}%"
 
 
 def latency_head(batches: Iterable[int]) -> str:

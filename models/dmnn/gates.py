@@ -46,14 +46,15 @@ def open_gates(logits: Tensor, noisy: bool, tau: float = 1.0) -> tuple[Tensor, T
         tau: temperature of the soft gates.
 
     Returns:
-        Gates (images, paths) of 0 and 1, a tie being 0, whose gradient is that of the second: the soft gates.
+        Gates (images, paths) of 0 and 1, a tie and what is no number being 0, whose gradient is that of the second:
+        the soft gates.
     """
     if noisy:
         logits = (logits + gumbel_noise(logits)) / tau
     lead = logits[..., 1] - logits[..., 0]
     soft = torch.sigmoid(lead)  # the softmax of two logits
     hard = (lead > 0).to(soft.dtype)
-    return hard + (soft - soft.detach()), soft
+    return hard + (soft - soft.detach()) if soft.requires_grad else hard, soft
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -1,0 +1,24 @@
+"""What a user can do about errors that torch and Python raise, where that is known."""
+
+from __future__ import annotations
+
+import torch
+
+#: parts of what torch and the system say when memory cannot be had
+MEMORY_IS_FULL = ("can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence about an error, or None for an error that is nobody's mistake but the program's."""
+    text = str(error).strip()
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: lower --batch_size, or add --accumulate"
+    full = any(part in text.lower() for part in MEMORY_IS_FULL)
+    if isinstance(error, MemoryError) or (full and isinstance(error, (RuntimeError, OSError))):
+        return "this machine's memory is full: lower --batch_size (or --workers, where there are some), or end others"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = text.partition("\n")[0]
+        return f"the network could not be compiled ({reason}); leave --compile and --fast out"
+    if isinstance(error, (ValueError, OSError)):
+        return text
+    return None

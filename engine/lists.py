@@ -1,0 +1,78 @@
+"""What `--list_models`, `--list_checkpoints` and `--list_recipes` print."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from models import list_checkpoints, profile, registry
+from utils import UserError
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def models_text(pattern: str, datasets: Sequence[str]) -> str:
+    """The networks of these data sets whose name matches a shell pattern. Raises UserError if there are none."""
+    entries = [entry for entry in registry.entries() if entry.dataset in datasets]
+    matching = _matching(pattern, {entry.name for entry in entries}, "network", "--list_models", datasets)
+    lines = [f"{'name':32} {'dataset':9} {'system':13} {'params':>11}"]
+    for entry in entries:
+        if entry.name in matching:
+            with torch.device("meta"):
+                params = profile.count_params(registry.create_model(entry.name, entry.dataset))
+            lines.append(f"{entry.name:32} {entry.dataset:9} {entry.system:13} {params:11,}")
+    return "\n".join(lines)
+
+
+def checkpoints_text(pattern: str, datasets: Sequence[str]) -> str:
+    """The released weights of these data sets whose name matches. Raises UserError if there are none."""
+    entries = [entry for entry in list_checkpoints() if entry.dataset in datasets]
+    matching = _matching(pattern, {entry.typed for entry in entries}, "file", "--list_checkpoints", datasets)
+    lines = [f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags"]
+    for entry in entries:
+        if entry.typed in matching:
+            flags = " ".join(f"--{name}={value}" for name, value in entry.flags.items())
+            error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
+            lines.append(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}")
+    return "\n".join(lines)
+
+
+def recipes_text(pattern: str, datasets: Sequence[str]) -> str:
+    """The recipes of these data sets, and what each reproduces with which published number: its first line."""
+    recipes = {}
+    for path in sorted(RECIPES.iterdir()):
+        first, *rest = path.read_text().splitlines()
+        flags = dict(re.findall(r"--(\w+)=(\S+)", "\n".join(line for line in rest if not line.startswith("#"))))
+        if first.startswith("# ") and flags.get("dataset", datasets[0]) in datasets:
+            recipes[path.name] = first.removeprefix("# ")
+    matching = _matching(pattern, recipes, "recipe", "--list_recipes", datasets)
+    width = max(map(len, matching))
+    columns = max(60, shutil.get_terminal_size((10**6, 24)).columns)
+    lines = []
+    for name in recipes:
+        if name in matching:
+            lines += textwrap.wrap(f"{name:{width}}  {recipes[name]}", columns, subsequent_indent=" " * (width + 2))
+    return "\n".join([*lines, "", "python3 train_*.py @recipes/NAME trains one; flags that follow it change it"])
+
+
+def _matching(pattern: str, names: Iterable[str], kind: str, flag: str, datasets: Sequence[str]) -> set[str]:
+    """The names that match a shell pattern, whatever their case. Raises UserError, which says what would match."""
+    names = {name.lower(): name for name in sorted(names)}
+    matching = fnmatch.filter(names, pattern.lower())
+    if matching:
+        return {names[name] for name in matching}
+    word = pattern.lower().strip("*?")
+    wider = [names[name] for name in names if word in name] if word else []
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.3)
+    if wider:
+        hint = f"{flag} '*{word}*' would list {', '.join(wider[:4])}{', ...' if len(wider) > 4 else ''}"
+    else:
+        hint = f"the closest are {', '.join(names[name] for name in close)}" if close else "it lists all without it"
+    raise UserError(f"no {kind} for {' or '.join(datasets)} matches {pattern!r}; {hint}", exit_code=2)

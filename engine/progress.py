@@ -1,0 +1,127 @@
+"""What a user sees of a training run: what it is, how far it has come, how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from dataloader import Data
+from engine.devices import DelayedValue
+from engine.evaluation import Row
+from engine.recipe import Recipe
+from models import profile
+from models.adaptive import AdaptiveModel
+from utils import say
+
+#: steps between two looks at the running loss, and the steps after which it is looked at before that
+LOOK_EVERY = 50
+FIRST_LOOKS = (1, 2, 4, 8, 16, 32)
+
+
+def describe(model: AdaptiveModel, data: Data, recipe: Recipe) -> str:
+    """The size and cost of a network, and the length of its training, in one line."""
+    points = dict.fromkeys((model.points[0], model.main_point))  # the cheapest and the main one, if they are two
+    costs = [
+        f"{profile.count_macs(model, data.shape, point) / 1e6:,.2f}M ({point})"
+        for point in points
+        if not point.per_image
+    ]
+    cost = f"{' to '.join(costs)} multiply-accumulates an image" if costs else "each image costs what it needs"
+    return (
+        f"{profile.count_params(model):,} parameters; {cost}; {data.train.num_images:,} images, "
+        f"{len(data.train):,} steps an epoch, {recipe.epochs} epochs"
+    )
+
+
+def say_new_length(recipe: Recipe, before: int | None, epoch: int, step: int, steps: int) -> None:
+    """Say what another number of epochs does to the learning rate of a resumed run.
+
+    Args:
+        before: epochs that it was to have, None if that is unknown.
+        epoch, step: how far it has come.
+        steps: in an epoch.
+    """
+    first, end = epoch * steps + step, recipe.epochs * steps
+    if before not in (None, recipe.epochs) and first < end:
+        rates = recipe.rate(first, steps), recipe.rate(end - 1, steps)
+        then = f"goes from {rates[0]:.5g} to {rates[1]:.5g}" if rates[0] != rates[1] else f"stays {rates[0]:.5g}"
+        say(f"--epochs was {before} and is {recipe.epochs}: the learning rate of what is left {then}")
+
+
+class RunningLoss:
+    """The mean loss of the last steps, read some steps late, so that no step waits for the device.
+
+    It also tells how long a step takes: when a value can be read, the device has finished the steps before it.
+    """
+
+    def __init__(self, device: torch.device):
+        self.sum, self.since, self.taken = torch.zeros((), device=device), 0, 0
+        self.delayed: DelayedValue | None = None
+        self.seconds_per_step: float | None = None  # of the steps between the last two values that were read
+        self._reached: tuple[float, int] | None = None  # when a value was read, and after which step it was taken
+        self._delayed_step, self.started = 0, time.perf_counter()
+
+    def add(self, loss: Tensor) -> float | None:
+        """Add the loss of a step. Returns an earlier mean, where it is time to look at one."""
+        self.sum += loss
+        self.since, self.taken = self.since + 1, self.taken + 1
+        if self.taken % LOOK_EVERY and self.taken not in FIRST_LOOKS:
+            return None
+        earlier = self._read()
+        self.delayed, self._delayed_step = DelayedValue(self.sum / self.since), self.taken
+        self.sum.zero_()
+        self.since = 0
+        return earlier
+
+    def _read(self) -> float | None:
+        if self.delayed is None:
+            return None
+        value, now = self.delayed.read(), time.perf_counter()
+        if self._reached is not None:
+            before, step = self._reached
+            self.seconds_per_step = (now - before) / (self._delayed_step - step)
+        self._reached = now, self._delayed_step
+        return value
+
+    def settled(self) -> bool:
+        """Whether the time of a step is that of the steps to come: the first ones compile, allocate and fill caches."""
+        enough = self.taken >= LOOK_EVERY or (self.taken >= 8 and time.perf_counter() - self.started > 10)
+        return enough and self.seconds_per_step is not None
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units, such as "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def print_epoch(title: str, images: str, means: dict[str, float], rows: Sequence[Row], best: Collection[str]) -> None:
+    """The lines of the authors' scripts for an epoch, and the objective's other means beside them.
+
+    Args:
+        title: the first line.
+        images: which the network was evaluated on: "Test" or "Valid".
+        means: of the training images.
+        rows: what the network achieves now.
+        best: points that are better than ever before.
+    """
+    say(title)
+    say("  " + "  ".join(f"Training_Acc_Top{k} = {means[f'top{k}']:.3f}" for k in (1, 5) if f"top{k}" in means))
+    losses = {name: value for name, value in means.items() if name not in ("top1", "top5")}
+    if losses:
+        say("  " + "  ".join(f"{name} = {value:.4g}" for name, value in losses.items()))
+    for row in rows:
+        label = "" if len(rows) == 1 else f" [{row.point}]"
+        mark = "  (best so far)" if row.point in best else ""
+        top5 = "-" if row.top5 is None else f"{row.top5:.3f}"
+        say(f"  {images}_Acc_top1{label} = {row.top1:.3f}  {images}_Acc_top5{label} = {top5}{mark}")

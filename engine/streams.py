@@ -1,0 +1,51 @@
+"""Output of a run that goes on when nobody can read it any more."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+class LastingStream:
+    """A text stream without errors: where writing fails, the null device takes the place of what it wrote to.
+
+    A pipe's reader may end (`| head`), a terminal may be closed, a disk may be full: no reason to lose a run of days.
+
+    Args:
+        stream: with a file descriptor, such as `sys.stdout`.
+        what: its name in the message on sys.stderr, once, when writing fails; without one there is no message.
+    """
+
+    def __init__(self, stream, what: str = ""):
+        self._stream, self._what = stream, what
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+            if "\n" in text:
+                self._stream.flush()
+        except OSError as error:
+            self._let_go(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._let_go(error)
+
+    def _let_go(self, error: OSError) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+        if self._what:
+            print(f"{self._what} cannot be written ({error.strerror}): going on without it", file=sys.stderr)
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def keep_going() -> None:
+    """From now on, no failure to print ends the process."""
+    if not isinstance(sys.stdout, LastingStream):
+        sys.stdout, sys.stderr = LastingStream(sys.stdout, "the output"), LastingStream(sys.stderr)
