@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def named_runs(runs: Sequence[str]) -> list[dict]:
     records = []
     for run in runs:
         given, equals, path = run.rpartition("=")
-        named = equals and not Path(run).exists()
+        named = equals and not os.path.exists(run)
         record = load_run(path if named else run)
         records.append({**record, "given": utils.printable(given) if named else None, "run": path if named else run})
     records = groups.merge_seeds(records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import utils
@@ -25,12 +26,12 @@ def load_run(path: str | Path) -> dict:
         UserError: there is none, or it is damaged; the message names the value.
     """
     path = Path(path)
-    file = path / "evaluation.json" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "evaluation.json" if os.path.isdir(path) else path
+    if not os.path.isfile(file):  # unlike Path's, false for names that no file can have
         raise UserError(f"there is no evaluation in {path}; evaluate the run first")
     try:
         record = _printable(json.loads(file.read_text(encoding="utf-8")))
-        _check(record)
+        check(record)
     except (OSError, ValueError, OverflowError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         message = f"{file} is not an evaluation written by this project ({reason}); evaluate the run again"
@@ -65,8 +66,11 @@ def _printable(value):
 # What an evaluation has to hold
 
 
-def _check(record: object) -> None:
-    """Raise ValueError, which says what is wrong, unless tables and pictures can be made of a record."""
+def check(record: object) -> None:
+    """Raise ValueError, which says what is wrong, unless tables and pictures can be made of an evaluation.
+
+    Rows are completed: "top5" may be missing, "latency" is a list afterwards.
+    """
     record = _typed(record, dict, "it")
     for key in ("model", "dataset"):
         _typed(record.get(key), str, key)

@@ -140,13 +140,14 @@ class Panel:
         several = len({curve.name for curve in self.curves if not curve.published}) > 1
         named = []
         for curve in sorted(self.curves, key=lambda curve: (curve.published, len(curve.all_rows))):
+            distances = (5, 12, 20, 30) if len(curve.all_rows) <= FEW else (5,)
             for row in self._named(curve, visible):
                 dot = dots[id(row)]
                 if curve.published and any(math.dist(dot, other) < reach for other in named):
                     continue  # reproduced here, and named so
                 named.append(dot)
                 text = textwrap.fill(curve.name, 24) if several and len(curve.all_rows) == 1 else row["point"]
-                self._write_name(text, row, self.styles[curve.name]["color"], boxes)
+                self._write_name(text, row, self.styles[curve.name]["color"], boxes, distances)
 
     def _named(self, curve: Curve, visible: Sequence[dict]) -> list[dict]:
         """Rows of a curve that get names, the most important first; none where they all cost the same."""
@@ -159,13 +160,18 @@ class Panel:
         outer = sorted(range(len(best)), key=lambda i: min(i, len(best) - 1 - i))
         return [best[i] for i in outer] + ([row for row in rows if row not in best] if len(rows) <= FEW else [])
 
-    def _write_name(self, text: str, row: dict, color: str, boxes: list[tuple]) -> None:
-        """Write a name at the nearest free place, with a thin line to its point where that is not beside it."""
+    def _write_name(self, text: str, row: dict, color: str, boxes: list[tuple], distances: Sequence[int]) -> None:
+        """Write a name at the nearest free place, with a thin line to its point where that is not beside it.
+
+        Args:
+            boxes: what must stay visible, to which the name's place is added.
+            distances: from the point, in points of paper.
+        """
         from matplotlib import patheffects
 
         axes, renderer = self.axes, self.axes.figure.canvas.get_renderer()
         halo = [patheffects.withStroke(linewidth=2, foreground="white")]
-        for distance in (5, 12, 20, 30):
+        for distance in distances:
             for angle in (135, 315, 90, 270, 45, 225, 0, 180):
                 dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
                 align = {"ha": _side(dx, "left", "right"), "va": _side(dy, "bottom", "top")}
