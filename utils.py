@@ -46,6 +46,11 @@ def say(*words: object) -> None:
         print(*words, flush=True)
 
 
+def printable(text: object) -> str:
+    """Text with control characters and the like escaped: names from files must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def show_progress() -> bool:
     """Whether to draw progress bars: on the first process only, and only in a terminal or a notebook."""
     return rank() == 0 and (sys.stderr.isatty() or "ipykernel" in sys.modules)

@@ -67,8 +67,8 @@ def evaluate(
         print(f"--budget {args.budget}: point {chosen.point}")
     print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
     print(f"Eval_Acc_top5 = {'-' if chosen.top5 is None else f'{chosen.top5:.3f}'}")
-    write(rows, folder, cli.all_flags(args), data, model)
-    for file in figures.write(model.report(data), folder) if world_size() == 1 else ():
+    record = write(rows, folder, cli.all_flags(args), data, model)
+    for file in figures.write(model.report(data), folder, record) if world_size() == 1 else ():
         print(f"written: {file}")
     if args.query_table and not budget:
         write_json(args.query_table, table.content())

@@ -58,10 +58,11 @@ class Line:
 
 @dataclass(frozen=True)
 class LinePlot:
-    """Lines on common axes."""
+    """Lines on common axes, the most important first."""
 
     file: str
     lines: Sequence[Line]
+    title: str
     xlabel: str
     ylabel: str
 
@@ -80,6 +81,7 @@ class SharePanels:
     panels: Mapping[str, Mapping[str, Tensor]]
     reference: str
     dividers: Sequence[int]
+    title: str
     xlabel: str
 
 
@@ -96,6 +98,7 @@ class ShareMap:
     file: str
     shares: Tensor
     dividers: Sequence[int]
+    title: str
     xlabel: str
     ylabel: str
     label: str
@@ -116,6 +119,7 @@ class DifferenceMaps:
     panels: Mapping[str, Tensor]
     rows: Sequence[str]
     dividers: Sequence[int]
+    title: str
     xlabel: str
     label: str
 

@@ -115,6 +115,17 @@ def entries() -> list[Entry]:
     return sorted(_entries.values(), key=lambda entry: (entry.dataset, entry.system, _natural(entry.name)))
 
 
+def systems() -> list[str]:
+    """The families of all networks, sorted."""
+    return sorted({entry.system for entry in entries()})
+
+
+def baselines() -> set[str]:
+    """Families that declare `BASELINE = True`: what the others are compared with."""
+    modules = {system: sys.modules.get(f"{models.__name__}.{system}") for system in systems()}
+    return {system for system, module in modules.items() if getattr(module, "BASELINE", False)}
+
+
 def entry(name: str, dataset: str) -> Entry:
     """Look a network up. Raises UserError with the closest names."""
     _import_families()

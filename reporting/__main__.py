@@ -4,6 +4,7 @@ python3 -m reporting tables [SYSTEM]                         # published tables,
 python3 -m reporting compare RUN [NAME=RUN ...] [--out DIR]  # evaluated runs in one picture and one table
 python3 -m reporting keep RUN NAME                           # copy a finished run's numbers to results/measured/
 python3 -m reporting page                                    # results/README.md, its pictures, the table in README.md
+python3 -m reporting zoo                                     # the networks in models/weights/: both pages, picture
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 
 from engine import cli
 from engine.flags import positive
-from reporting import measured, pages, tables
+from reporting import measured, pages, tables, zoo
 from reporting.compare import compare
 
 
@@ -33,6 +34,7 @@ def command_line() -> cli.Parser:
     three.add_argument("run", metavar="RUN", help="the run's folder")
     three.add_argument("name", metavar="NAME", help="the recipe's name if it follows one, else short-<what>")
     commands.add_parser("page", help="write results/README.md and the table in README.md")
+    commands.add_parser("zoo", help="write the table and the picture of the networks in models/weights/")
     return parser
 
 
@@ -44,6 +46,8 @@ def main(argv=None):
         compare(args.runs, args.out, args.batch, not args.no_published)
     elif args.command == "keep":
         measured.keep(args.run, args.name)
+    elif args.command == "zoo":
+        zoo.write_zoo()
     else:
         pages.write_pages()
 

@@ -4,95 +4,119 @@ from __future__ import annotations
 
 import collections
 import csv
+import itertools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import utils
-from reporting.curves import COSTS, Curve, frontier, network_label
-from reporting.measured import load_run
+from reporting import groups, screen
+from reporting.curves import COSTS, flag_text, frontier, latency_cost, network_label, own_flags
+from reporting.evaluations import data_title, load_run, own_images
 from reporting.pictures import draw_curves
-from reporting.published import published_curves
-from reporting.run_report import latency_head, latency_note, latency_text, top5_text
+from reporting.published import curves_beside
+from reporting.run_report import latency_columns, latency_note
 
 
 def compare(runs: Sequence[str], out: str, batch: int = 1, published: bool = True) -> None:
     """Print evaluated runs in one table; write it as CSV, and a picture as PNG and SVG.
 
+    Training runs that differ in their seeds only are shown as their mean and standard deviation.
+
     Args:
         runs: RUN or NAME=RUN.
         out: folder to write to.
         batch: size for which latency is drawn.
-        published: draw what the authors of the runs' systems published for the same images.
+        published: draw what the authors of the runs' systems published for the same images and networks.
     """
     records = named_runs(runs)
     folder = utils.make_folder(out, "--out")
     best = _frontier_rows(records)
     print(_text(records, best))
     _write_csv(folder / "compare.csv", records, best)
-    curves = [Curve.of(record, record["name"], batch) for record in records]
-    if published:
-        pairs = dict.fromkeys((curve.system, curve.dataset) for curve in curves)
-        curves += [curve for pair in pairs for curve in published_curves(*pair)]
-    drawn = [timing for timing in _timings(records) if timing["batch"] == batch]
-    where = latency_note(drawn).partition(" on ")[2] if drawn else ""
+    curves = groups.curves(records) + (curves_beside(records) if published else [])
+    costs = ["macs", latency_cost(batch), "params"]
+    drawn = [cost for cost in costs if cost in COSTS or any(cost in row for curve in curves for row in curve.all_rows)]
     for suffix in ("png", "svg"):
-        costs = [cost for cost in COSTS if drawn or cost != "latency"]
-        draw_curves(curves, folder / f"compare.{suffix}", costs, where=f"batch {batch}, {where}")
+        draw_curves(curves, folder / f"compare.{suffix}", drawn)
     print(f"written: {folder / 'compare.png'}, compare.svg and compare.csv beside it")
 
 
 def named_runs(runs: Sequence[str]) -> list[dict]:
-    """The evaluations of RUN or NAME=RUN, each with a unique "name": the network, and the folder if need be."""
+    """The evaluations of RUN or NAME=RUN, each with a unique "name", seeds of one command merged into their mean.
+
+    A name is the one given, else the network and what tells it apart: flags of its own, or the folder.
+    """
     records = []
     for run in runs:
-        name, equals, path = run.rpartition("=")
-        named = equals and not Path(run).exists()
+        given, equals, path = run.rpartition("=")
+        named = equals and not os.path.exists(run)
         record = load_run(path if named else run)
-        label = name if named else network_label(record)
-        records.append({**record, "name": label, "run": path if named else run})
-    counts = collections.Counter((record["name"], record["dataset"]) for record in records)
+        records.append({**record, "given": utils.printable(given) if named else None, "run": path if named else run})
+    records = groups.merge_seeds(records)
     for record in records:
-        if counts[record["name"], record["dataset"]] > 1:
-            record["name"] += f" ({record['run']})"
+        record["name"] = record["given"] or network_label(record)
+    for _, same in _same_names(records):
+        flags = [own_flags(record) for record in same]
+        names = {name: None for flag in flags for name in flag if len({str(other.get(name)) for other in flags}) > 1}
+        for record, own in zip(same, flags, strict=True):
+            texts = [flag_text(name, own[name]) for name in names if name in own]
+            missing = [text for text in texts if text not in record["name"].split()]
+            record["name"] = " ".join([record["name"], *missing])
+    for _, same in _same_names(records):
+        for record in same:
+            record["name"] += utils.printable(f" ({record['run']})")
     return records
 
 
-def _timings(records: Sequence[dict]) -> list[dict]:
-    """All latencies of the runs."""
-    return [timing for record in records for row in record["rows"] for timing in row["latency"]]
+def _same_names(records: Sequence[dict]) -> list[tuple[tuple, list[dict]]]:
+    """Groups of runs on one data set that have the same name."""
+    found = collections.defaultdict(list)
+    for record in records:
+        found[record["name"], data_title(record)].append(record)
+    return [(key, same) for key, same in found.items() if len(same) > 1]
 
 
 def _batches(records: Sequence[dict]) -> list[int]:
     """The batch sizes for which any latency was measured."""
-    return sorted({timing["batch"] for timing in _timings(records)})
+    return sorted({timing["batch"] for record in records for row in record["rows"] for timing in row["latency"]})
 
 
 def _frontier_rows(records: Sequence[dict]) -> set[int]:
-    """Identities of those rows that no cheaper row of the same dataset beats, whichever run it is from."""
+    """Identities of those rows that no cheaper row of the same images beats, whichever run it is from."""
     best = set()
-    for dataset in {record["dataset"] for record in records}:
-        rows = [row for record in records if record["dataset"] == dataset for row in record["rows"]]
+    for title in {data_title(record) for record in records}:
+        rows = [row for record in records if data_title(record) == title for row in record["rows"]]
         best |= {id(row) for row in frontier(rows)}
     return best
 
 
 def _text(records: Sequence[dict], best: set[int]) -> str:
-    """The table for the screen."""
-    batches, times = _batches(records), _timings(records)
-    lines = [f"{'':15} {'params':>10} {'MACs':>10}   top-1   top-5  {latency_head(batches)}".rstrip()]
+    """The table for the screen, as wide as the terminal at most."""
+    rows = [row for record in records for row in record["rows"]]
+    columns = [
+        screen.Column("", [f"{'*' if id(row) in best else ' '} {row['point']}" for row in rows], left=True),
+        screen.Column("params", [f"{row['params']:,}" for row in rows], rank=1),
+        screen.Column("MACs", [f"{row['macs'] / 1e6:.2f}M" for row in rows]),
+        screen.Column("top-1", [_with_spread(row) for row in rows]),
+        screen.Column("top-5", [screen.percent(row["top5"]) for row in rows], rank=3),
+        *latency_columns([row["latency"] for row in rows], _batches(records)),
+    ]
+    head, *body = screen.table(columns)
+    lines, remaining = [head], iter(body)
     for record in records:
-        lines.append(f"{record['name']}, {record['dataset']}")
-        for row in record["rows"]:
-            mark = "*" if id(row) in best else " "
-            line = (
-                f"{mark} {row['point']:13} {row['params']:10,} {row['macs'] / 1e6:9.2f}M {row['top1']:6.2f}% "
-                f"{top5_text(row['top5'])}  {latency_text(row['latency'], batches)}"
-            )
-            lines.append(line.rstrip())
-    lines.append("* no run's point is as accurate for fewer multiply-accumulates")
+        seeds = f", mean \u00b1 std of {len(record['seeds'])} seeds" if "seeds" in record else ""
+        lines.append(screen.shorten(f"{record['name']}, {data_title(record)}{seeds}"))
+        lines += itertools.islice(remaining, len(record["rows"]))
+    lines.append(screen.note("* no run's point is as accurate for fewer multiply-accumulates"))
+    times = [timing for row in rows for timing in row["latency"]]
     if times:
-        lines.append(latency_note(times))
+        lines.append(screen.note(latency_note(times)))
     return "\n".join(lines)
+
+
+def _with_spread(row: dict) -> str:
+    return f"{row['top1']:.2f} \u00b1 {row['spread']:.2f}%" if "spread" in row else screen.percent(row["top1"])
 
 
 def _write_csv(path: Path, records: Sequence[dict], best: set[int]) -> None:
@@ -112,8 +136,10 @@ def _csv_row(record: dict, row: dict, batches: Iterable[int]) -> dict:
     values = {
         "run": record["run"],
         "network": record["name"],
-        "dataset": record["dataset"],
+        "dataset": own_images(record) or record["dataset"],
         **{key: row[key] for key in ("point", "params", "macs", "top1", "top5", "images")},
+        "top1_std": row.get("spread"),
+        "seeds": " ".join(map(str, record.get("seeds", [record["flags"].get("seed")]))),
     }
     times = {timing["batch"]: timing for timing in row["latency"]}
     for batch in batches:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from models import registry
+from reporting.evaluations import data_title
+from reporting.style import system_name
 
-#: what may be on the horizontal axis of a picture, and its label
-COSTS = {
-    "macs": "multiply-accumulates of an image (M)",
-    "latency": "latency (ms)",
-    "params": "parameters (M)",
-}
+#: what else than a latency may be on the horizontal axis of a picture, and its label
+COSTS = {"macs": "multiply-accumulates of an image (M)", "params": "parameters (M)"}
+
+
+def latency_cost(batch: int) -> str:
+    """The name, among the costs of a curve's rows, of the latency with this batch size."""
+    return f"ms{batch}"
+
+
+def cost_label(cost: str) -> str:
+    """What an axis says of a cost, with its unit."""
+    return COSTS.get(cost) or f"latency at batch {cost.removeprefix('ms')} (ms)"
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,13 @@ class Curve:
     """The points of one network, or of a published system, in a picture.
 
     Args:
-        dataset: the images that it is evaluated on.
-        system: the family of the network; a published curve has the colour of its system's first run.
-        rows: "point", "top1" and costs by the names of `COSTS`, each a (value, low, high) in the unit of its axis.
+        dataset: the images that it is evaluated on, as they are named in titles.
+        system: the family of the network, which has the curve's colour.
+        rows: "point", "top1", for several seeds "spread" (their standard deviation), "where" latencies were measured,
+            and costs by the names of `COSTS` and `latency_cost`, each a (value, low, high) in the unit of its axis.
         published: whether others measured it.
+        others: rows that are shown, but belong to no line.
+        note: what the legend says behind the name.
     """
 
     name: str
@@ -31,18 +42,37 @@ class Curve:
     system: str
     rows: list[dict]
     published: bool = False
+    others: list[dict] = field(default_factory=list)
+    note: str = ""
 
     @classmethod
-    def of(cls, record: dict, name: str, batch: int = 1) -> Curve:
-        """The points of an evaluation; their latency is the one measured with this batch size."""
-        rows = []
-        for row in record["rows"]:
-            costs = {key: (row[key] / 1e6,) * 3 for key in ("macs", "params")}
-            for timing in row["latency"]:
-                if timing["batch"] == batch:
-                    costs["latency"] = tuple(1e3 * timing[key] for key in ("median", "low", "high"))
-            rows.append({"point": row["point"], "top1": row["top1"], **costs})
-        return cls(name, record["dataset"], system_name(record["model"], record["dataset"]), rows)
+    def of(cls, record: dict, name: str) -> Curve:
+        """The points of an evaluation."""
+        system = system_of(record["model"], record["dataset"])
+        note = f"(mean \u00b1 std of {len(record['seeds'])} seeds)" if "seeds" in record else ""
+        return cls(name, data_title(record), system, rows_of(record), note=note)
+
+    @property
+    def all_rows(self) -> list[dict]:
+        return [*self.rows, *self.others]
+
+
+def rows_of(record: dict) -> list[dict]:
+    """Rows of a curve, from an evaluation."""
+    rows = []
+    for row in record["rows"]:
+        costs = {key: (row[key] / 1e6,) * 3 for key in COSTS}
+        for timing in row["latency"]:
+            costs[latency_cost(timing["batch"])] = tuple(1e3 * timing[key] for key in ("median", "low", "high"))
+        rows.append({"point": row["point"], "top1": row["top1"], "spread": row.get("spread", 0.0), **costs})
+        rows[-1]["where"] = " and ".join(machines(row["latency"]))
+    return rows
+
+
+def machines(times: Iterable[dict]) -> list[str]:
+    """Where latencies were measured: each device with its number of threads once."""
+    places = {(timing["device"], timing["threads"]): None for timing in times}  # a set that keeps its order
+    return [f"{device}, {count} thread{'s' * (count != 1)}" for device, count in places]
 
 
 def frontier(rows: Sequence[dict], cost: str = "macs") -> list[dict]:
@@ -54,25 +84,41 @@ def frontier(rows: Sequence[dict], cost: str = "macs") -> list[dict]:
     return best
 
 
-def system_name(model: str, dataset: str) -> str:
+def system_of(model: str, dataset: str) -> str:
     """The family of a network, as published tables are named; "" where the network is no longer registered."""
     try:
-        return registry.entry(model, dataset).system.replace("_", "-")
+        return system_name(registry.entry(model, dataset).system)
     except ValueError:
         return ""
 
 
-def network_label(record: dict) -> str:
+def own_flags(record: dict) -> dict[str, object]:
+    """Flags of an evaluation's network and of its objective, by name; empty where it is no longer registered."""
+    try:
+        entry = registry.entry(record["model"], record["dataset"])
+    except ValueError:
+        return {}
+    flags = {flag.name: _plain(flag.default) for flag in (*entry.model_flags(), *entry.objective_flags())}
+    return {name: record["flags"].get(name, default) for name, default in flags.items()}
+
+
+def network_label(record: dict, without: Container[str] = ()) -> str:
     """The network of an evaluation, and those of its own flags that differ from their defaults."""
     try:
         own = registry.entry(record["model"], record["dataset"]).model_flags()
     except ValueError:
         own = []
-    defaults = {f.name: list(f.default) if f.many and f.default else f.default for f in own}  # as JSON has them
+    defaults = {flag.name: _plain(flag.default) for flag in own if flag.name not in without}
     given = {name: record["flags"].get(name, default) for name, default in defaults.items()}
-    values = [f"{name}={_brief(value)}" for name, value in given.items() if value != defaults[name]]
+    values = [flag_text(name, value) for name, value in given.items() if value != defaults[name]]
     return " ".join([record["model"], *values])
 
 
-def _brief(value: object) -> str:
-    return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value}"
+def flag_text(name: str, value: object) -> str:
+    """A flag and its value, as short as they can be typed."""
+    return f"{name}={'-'.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
+
+
+def _plain(value: object) -> object:
+    """A default as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value

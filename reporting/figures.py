@@ -10,18 +10,33 @@ from pathlib import Path
 import utils
 from models import figures
 from models.figures import Table
+from reporting import style
+from reporting.curves import network_label, system_of
+from reporting.evaluations import data_title
 
 
-def write(parts: Iterable[Table | figures.Figure], folder: str | Path) -> list[Path]:
-    """Write tables as CSV or JSON and figures as PNG into a folder; returns the files."""
+def write(parts: Iterable[Table | figures.Figure], folder: str | Path, record: dict | None = None) -> list[Path]:
+    """Write tables as CSV or JSON and figures as PNG into a folder; returns the files.
+
+    Args:
+        record: the evaluation that they belong to: figures have its network and data set in their titles, and the
+            colour of its system.
+    """
     files = []
+    subject = f"{network_label(record)} on {data_title(record)}" if record else ""
+    color = style.system_colours().get(
+        system_of(record["model"], record["dataset"]) if record else "", style.COLOURS[0]
+    )
     for part in parts:
         path = Path(folder) / part.file
-        with utils.replacing(path) as temporary:
-            if isinstance(part, Table):
+        if isinstance(part, Table):
+            with utils.replacing(path) as temporary:
                 _write_table(part, temporary, path.suffix)
-            else:
-                DRAW[type(part)](part).savefig(temporary, format="png", dpi=150)
+        else:
+            with style.drawing():
+                figure = DRAW[type(part)](part, color)
+                figure.suptitle("\n".join(utils.printable(text) for text in (part.title, subject) if text), fontsize=9)
+                style.save(figure, path)
         files.append(path)
     return files
 
@@ -38,38 +53,31 @@ def _write_table(table: Table, path: Path, suffix: str) -> None:
         writer.writerows(table.rows)
 
 
-def _new_figure(width: float, height: float, **subplots):
-    """A figure of that size in inches, and its axes."""
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(**subplots)
-
-
 def _divide(axes, dividers: Sequence[int], color: str) -> None:
     for position in dividers:
         axes.axvline(position - 0.5, color=color, linewidth=1.5)
 
 
-def _draw_histogram(part: figures.Histogram):
-    figure, axes = _new_figure(6.4, 4.0)
-    axes.hist(part.values.numpy(), bins=40, color="tab:blue")
-    styles = ({"color": "black"}, {"color": "tab:red", "linestyle": "--"})
-    for i, (label, value) in enumerate(part.marks.items()):
-        axes.axvline(value, linewidth=1, label=label, **styles[i % len(styles)])
+def _draw_histogram(part: figures.Histogram, color: str):
+    figure = style.new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    axes.hist(part.values.numpy(), bins=40, color=color)
+    for (label, value), line in zip(part.marks.items(), ("-", "--", ":", "-."), strict=False):
+        axes.axvline(value, linewidth=1.2, label=label, color="black", linestyle=line)
     axes.set_xlabel(part.xlabel)
     axes.set_ylabel(part.ylabel)
-    axes.set_title(part.title)
     axes.legend()
     return figure
 
 
-def _draw_lines(part: figures.LinePlot):
-    figure, axes = _new_figure(6.4, 4.4)
-    for line in part.lines:
+def _draw_lines(part: figures.LinePlot, color: str):
+    figure = style.new_figure(6.4, 4.4)
+    axes = figure.subplots()
+    for i, line in enumerate(part.lines):
         small = {"markersize": 3} if len(line.x) > 20 else {}
-        thin = {"linewidth": 1} if line.style == "--" else {}
-        axes.plot(line.x, line.y, line.style, label=line.label, **small, **thin)
+        thin = {"linewidth": 1, "color": "0.45"} if line.style == "--" else {"color": color}
+        hollow = {"markerfacecolor": "white"} if i else {}
+        axes.plot(line.x, line.y, line.style, label=line.label, **small, **thin, **hollow)
     axes.set_xlabel(part.xlabel)
     axes.set_ylabel(part.ylabel)
     axes.grid(alpha=0.3)
@@ -77,28 +85,34 @@ def _draw_lines(part: figures.LinePlot):
     return figure
 
 
-def _draw_share_panels(part: figures.SharePanels):
+def _draw_share_panels(part: figures.SharePanels, color: str):
+    """The reference has the system's colour; the lines that are compared with it have others."""
+    from matplotlib import colormaps
+
     count = len(next(iter(part.panels.values()))[part.reference])
-    figure, grid = _new_figure(
-        max(6.4, 0.2 * count + 2), 2.2 * len(part.panels) + 0.6, nrows=len(part.panels), sharex=True, squeeze=False
-    )
+    figure = style.new_figure(max(6.4, 0.2 * count + 2), 2.2 * len(part.panels) + 1.0)
+    grid = figure.subplots(nrows=len(part.panels), sharex=True, squeeze=False)
     for (axes,), (ylabel, lines) in zip(grid, part.panels.items(), strict=True):
-        for label, shares in lines.items():
-            if label != part.reference:
-                axes.plot(shares.numpy(), marker="o", markersize=3, linewidth=1.2, label=label)
+        others = {label: shares for label, shares in lines.items() if label != part.reference}
+        for i, (label, shares) in enumerate(others.items()):
+            shade = colormaps["cividis"](0.9 * i / max(len(others) - 1, 1))
+            axes.plot(
+                shares.numpy(), marker=style.MARKERS[i % 9], markersize=3, linewidth=1.2, label=label, color=shade
+            )
         reference = lines[part.reference].numpy()
-        axes.plot(reference, color="black", linestyle=":", linewidth=1.2, label=part.reference)
+        axes.plot(reference, color=color, linestyle="--", linewidth=1.5, label=part.reference)
         _divide(axes, part.dividers, "lightgray")
         axes.set_ylim(-0.03, 1.03)
         axes.set_ylabel(ylabel)
     axes.set_xlabel(part.xlabel)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
-def _draw_share_map(part: figures.ShareMap):
+def _draw_share_map(part: figures.ShareMap, color: str):
     rows, columns = part.shares.shape
-    figure, axes = _new_figure(max(4.0, 0.3 * columns + 1.5), 0.4 * rows + 1.6)
+    figure = style.new_figure(max(5.2, 0.3 * columns + 1.5), 0.4 * rows + 1.9)
+    axes = figure.subplots()
     image = axes.imshow(part.shares.numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
     _divide(axes, part.dividers, "white")
     axes.set_xlabel(part.xlabel)
@@ -108,10 +122,10 @@ def _draw_share_map(part: figures.ShareMap):
     return figure
 
 
-def _draw_difference_maps(part: figures.DifferenceMaps):
+def _draw_difference_maps(part: figures.DifferenceMaps, color: str):
     limit = max(max(cells.abs().max().item() for cells in part.panels.values()), 0.01)
-    size = (2.4 * min(len(part.panels), 4) + 2.6, 0.17 * len(part.rows) + 1.2)
-    figure, (panels,) = _new_figure(*size, ncols=len(part.panels), sharey=True, squeeze=False)
+    figure = style.new_figure(2.4 * min(len(part.panels), 4) + 2.6, 0.17 * len(part.rows) + 1.5)
+    (panels,) = figure.subplots(ncols=len(part.panels), sharey=True, squeeze=False)
     for axes, (title, cells) in zip(panels, part.panels.items(), strict=True):
         columns = cells.shape[1]
         image = axes.imshow(
@@ -127,18 +141,16 @@ def _draw_difference_maps(part: figures.DifferenceMaps):
     return figure
 
 
-def _draw_contact_sheet(part: figures.ContactSheet):
-    figure, panels = _new_figure(
-        1.2 * part.columns, 1.5 * len(part.rows), nrows=len(part.rows), ncols=part.columns, squeeze=False
-    )
+def _draw_contact_sheet(part: figures.ContactSheet, color: str):
+    figure = style.new_figure(1.2 * part.columns, 1.5 * len(part.rows) + 0.3)
+    panels = figure.subplots(nrows=len(part.rows), ncols=part.columns, squeeze=False)
     for row, images in zip(panels, part.rows, strict=True):
         for axes in row:
             axes.axis("off")
         for axes, (caption, image) in zip(row, images, strict=False):
             low, high = image.amin(), image.amax()  # stretched to the range that can be shown
             axes.imshow(((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0).numpy())
-            axes.set_title(caption, fontsize=7)
-    figure.suptitle(part.title, fontsize=10)
+            axes.set_title(utils.printable(caption), fontsize=7)
     return figure
 
 

@@ -11,31 +11,11 @@ from pathlib import Path
 
 import utils
 from models import published
+from reporting.evaluations import load_run
 from reporting.published import RESULTS, ROOT, PublishedRow
 from utils import UserError
 
 RECIPES, MEASURED = ROOT / "recipes", RESULTS / "measured"
-
-
-def load_run(path: str | Path) -> dict:
-    """The evaluation in a run's folder, or in the JSON file itself. Raises UserError where there is none."""
-    path = Path(path)
-    file = path / "evaluation.json" if path.is_dir() else path
-    try:
-        record = json.loads(file.read_text())
-        for row in record["rows"]:
-            row["point"], row["params"], row["macs"], row["top1"], row["top5"], row["images"]
-            if isinstance(row["latency"], dict):  # the first files had one batch size only
-                row["latency"] = [row["latency"]]
-            for timing in row["latency"] or ():
-                timing["median"], timing["low"], timing["high"], timing["batch"], timing["device"], timing["threads"]
-            row["latency"] = row["latency"] or []
-        record["model"], record["dataset"], record["flags"], record["rows"][0]
-    except FileNotFoundError:
-        raise UserError(f"there is no evaluation in {path}; evaluate the run first") from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{file} is not an evaluation written by this project") from error
-    return record
 
 
 # Runs in results/measured/
@@ -67,11 +47,23 @@ class KeptRun:
 
 def kept_runs() -> list[KeptRun]:
     """All kept runs, sorted by name."""
-    runs = []
-    for log in sorted(MEASURED.glob("*/log.jsonl")):
-        epochs = [json.loads(line) for line in log.read_text().splitlines()]
-        runs.append(KeptRun(log.parent.name, load_run(log.parent), epochs))
-    return runs
+    return [read_run(log.parent, log.parent.name) for log in sorted(MEASURED.glob("*/log.jsonl"))]
+
+
+def read_run(folder: Path, name: str) -> KeptRun:
+    """The evaluation and the log in a run's folder. Raises UserError where one of them is missing or damaged."""
+    record, log = load_run(folder), folder / "log.jsonl"
+    flags = {"epochs", "starting_epoch", "seed", "subset", "valid"} - record["flags"].keys()
+    if flags or {"command", "code", "device"} - record.keys() or not log.is_file():
+        raise UserError(
+            f"{folder} is not a training run that was evaluated at its end; give the folder of one (--save)"
+        )
+    try:
+        run = KeptRun(name, record, [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+        run.errors(run.watched)[-1], [epoch["seconds"] + 0 for epoch in run.log]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{log} is not the log of this evaluation; evaluate the run again") from error
+    return run
 
 
 def by_command(runs: Iterable[KeptRun]) -> dict[str, list[KeptRun]]:
@@ -87,15 +79,6 @@ def without_seed(name: str) -> str:
     return re.sub(r"-seed\d+$", "", name)
 
 
-def mean_over_seeds(group: Sequence[KeptRun]) -> dict:
-    """The evaluation of the first of these runs, with the mean accuracy of all of them."""
-    first, rows = group[0].record, []
-    for row in first["rows"]:
-        same = [other["top1"] for run in group for other in run.record["rows"] if other["point"] == row["point"]]
-        rows.append(row | {"top1": statistics.fmean(same)})
-    return first | {"rows": rows}
-
-
 def mean_and_spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation of several numbers; a single number alone."""
     mean = f"{statistics.fmean(values):.2f}"
@@ -105,21 +88,24 @@ def mean_and_spread(values: Sequence[float]) -> str:
 def keep(run: str, name: str) -> None:
     """Copy the evaluation and the log of a finished run to results/measured/<name>/, without this machine's paths.
 
+    Args:
+        name: letters, digits, ".", "_" and "-".
+
     Raises:
         UserError: the run is not finished or was evaluated by another command, or the name is taken or not valid.
     """
-    record, log = load_run(run), Path(run) / "log.jsonl"
-    if "epochs" not in record["flags"] or not log.is_file():
-        raise UserError(f"{run} is not a training run that was evaluated at its end; give the folder of one (--save)")
-    lines = log.read_text().splitlines()
-    if len(lines) + record["flags"]["starting_epoch"] != record["flags"]["epochs"]:
-        raise UserError(f"{log} has {len(lines)} of {record['flags']['epochs']} epochs; finish it with --resume=auto")
-    if Path(name).name != name or (MEASURED / name / "evaluation.json").exists():
-        raise UserError(f"{name} is taken or not a valid name in results/measured; give another, or remove that folder")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
+        raise UserError(f"{name!r} cannot name a folder in results/measured; use letters, digits, '.', '_' and '-'", 2)
+    if (MEASURED / name / "evaluation.json").exists():
+        raise UserError(f"{name} is taken in results/measured; give another name, or remove that folder")
+    kept = read_run(Path(run), name)
+    epochs, done = kept.record["flags"]["epochs"], len(kept.log)
+    if done + kept.record["flags"]["starting_epoch"] != epochs:
+        raise UserError(f"{run} has {done} of {epochs} epochs; finish it with --resume=auto")
     folder = utils.make_folder(MEASURED / name, "another NAME")
-    utils.write_json(folder / "evaluation.json", without_paths(record))
+    utils.write_json(folder / "evaluation.json", without_paths(kept.record))
     with utils.replacing(folder / "log.jsonl") as temporary:
-        temporary.write_text("".join(line + "\n" for line in lines))
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept.log))
     print(f"written: {folder}; now: python3 -m reporting page")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import utils
-from reporting import tables
+from reporting import tables, zoo
 from reporting.measured import KeptRun, kept_runs
 from reporting.pictures import draw_runs
 from reporting.published import RESULTS, ROOT
@@ -27,6 +27,8 @@ made.
   our count by the same rule.
 - *(disagrees)*: the published figure differs from its own network; the note explains why.
 - Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
+
+{zoo.marked(zoo.block(zoo.PICTURE.name))}
 
 {tables.published_tables()}
 """
@@ -76,3 +78,5 @@ def write_pages() -> None:
             temporary.write_text(text)
     for _, stem, _, runs in sections():
         draw_runs(runs, RESULTS / stem)
+    if zoo.networks():
+        zoo.write_zoo()

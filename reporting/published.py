@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import shlex
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from engine import cli
 from models import create_model, profile, registry
 from models.adaptive import AdaptiveModel
-from reporting.curves import Curve, system_name
+from reporting.curves import Curve, own_flags, system_of
+from reporting.evaluations import DATA_NAMES, own_images
 from utils import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -101,20 +103,52 @@ def agrees(counted: float, printed: str) -> bool:
     return abs(difference) <= step / 2 + 1e-9 * value or 0 <= difference < step
 
 
-def published_curves(system: str, dataset: str) -> list[Curve]:
+def curves_beside(records: Iterable[dict]) -> list[Curve]:
+    """Published curves that evaluations can be compared with: of the same images at the same size, for networks that
+    have as many parameters as one of those evaluated."""
+    sizes: dict[tuple[str, str], set[int]] = {}
+    for record in records:
+        shape = SHAPES.get(record["dataset"])
+        if shape is None or own_images(record) or record["flags"].get("crop", shape[-1]) != shape[-1]:
+            continue
+        pair = system_of(record["model"], record["dataset"]), record["dataset"]
+        sizes.setdefault(pair, set()).update(_sizes(record))
+    return [curve for pair, params in sizes.items() for curve in published_curves(*pair, params)]
+
+
+def _sizes(record: dict) -> set[int]:
+    """Parameters of an evaluated network, as trained: folding changes what its evaluation counts."""
+    if not record["flags"].get("fold"):
+        return {row["params"] for row in record["rows"]}
+    names = {flag.name for flag in registry.entry(record["model"], record["dataset"]).model_flags()}
+    flags = {name: _hashable(value) for name, value in own_flags(record).items() if name in names}
+    with torch.device("meta"):
+        return {profile.count_params(create_model(record["model"], record["dataset"], **flags))}
+
+
+def _hashable(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def published_curves(system: str, dataset: str, params: Container[int] | None = None) -> list[Curve]:
     """What a system's authors published for their own networks: one curve, or none without accuracies and costs.
 
     MACs are counted here; where they depend on the image they are the published ones.
+
+    Args:
+        params: of the networks to show; by default all.
     """
     points = []
     for row in published_rows():
         if (row.system, row.dataset) != (system, dataset) or not row.model or not row.top1_error:
             continue
-        if system_name(row.model, dataset) != system:
+        if system_of(row.model, dataset) != system:
             continue
-        params, macs, _ = row.count()
+        size, macs, _ = row.count()
+        if params is not None and size not in params:
+            continue
         if macs is None and row.flops_means == "mean of macs":
             macs = parse_amount(row.flops)
-        costs = {"params": (params / 1e6,) * 3} | ({} if macs is None else {"macs": (macs / 1e6,) * 3})
+        costs = {"params": (size / 1e6,) * 3} | ({} if macs is None else {"macs": (macs / 1e6,) * 3})
         points.append({"point": row.row, "top1": 100 - float(row.top1_error), **costs})
-    return [Curve(f"{system}, published", dataset, system, points, published=True)] if points else []
+    return [Curve(f"{system}, published", DATA_NAMES[dataset], system, points, published=True)] if points else []

@@ -18,7 +18,8 @@ from dataloader import Data
 from engine import run_images
 from models import Checkpoint, profile
 from models.adaptive import AdaptiveModel
-from reporting.curves import Curve, network_label
+from reporting import screen
+from reporting.curves import Curve, machines, network_label
 from reporting.pictures import draw_curves
 
 
@@ -41,7 +42,7 @@ def write(
     data: Data,
     model: AdaptiveModel,
     code: str | None = None,
-) -> None:
+) -> dict:
     """Print a table of evaluated points, write it as JSON, and draw accuracy against MACs.
 
     Args:
@@ -49,6 +50,9 @@ def write(
         flags: all flags of the command, kept in the JSON.
         model: also counted with thop, as a cross-check.
         code: the version of the code behind the weights and the rows; by default the present one.
+
+    Returns:
+        What was written as JSON.
     """
     folder = utils.make_folder(folder)
     record = {
@@ -60,38 +64,52 @@ def write(
         "device": engine.device_name(),
         "torch": torch.__version__,
         "data": data.source,
+        "classes": len(data.classes),
         "date": time.strftime("%Y-%m-%d"),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     utils.write_json(folder / "evaluation.json", record)
     print(results_table(rows, model, data.shape))
-    draw_curves([Curve.of(record, network_label(record))], folder / "accuracy-macs.png", ["macs"], names=True)
+    curve = Curve.of(record, network_label(record))
+    draw_curves([curve], folder / "accuracy-macs.png", ["macs"])
     print(f"written: {folder / 'evaluation.json'} and {folder / 'accuracy-macs.png'}")
+    return record
 
 
 def results_table(rows: Sequence[engine.Row], model: AdaptiveModel, shape: Sequence[int]) -> str:
-    """The table for the screen: a line for each point."""
-    times = {row.point: [dataclasses.asdict(timing) for timing in row.latency] for row in rows}
-    batches = [timing.batch for timing in rows[0].latency]
-    head = "point             params       MACs     2xMACs  MACs by thop   top-1   top-5"
-    lines = [f"{head}  {latency_head(batches)}".rstrip()]
-    for row in rows:
-        thop = thop_macs(model, shape, row.point)
-        second = "-" if thop is None else f"{thop / 1e6:.2f}M"
-        line = (
-            f"{row.point:13} {row.params:10,} {row.macs / 1e6:9.2f}M {2 * row.macs / 1e6:9.2f}M {second:>13} "
-            f"{row.top1:6.2f}% {top5_text(row.top5)}  {latency_text(times[row.point], batches)}"
-        )
-        lines.append(line.rstrip())
-    lines.append(f"{rows[0].images:,} images")
-    if batches:
-        lines[-1] += f"; {latency_note(itertools.chain(*times.values()))}"
-    return "\n".join(lines)
+    """The table for the screen, as wide as the terminal at most: a line for each point."""
+    times = [[dataclasses.asdict(timing) for timing in row.latency] for row in rows]
+    counts = [thop_macs(model, shape, row.point) for row in rows]
+    columns = [
+        screen.Column("point", [row.point for row in rows], left=True),
+        screen.Column("params", [f"{row.params:,}" for row in rows], rank=1),
+        screen.Column("MACs", [f"{row.macs / 1e6:.2f}M" for row in rows]),
+        screen.Column("2xMACs", [f"{2 * row.macs / 1e6:.2f}M" for row in rows], rank=5),
+        screen.Column("MACs by thop", ["-" if c is None else f"{c / 1e6:.2f}M" for c in counts], rank=4),
+        screen.Column("top-1", [screen.percent(row.top1) for row in rows]),
+        screen.Column("top-5", [screen.percent(row.top5) for row in rows], rank=3),
+        *latency_columns(times, [timing["batch"] for timing in times[0]]),
+    ]
+    remark = f"{rows[0].images:,} images"
+    if times[0]:
+        remark += f"; {latency_note(itertools.chain(*times))}"
+    return "\n".join([*screen.table(columns), screen.note(remark)])
 
 
-def top5_text(percent: float | None) -> str:
-    """A top-5 accuracy, "-" where there are five classes or fewer, of which it says nothing."""
-    return f"{'-':>7}" if percent is None else f"{percent:6.2f}%"
+def latency_columns(times: Sequence[Iterable[dict]], batches: Iterable[int]) -> list[screen.Column]:
+    """Columns of medians and quartiles in milliseconds, in a narrow terminal of medians, one for each batch size.
+
+    Args:
+        times: of each line of the table, fields of `profile.Latency`, as an evaluation's JSON has them.
+    """
+    columns = []
+    for batch in batches:
+        found = [next((timing for timing in row if timing["batch"] == batch), None) for row in times]
+        medians = [f"{1e3 * timing['median']:.2f}" if timing else "-" for timing in found]
+        full = [latency_text([timing] if timing else [], [batch]).strip() for timing in found]
+        brief = screen.Column(f"ms, b{batch}", medians, rank=2)
+        columns.append(screen.Column(f"ms, batch {batch}", full, brief, rank=2))
+    return columns
 
 
 def latency_head(batches: Iterable[int]) -> str:
@@ -116,10 +134,8 @@ def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:
 def latency_note(times: Iterable[dict]) -> str:
     """What the latencies are, and where they were measured."""
     times = list(times)
-    places = {(timing["device"], timing["threads"]): None for timing in times}  # a set that keeps its order
-    where = " and ".join(f"{device}, {count} thread{'s' * (count != 1)}" for device, count in places)
     noisy = "; ? is noisy: measure again on an idle machine" if any(t.get("noisy") for t in times) else ""
-    return f"latency: median (quartiles) of a forward pass on {where}{noisy}"
+    return f"latency: median (quartiles) of a forward pass on {' and '.join(machines(times))}{noisy}"
 
 
 def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float | None:

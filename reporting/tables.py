@@ -73,7 +73,7 @@ def _escaped(text: str) -> str:
 def runs_table(runs: Sequence[KeptRun]) -> str:
     """Markdown of kept runs and their commands: a row for each point that was watched, and some of the frontier."""
     head = ("run", "point", "params", "MACs", "epochs", "images", "seed", "test error, best checkpoint", "last epoch")
-    lines = [_table_row(*head, "seconds an epoch", "device", "commit"), "|" + "---|" * 12]
+    lines = [table_row(*head, "seconds an epoch", "device", "commit"), "|" + "---|" * 12]
     for run in runs:
         flags, rows = run.record["flags"], run.record["rows"]
         threads = {timing["threads"] for row in rows for timing in row["latency"]}
@@ -81,7 +81,7 @@ def runs_table(runs: Sequence[KeptRun]) -> str:
         held_out = "" if "test" in run.log[0] else " (held-out images)"
         for row in _shown(run):
             errors = run.errors(row["point"])
-            line = _table_row(
+            line = table_row(
                 run.name,
                 row["point"],
                 f"{row['params']:,}",
@@ -103,8 +103,13 @@ def runs_table(runs: Sequence[KeptRun]) -> str:
 def _shown(run: KeptRun) -> list[dict]:
     """Points of a run for its table: those that were watched, and up to five of the frontier."""
     rows = run.record["rows"]
-    best = rows if len(rows) <= 6 else _evenly_spaced(frontier(rows), 5)
+    best = some_of(rows)
     return [row for row in rows if row in best or run.errors(row["point"])]
+
+
+def some_of(rows: Sequence[dict]) -> Sequence[dict]:
+    """Rows for a table: all where they are few, else five of the frontier."""
+    return rows if len(rows) <= 6 else _evenly_spaced(frontier(rows), 5)
 
 
 def seeds_table(runs: Sequence[KeptRun]) -> str:
@@ -118,14 +123,14 @@ def seeds_table(runs: Sequence[KeptRun]) -> str:
             seeds = ", ".join(str(run.record["flags"]["seed"]) for run in group)
             extremes = f"{min(best):.2f} to {max(best):.2f}"
             last_epoch = mean_and_spread(last) if last else ""
-            lines.append(_table_row(name, point, seeds, mean_and_spread(best), extremes, last_epoch))
+            lines.append(table_row(name, point, seeds, mean_and_spread(best), extremes, last_epoch))
     if lines:
         head = ("command", "point", "seeds", "test error, best checkpoint", "from, to", "last epoch")
-        lines = [_table_row(*head), "|" + "---|" * len(head), *lines]
+        lines = [table_row(*head), "|" + "---|" * len(head), *lines]
     return "\n".join(lines)
 
 
-def _table_row(*cells: object) -> str:
+def table_row(*cells: object) -> str:
     """A row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -92,7 +92,7 @@ def report(model, data) -> list[Table | Figure]:
 
     `macs.csv` (each image), `macs-summary.csv`, `rates.csv` (each block and path: of all images, of every coarse
     category and of the nodes of figure 7), `macs.png` (histogram), `rates.png`, `rates-groups.png` and
-    `easy-hard.png` (a contact sheet of one class).
+    `easy-hard.png` (a contact sheet of one class, unless its images all cost the same).
     """
     routes = record_routes(model, data.test)
     by_group = _rates_by_group(routes, model.grouping)
@@ -103,11 +103,11 @@ def report(model, data) -> list[Table | Figure]:
         Table("macs-summary.csv", [distribution(routes)]),
         Table("rates.csv", _rate_rows(by_group)),
         _histogram(routes, model.costs(data.shape)),
-        ShareMap("rates.png", by_group["all"].t(), dividers, "block (lines: stages)", "path", "execution rate"),
+        _rate_map(by_group["all"], dividers),
     ]
     if len(by_group) > 1:
         parts.append(_groups_figure(by_group, model.grouping, dividers))
-    return [*parts, _contact_sheet(routes, data)]
+    return [*parts, *_contact_sheet(routes, data)]
 
 
 def _rates_by_group(routes: Routes, grouping) -> dict[str, Tensor]:
@@ -143,9 +143,14 @@ def _histogram(routes: Routes, costs) -> Histogram:
     return Histogram("macs.png", macs, marks, title, "multiply-accumulates of an image (millions)", "images")
 
 
+def _rate_map(rates_of_all: Tensor, dividers: Sequence[int]) -> ShareMap:
+    title = "How many of the images run each path"
+    return ShareMap("rates.png", rates_of_all.t(), dividers, title, "block (lines: stages)", "path", "share of images")
+
+
 def _groups_figure(by_group: Mapping[str, Tensor], grouping, dividers: Sequence[int]) -> Figure:
     """Rates of groups: curves over the blocks (figure 7), or where there are too many differences from all images."""
-    file, of_all = "rates-groups.png", by_group["all"]
+    file, of_all, title = "rates-groups.png", by_group["all"], "Execution rates of groups of classes"
     names = [name for name in by_group if name in (grouping.nodes or grouping.members())]
     paths = range(of_all.shape[1])
     if len(names) <= MAX_CURVES:
@@ -153,16 +158,21 @@ def _groups_figure(by_group: Mapping[str, Tensor], grouping, dividers: Sequence[
             f"rate of path {j}": {name: by_group[name][:, j] for name in names} | {"all images": of_all[:, j]}
             for j in paths
         }
-        return SharePanels(file, panels, "all images", dividers, "block (lines: stages)")
+        return SharePanels(file, panels, "all images", dividers, title, "block (lines: stages)")
     differences = torch.stack([by_group[name] for name in names]) - of_all  # [group, block, path]
     rows = [name.replace("_", " ") for name in names]
     panels = {f"path {j}": differences[:, :, j] for j in paths}
-    return DifferenceMaps(file, panels, rows, dividers, "block", "rate of the group - rate of all images")
+    return DifferenceMaps(file, panels, rows, dividers, title, "block", "rate of the group - rate of all images")
 
 
-def _contact_sheet(routes: Routes, data) -> ContactSheet:
-    """Images of the widest class as the network sees them: the cheapest above, the most expensive below (figure 6)."""
+def _contact_sheet(routes: Routes, data) -> list[ContactSheet]:
+    """Images of the widest class as the network sees them: the cheapest above, the most expensive below (figure 6).
+
+    Nothing where all images of a class cost the same, as after training with a target rate of 1.
+    """
     label = widest_class(routes)
+    if len(routes.macs[routes.labels == label].unique()) == 1:
+        return []
     easy, hard = easy_and_hard(routes, label)
     wanted, pixels, first = {*easy, *hard}, {}, 0
     for images, _ in data.test:
@@ -173,4 +183,4 @@ def _contact_sheet(routes: Routes, data) -> ContactSheet:
         for name, positions in (("easy", easy), ("hard", hard))
     ]
     title = f"class {data.classes[label]}: the images that cost least (easy) and most (hard)"
-    return ContactSheet("easy-hard.png", rows, SHEET_COLUMNS, title)
+    return [ContactSheet("easy-hard.png", rows, SHEET_COLUMNS, title)]

@@ -77,4 +77,5 @@ def _plot(rows: list[BudgetRow], exits: dict[str, tuple[float, float]]) -> LineP
         Line("one exit", [macs / 1e6 for macs, _ in exits.values()], [top1 for _, top1 in exits.values()], "s-"),
     ]
     xlabel = "multiply-accumulates an image, mean (millions)"
-    return LinePlot("budgets.png", lines, xlabel, "top-1 accuracy (%)")
+    title = "Budgeted prediction and single exits"
+    return LinePlot("budgets.png", lines, title, xlabel, "top-1 accuracy (%)")

@@ -13,8 +13,9 @@ import pytest
 import train_cifar10
 import train_ilsvrc
 from engine import cli
-from reporting import curves, measured, pages, pictures, published, tables
+from reporting import curves, groups, measured, pages, pictures, published, tables
 from reporting.compare import compare
+from tests.reporting.folders import evaluation
 
 ROOT = Path(__file__).parents[2]
 ROWS = published.published_rows()
@@ -65,24 +66,6 @@ def test_every_recipe_parses(recipe):
     assert args.epochs >= 1
 
 
-def evaluation(folder, model="ResNet20", dataset="cifar10", points=(("full", 40.5e6, 90.0),), epochs=2, **flags):
-    """The folder of a finished run that reached these (point, MACs, top-1)."""
-    timing = {"median": 2e-3, "low": 1e-3, "high": 4e-3, "batch": 1, "device": "a chip", "threads": 1, "runs": 9}
-    rows = [
-        {"point": name, "params": 1000, "macs": macs, "top1": top1, "top5": 99.0, "images": 10, "latency": [timing]}
-        for name, macs, top1 in points
-    ]
-    own = {"epochs": epochs, "starting_epoch": 0, "seed": 3, "subset": None, "valid": 0, **flags}
-    record = {"model": model, "dataset": dataset, "flags": own, "rows": rows, "code": "abc", "device": "a chip"}
-    record["command"] = f"python3 /home/me/code/train_cifar10.py --dataset_path=/data/of/mine --save={folder}"
-    folder.mkdir(parents=True)
-    (folder / "evaluation.json").write_text(json.dumps(record))
-    test = {rows[-1]["point"]: {"top1": rows[-1]["top1"], "top5": 99.0}}
-    log = [{"epoch": epoch + 1, "seconds": 60.0 + epoch, "test": test} for epoch in range(epochs)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
-    return folder
-
-
 def test_evaluations_with_one_latency_or_none_are_still_read(tmp_path):
     file = evaluation(tmp_path / "run") / "evaluation.json"
     record = json.loads(file.read_text())
@@ -130,20 +113,6 @@ def test_the_frontier_leaves_out_beaten_and_uncosted_rows():
     assert curves.frontier(rows, "ms") == [{"ms": 1, "top1": 4}, {"ms": 3, "top1": 6}]
 
 
-def test_names_of_points_cover_no_other_point_and_no_other_name(tmp_path):
-    points = [(f"w{i}-r32", (10 + i) * 1e6, 70 + i / 3) for i in range(40)]
-    record = measured.load_run(evaluation(tmp_path / "run", points=points))
-    curve = curves.Curve.of(record, "crowded")
-    with pictures.figure_file(tmp_path / "crowded.png", (5, 3)) as figure:
-        axes = figure.subplots()
-        pictures._draw_panel(axes, [curve], pictures._styles([curve]), "macs", names=True)
-        boxes = [text.get_window_extent() for text in axes.texts]
-        dots = [tuple(axes.transData.transform((row["macs"][0], row["top1"]))) for row in curve.rows]
-    assert 2 <= len(boxes) < 40
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert not any(box.contains(*dot) for box in boxes for dot in dots)
-
-
 def test_a_kept_run_is_on_the_page_without_local_paths(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured")
     run = evaluation(tmp_path / "runs" / "one", model="ResNet32_SingleShared", epochs=2)
@@ -158,7 +127,7 @@ def test_a_kept_run_is_on_the_page_without_local_paths(tmp_path, monkeypatch):
     assert "python3 train_cifar10.py --dataset_path=mine --save=one  # short-one" in table
     pictures.draw_runs([kept], tmp_path / stem)
     assert {path.name for path in tmp_path.glob("*.png")} == {"short-runs-costs.png", "short-runs-epochs.png"}
-    with pytest.raises(ValueError, match="is taken or not a valid name"):
+    with pytest.raises(ValueError, match="is taken in results/measured"):
         measured.keep(str(run), "short-one")
 
 
@@ -194,7 +163,7 @@ def test_seeds_of_one_command_are_a_mean_and_a_spread(tmp_path, monkeypatch):
     line = tables.seeds_table(runs).splitlines()[-1]
     assert line == f"| {row.recipe} | full | 3, 3 | 9.50 \u00b1 0.71 | 9.00 to 10.00 | 10.00 \u00b1 0.00 |"
     assert tables.seeds_table(runs[:1]) == ""
-    assert [each["top1"] for each in measured.mean_over_seeds(runs)["rows"]] == [90.5]
+    assert [each["top1"] for each in groups.mean_over_seeds([run.record for run in runs])["rows"]] == [90.5]
     pictures.draw_runs(runs, tmp_path / "runs")
 
 

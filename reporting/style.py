@@ -1,0 +1,76 @@
+"""How pictures look: one colour for each system in every picture, and the files that they are written to."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import utils
+from models import registry
+
+#: distinct for colour-blind readers (Okabe and Ito), without black, and without the yellow that is too faint on paper
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^v<>ph"
+#: what the systems are compared with is black and has markers of its own
+BASELINE_COLOUR, BASELINE_MARKERS = "black", "XP*"
+#: of networks that are no longer registered
+UNKNOWN_COLOUR = "0.5"
+STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "same bytes again",
+    "text.parse_math": False,  # a "$" in a name is a dollar sign
+}
+
+
+def system_name(folder: str) -> str:
+    """A family's folder as published tables and legends name it."""
+    return folder.replace("_", "-")
+
+
+def system_colours() -> dict[str, str]:
+    """The colour of each system, by its name: in the order of the registry, and black for baselines."""
+    baselines = {system_name(folder) for folder in registry.baselines()}
+    systems = [system_name(folder) for folder in registry.systems()]
+    coloured = [system for system in systems if system not in baselines]
+    colours = {system: COLOURS[i % len(COLOURS)] for i, system in enumerate(coloured)}
+    return colours | dict.fromkeys(baselines, BASELINE_COLOUR)
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """The style of all pictures, for figures that are made and written inside."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # drawn as a box
+        yield
+
+
+def new_figure(width: float, height: float):
+    """A figure of that size in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure, path: str | Path) -> None:
+    """Write a figure as PNG or SVG; the same figure gives the same bytes."""
+    form = Path(path).suffix[1:]
+    with utils.replacing(path) as temporary:
+        figure.savefig(temporary, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+
+
+@contextlib.contextmanager
+def figure_file(path: str | Path, size: tuple[float, float]) -> Iterator:
+    """A figure of that size in inches, written to a PNG or SVG file at the end."""
+    with drawing():
+        figure = new_figure(*size)
+        yield figure
+        save(figure, path)

@@ -1,0 +1,175 @@
+"""The zoo: the trained networks in models/weights/, read from their JSON files, in a table and a picture.
+
+Each network has a file models/weights/<name>.json with the keys
+
+    name          of the network in the zoo, as the file is called
+    model         its published name, and with `dataset` its key in the registry
+    dataset       cifar10, ...
+    flags         flags of the network and its objective that differ from their defaults: {"shared_rank": 8}
+    sha256        of the file of its weights, 64 hexadecimal digits
+    command       that trained it
+    commit        of the code that it was trained with
+    machine       on which it was trained
+    torch         version of PyTorch
+    epochs, seed  of its training
+    parameters    their number
+    points        what was measured at each point on the test images, cheapest first: a list of
+                      name     of the point
+                      macs     multiply-accumulates of an image, or their mean over the test images
+                      top1     percent correct
+                      latency  optional, a list with an entry for each batch size, as in evaluation.json: batch,
+                               median, low and high (seconds of a forward pass), device, threads
+    more_seeds    optional, trainings by the same command with other seeds whose weights are not kept: a list of
+                      seed, and points with name and top1
+
+Other keys are left to those who write them. `python3 -m reporting zoo` writes the pages and the picture.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import utils
+from reporting import evaluations, groups, tables
+from reporting.curves import latency_cost, machines, system_of
+from reporting.measured import mean_and_spread
+from reporting.pictures import draw_curves
+from reporting.published import RESULTS, ROOT
+from utils import UserError
+
+WEIGHTS = ROOT / "models" / "weights"
+#: batch sizes whose latency the table and the picture show
+BATCHES = (1, 64)
+PICTURE = RESULTS / "zoo.png"
+#: in both pages the table is written between these
+START, END = "<!-- written by: python3 -m reporting zoo -->", "<!-- end -->"
+TEXTS = ("name", "model", "dataset", "sha256", "command", "commit", "machine", "torch")
+
+
+def networks() -> list[dict]:
+    """The networks of the zoo by system and name, each an evaluation as `reporting.evaluations.load_run` returns it,
+    with the keys of its JSON file besides.
+
+    Raises:
+        UserError: a file is damaged or lacks a key.
+    """
+    records = [_read(file) for file in sorted(WEIGHTS.glob("*.json"))]
+    return sorted(records, key=lambda record: (system_of(record["model"], record["dataset"]), record["name"]))
+
+
+def _read(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        record = content | {"rows": [_row(point, content) for point in content["points"]]}
+        for key in TEXTS:
+            if not isinstance(record[key], str):
+                raise ValueError(f"{key} is no text")
+        if not re.fullmatch("[0-9a-f]{64}", record["sha256"]) or record["name"] != file.stem:
+            raise ValueError("sha256 has not 64 hexadecimal digits, or name is not that of the file")
+        evaluations.check(record)
+        if "more_seeds" in record:
+            return _mean(record)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{file} does not describe a network of the zoo ({reason}); see reporting/zoo.py") from error
+    return record
+
+
+def _row(point: dict, content: dict) -> dict:
+    """A point as a row of an evaluation."""
+    return {"images": 1} | point | {"point": point["name"], "params": content["parameters"]}
+
+
+def _mean(record: dict) -> dict:
+    """The network with the mean and the standard deviation of its accuracies over all seeds."""
+    others = record["more_seeds"]
+    rows = []
+    for row in record["rows"]:
+        top1 = [point["top1"] for other in others for point in other["points"] if point["name"] == row["point"]]
+        values = [row["top1"], *top1]
+        spread = statistics.stdev(values) if top1 else 0.0
+        rows.append(row | {"top1": statistics.fmean(values), "spread": spread, "seeds": values})
+    return record | {"rows": rows, "seeds": [record["seed"], *(other["seed"] for other in others)]}
+
+
+def table(records: Sequence[dict]) -> str:
+    """Markdown of networks: a row for each point, of networks with many for some of the best."""
+    heads = ["system", "network", "point", "parameters", "MACs", *(f"ms, batch {batch}" for batch in BATCHES)]
+    heads += ["top-1 error", "seeds"]
+    lines = [tables.table_row(*heads), "|" + "---|" * len(heads)]
+    for record in records:
+        for row in tables.some_of(record["rows"]):
+            times = {timing["batch"]: f"{1e3 * timing['median']:.2f}" for timing in row["latency"]}
+            errors = [100 - top1 for top1 in row.get("seeds", [row["top1"]])]
+            cells = [system_of(record["model"], record["dataset"]), record["name"], row["point"], f"{row['params']:,}"]
+            cells += [f"{row['macs'] / 1e6:.2f}M", *(times.get(batch, "") for batch in BATCHES)]
+            seeds = ", ".join(map(str, record.get("seeds", [record["seed"]])))
+            lines.append(tables.table_row(*cells, mean_and_spread(errors), seeds))
+    return "\n".join(lines)
+
+
+def block(picture: str) -> str:
+    """Markdown of the zoo as both pages have it; nothing where there are no networks.
+
+    Args:
+        picture: its path from the page.
+    """
+    records = networks()
+    if not records:
+        return ""
+    images = ", ".join(dict.fromkeys(evaluations.data_title(record) for record in records))
+    trained = ", ".join(dict.fromkeys(f"{record['epochs']} epochs" for record in records))
+    places = machines(timing for record in records for row in record["rows"] for timing in row["latency"])
+    text = f"Networks in `models/weights/`, trained by this code on {images} for {trained}."
+    if places:
+        text += f" Latency: median of a forward pass on {' and '.join(places)}."
+    commands = [
+        f"{record['command']}  # {record['name']}: commit {record['commit']}, {record['machine']}" for record in records
+    ]
+    code = "\n".join(["```", *commands, "```"])
+    return f"{text}\n\n{table(records)}\n\n![error against MACs and against latency]({picture})\n\n{code}"
+
+
+def marked(text: str) -> str:
+    """A block between its marks."""
+    return f"{START}\n\n{text}\n\n{END}" if text else f"{START}\n{END}"
+
+
+def pages() -> dict[Path, str]:
+    """The texts of the pages with the zoo brought up to date, by their files; none where there are no networks."""
+    texts = {}
+    if not networks():
+        return texts
+    for file, picture in ((RESULTS / "README.md", PICTURE.name), (ROOT / "README.md", f"results/{PICTURE.name}")):
+        before, start, rest = file.read_text().partition(START)
+        _, end, after = rest.partition(END)
+        if not (start and end):
+            raise UserError(f"{file} has lost its marks {START} and {END}")
+        texts[file] = f"{before}{marked(block(picture))}{after}"
+    return texts
+
+
+def draw(path: Path) -> None:
+    """Draw error against MACs, and against latency where it was measured."""
+    curves = groups.curves(networks())
+    costs = ["macs", *map(latency_cost, BATCHES)]
+    measured = [cost for cost in costs if any(cost in row for curve in curves for row in curve.all_rows)]
+    images = ", ".join(dict.fromkeys(curve.dataset for curve in curves))
+    draw_curves(curves, path, measured, error=True, title=f"Networks of the zoo: top-1 error against cost on {images}")
+
+
+def write_zoo() -> None:
+    """Write the zoo into results/README.md and README.md, and its picture; nothing where there are no networks."""
+    texts = pages()
+    if not texts:
+        print(f"there are no networks in {WEIGHTS}; nothing was written")
+        return
+    draw(PICTURE)
+    for file, text in texts.items():
+        with utils.replacing(file) as temporary:
+            temporary.write_text(text)
+    print(f"written: {', '.join(map(str, [PICTURE, *texts]))}")
