@@ -14,6 +14,7 @@ with startup.importing(__name__):
     import utils
     from engine import cli
     from models import create_model, create_objective, registry
+    from models.teachers import Teacher
     from reporting import run_report
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=True)
@@ -27,13 +28,17 @@ def main(argv=None):
     utils.seed_everything(args.seed, args.deterministic)
     model = create_model(args.model, args.dataset, **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
+    recipe = engine.Recipe.of(args)
+    engine.check(objective, recipe, device)
+    if teacher := Teacher.of(objective, args.dataset):
+        objective.teacher = teacher.build(model)
     if args.checkpoint:
         args.checkpoint.load_into(model)
     data = load_data(args, device)
     folder = args.save or f"checkpoint/{cli.folder_name(args)}"
     run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))
     utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
-    engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
+    engine.fit(model, objective, data, run, recipe, device, args.checkpoint)
     run_report.of_run(model, data, run)
 
 

@@ -14,6 +14,7 @@ with startup.importing(__name__):
     import utils
     from engine import cli, flags
     from models import create_model, create_objective
+    from models.teachers import Teacher
     from reporting import run_report
 
 SCRIPT = cli.Script(
@@ -32,6 +33,10 @@ def main(argv=None):
     cli.complete(args, device)
     cli.check_network(args, args.crop)
     utils.seed_everything(args.seed, args.deterministic)
+    objective = create_objective(args.model, args.dataset, **args.objective_flags)
+    recipe = engine.Recipe.of(args)
+    engine.check(objective, recipe, device)
+    teacher = Teacher.of(objective, args.dataset)
     data = dataloader.imagefolder(
         args.dataset_path,
         args.batch_size,
@@ -48,13 +53,14 @@ def main(argv=None):
         std=args.std,
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
-    objective = create_objective(args.model, args.dataset, **args.objective_flags)
+    if teacher:
+        objective.teacher = teacher.build(model)
     if args.checkpoint:
         args.checkpoint.load_into(model, args.new_head)
     folder = args.save or f"checkpoint/{cli.folder_name(args)}"
     run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))
     utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
-    engine.fit(model, objective, data, run, engine.Recipe.of(args), device, args.checkpoint)
+    engine.fit(model, objective, data, run, recipe, device, args.checkpoint)
     run_report.of_run(model, data, run)
 
 

@@ -9,7 +9,7 @@ from engine.devices import autocast, broadcast, device_name, multiplies_bf16, pa
 from engine.evaluation import Row, evaluate
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
-from engine.trainer import Trainer, fit, losses_of
+from engine.trainer import Trainer, check, fit, losses_of
 
 __all__ = [
     "Recipe",
@@ -19,6 +19,7 @@ __all__ = [
     "Trainer",
     "autocast",
     "broadcast",
+    "check",
     "device_name",
     "evaluate",
     "fit",

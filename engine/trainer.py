@@ -91,11 +91,24 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
         say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch}{where})")
 
 
+def check(objective: Objective, recipe: Recipe, device: torch.device) -> None:
+    """Raise UserError where objective, recipe and device are incompatible; needs no data, so that scripts ask first."""
+    if recipe.cuda_graph:
+        cuda_graph.check(objective, device, recipe, world_size())
+    if objective.step_per_loss and recipe.accumulate > 1:
+        raise UserError(
+            f"--accumulate {recipe.accumulate} is not supported by an objective that steps after every loss: "
+            "leave it out",
+            exit_code=2,
+        )
+
+
 class Trainer:
     """A run in memory: what an epoch does, and what a checkpoint holds.
 
     Raises:
         UserError: there is nothing to train on, or the recipe, the objective and the device are incompatible.
+        ValueError: the objective needs a teacher and has none.
     """
 
     def __init__(
@@ -107,12 +120,18 @@ class Trainer:
         recipe: Recipe,
         device: torch.device,
     ):
+        check(objective, recipe, device)
+        if objective.teacher_file and objective.teacher is None:
+            raise ValueError("the objective has no teacher yet: set `objective.teacher`, see models.teachers")
+        if not len(data.train):
+            raise UserError("there is no whole batch to train on: give more images (--subset, --valid)")
         self.objective, self.data, self.run, self.recipe, self.device = objective, data, run, recipe, device
         self.model = model.to(device, memory_format=torch.channels_last)
+        if objective.teacher is not None:
+            objective.teacher.to(device, memory_format=torch.channels_last)
         broadcast(self.model)
         self.average = copy.deepcopy(model) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-        self._check()
         if recipe.compile:
             objective.restrict_draws()
         # where steps differ, torch records a graph for each point, of its forward and its backward pass; between those
@@ -122,21 +141,11 @@ class Trainer:
         self.captured: cuda_graph.CapturedStep | None = None
         self.optimizer: torch.optim.SGD | None = None
         self.first_optimizer: dict | None = None  # state with which the first optimizer begins
-        self.first_rng: dict | None = None  # after a resume, state of the generators when the run was stopped
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
         self.epoch, self.step = 0, 0  # epochs done, steps done in the current one
         self.rate, self.started = recipe.lr, time.perf_counter()
         self.first_step = 0  # of the current epoch, in this process
         self.estimated = False  # whether it has been said how long training will take
-
-    def _check(self) -> None:
-        """Refuse what cannot work before anything is trained."""
-        if self.recipe.cuda_graph:
-            cuda_graph.check(self.objective, self.device, self.recipe, world_size())
-        if not len(self.data.train):
-            raise UserError("there is no whole batch to train on: give more images (--subset, --valid)")
-        if self.objective.step_per_loss and self.recipe.accumulate > 1:
-            raise UserError("--accumulate is not supported by an objective that steps after every loss: leave it out")
 
     @property
     def evaluated(self) -> AdaptiveModel:
@@ -209,9 +218,6 @@ class Trainer:
         self.first_optimizer = None
         if self.recipe.momentum:
             add_momentum(self.optimizer)
-        if self.first_rng:  # what the objective built anew, such as a teacher, drew its first weights
-            restore_rng_state(self.first_rng)
-        self.first_rng = None
         if self.step == 0:
             self.objective.means.clear()
         self.started = time.perf_counter()
@@ -398,8 +404,7 @@ class Trainer:
         self.objective.load_state_dict(training["objective"], self.device)
         self.scaler.load_state_dict(training["scaler"])
         self.first_optimizer = checkpoint.optimizer
-        self.first_rng = training["rng"]
-        restore_rng_state(self.first_rng)
+        restore_rng_state(training["rng"])
 
 
 def losses_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str) -> Iterator[Tensor]:

@@ -318,6 +318,20 @@ class Phase:
     fresh: bool = False
 
 
+@dataclass(frozen=True)
+class TeacherFile:
+    """Which trained network an objective learns from.
+
+    Args:
+        source: a checkpoint file, or the name of a published one.
+        model: name of its network, "torchvision:NAME" for one of torchvision's; None is the file's own, or else the
+            network that is trained.
+    """
+
+    source: str
+    model: str | None = None
+
+
 class Objective:
     """How a family is trained.
 
@@ -330,6 +344,11 @@ class Objective:
     step_per_loss = False
     #: whether each step draws sub-networks on the host, so that steps differ
     draws = False
+    #: the trained network that this objective learns from, if there is one. It opens no file itself: whoever builds
+    #: it sets `teacher`, see `models.teachers`
+    teacher_file: TeacherFile | None = None
+    #: that network, in eval mode and without gradients; the trainer moves it to the device
+    teacher: nn.Module | None = None
 
     def __init__(self):
         self.means = RunningMeans()
@@ -341,7 +360,8 @@ class Objective:
     def begin_epoch(self, model: AdaptiveModel, epoch: int) -> Phase:
         """Say what `epoch` (from 0) trains; called with the unwrapped network in train mode, again when a run resumes.
 
-        May set requires_grad and put parts of the network in eval mode. Must depend on `epoch` alone.
+        May set requires_grad and put parts of the network in eval mode. Must depend on `epoch` alone, and draw nothing
+        from the global generators, whose state a resumed run has restored already.
         """
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}])
 

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.adaptive import Objective, Phase, unwrap
+from models.adaptive import Objective, Phase, TeacherFile, unwrap
 from models.embedded.network import Embedded
-from models.embedded.teacher import load_teacher
 from models.shared_basis.basis import BasisBlock, orthogonality
 from models.shared_basis.objective import check_lambda
 
@@ -93,12 +92,13 @@ class EmbeddedLoss(Objective):
         if two_steps and (finetune or embed != "joint"):
             raise ValueError("two_steps needs both networks in a step; use --embed=joint")
         self.embed, self.low_epochs, self.finetune = embed, low_epochs, finetune
-        self.teacher, self.teacher_model = teacher, teacher_model
+        self.full_teaches = teacher == "full"
+        if teacher and not self.full_teaches:
+            self.teacher_file = TeacherFile(teacher, teacher_model)
         self.alpha = {True: kd_alpha, False: kd_alpha_full}  # by whether the pass is the low-cost network's
         self.temperature, self.topk = kd_temp, kd_topk
         self.step_per_loss = two_steps
         self.passes = self.passes_of(0)
-        self.teaching: nn.Module | None = None
 
     def passes_of(self, epoch: int) -> tuple[bool, ...]:
         """The passes of a step of this epoch, in order; True is the low-cost network's."""
@@ -114,11 +114,10 @@ class EmbeddedLoss(Objective):
             for _ in range(epoch + 1):
                 draw = torch.randint(3, (), generator=generator)
             return (int(draw) == 0,)
-        return (False, True) if self.teacher else (True, False)
+        return (False, True) if self.full_teaches or self.teacher_file else (True, False)
 
     def begin_epoch(self, model, epoch):
         self.passes = self.passes_of(epoch)
-        self.load_teacher(model)
         model.requires_grad_(True)
         fresh = False
         if self.finetune:
@@ -136,20 +135,12 @@ class EmbeddedLoss(Objective):
             fresh = epoch == self.low_epochs
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}], fresh)
 
-    def load_teacher(self, model: Embedded) -> None:
-        """Build the teacher beside the network, once."""
-        if self.teacher in (None, "full") or self.teaching is not None:
-            return
-        weight = next(model.parameters())
-        teacher = load_teacher(self.teacher, self.teacher_model, model)
-        self.teaching = teacher.to(weight.device, weight.dtype, memory_format=torch.channels_last)
-
     def teach(self, images: Tensor) -> Tensor | None:
         """The external teacher's logits, where there is one."""
-        if self.teaching is None:
+        if self.teacher is None:
             return None
         with torch.no_grad():
-            return self.teaching(images)
+            return self.teacher(images)
 
     def regulariser(self, network: Embedded) -> Tensor | float:
         """What is added to the loss of every pass."""
@@ -169,7 +160,7 @@ class EmbeddedLoss(Objective):
                 self.means.add(len(labels), **values)
             else:
                 self.track(logits, labels, **values)
-            if self.teacher == "full" and not low:
+            if self.full_teaches and not low:
                 target = logits.detach()
             yield loss
 

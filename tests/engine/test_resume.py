@@ -51,24 +51,6 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_previous(tmp_path, capsys):
     assert "using" in capsys.readouterr().out
 
 
-def test_what_an_objective_builds_draws_nothing_from_a_resume(tmp_path):
-    class Teaches(Both):
-        teacher = None
-
-        def begin_epoch(self, model, epoch):
-            self.teacher = self.teacher or nn.Linear(3, 10)
-            return super().begin_epoch(model, epoch)
-
-        def __call__(self, model, images, labels):
-            for loss in super().__call__(model, images, labels):
-                yield loss * torch.rand(())
-
-    straight, _ = fit(tmp_path / "straight", epochs=2, objective=Teaches())
-    fit(tmp_path / "stopped", epochs=1, objective=Teaches())
-    resumed, _ = fit(tmp_path / "stopped", epochs=2, resume="auto", objective=Teaches())
-    assert torch.equal(straight.late.weight, resumed.late.weight)
-
-
 def test_a_foreign_optimizer_is_left_out(tmp_path, capsys):
     state = torch.optim.SGD(nn.Linear(3, 3).parameters(), 0.1).state_dict()
     torch.save({"optimizer_state_dict": state}, tmp_path / "start.pth")

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from models import create_model, create_objective, load_checkpoint
+from models import create_model, load_checkpoint
 from models.state_dicts import load_state
 from tests.models.embedded.networks import batch, seeded
-from tests.parity import check
 
 
 def plain_file(tmp_path, name, dataset):
@@ -53,19 +52,3 @@ def test_an_embedded_file_for_a_plain_network_names_its_own(name, plain):
     state = create_model(name).state_dict()
     with pytest.raises(ValueError, match=rf"unexpected .*_skip.*; it is one of {name}: use --model={name}$"):
         load_state(create_model(plain), state, "file.pth")
-
-
-def test_a_teacher_knows_its_own_network_and_flags(tmp_path):
-    torch.manual_seed(0)
-    teacher = create_model("ResNet32_DoubleShared", shared_rank=8).eval()
-    flags = {"model": "ResNet32_DoubleShared", "dataset": "cifar10", "shared_rank": 8, "epochs": 3}
-    path = tmp_path / "teacher.pth"
-    torch.save({"net_state_dict": teacher.state_dict(), "training": {"flags": flags}}, path)
-    model = create_model("ResNet32_DoubleShared_skip").train()
-    objective = create_objective("ResNet32_DoubleShared_skip", teacher=str(path))
-    objective.begin_epoch(model, 0)
-    images, labels = batch()
-    with torch.no_grad():
-        assert check.relative(objective.teach(images), teacher(images)) < 1e-5
-    assert len(list(objective(model, images, labels))) == 2
-    assert all(parameter.grad is None for parameter in objective.teaching.parameters())

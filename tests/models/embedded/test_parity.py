@@ -7,6 +7,7 @@ from torch import nn
 from models import create_model, create_objective, profile
 from models.embedded import objective as objectives
 from models.registry import list_models
+from models.teachers import Teacher
 from tests.models.embedded.networks import seeded
 from tests.parity import check, fill
 
@@ -51,6 +52,8 @@ class Step:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self.objective = create_objective(fixture["model"], self.model.built_as.dataset, **flags)
+        if teacher := Teacher.of(self.objective, self.model.built_as.dataset):
+            self.objective.teacher = teacher.build(self.model).double()
         self.phase = self.objective.begin_epoch(self.model, epoch)
         input_shape = fixture["input"]["shape"]
         classes = 1000 if self.model.built_as.dataset == "ilsvrc" else fixture["args"].get("num_classes")

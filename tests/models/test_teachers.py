@@ -1,0 +1,111 @@
+"""Teachers: opened before anything else is done, built beside the student, never by the objective itself."""
+
+import builtins
+
+import pytest
+import torch
+from torch import nn
+
+import train_cifar10
+import train_ilsvrc
+from engine import cli
+from models import create_model, create_objective
+from models.adaptive import CrossEntropy, TeacherFile
+from models.teachers import Teacher
+from tests.engine.runs import digits, fit
+
+
+def teacher_file(folder):
+    """A small trained network's file, with its flags."""
+    torch.manual_seed(0)
+    network = create_model("ResNet32_DoubleShared", shared_rank=8).eval()
+    flags = {"model": "ResNet32_DoubleShared", "dataset": "cifar10", "shared_rank": 8, "epochs": 3}
+    torch.save({"net_state_dict": network.state_dict(), "training": {"flags": flags}}, folder / "teacher.pth")
+    return network, str(folder / "teacher.pth")
+
+
+def test_a_teacher_knows_its_own_network_and_flags(tmp_path):
+    network, path = teacher_file(tmp_path)
+    model = create_model("ResNet32_DoubleShared_skip").train()
+    objective = create_objective("ResNet32_DoubleShared_skip", teacher=path)
+    objective.teacher = Teacher.of(objective, "cifar10").build(model)
+    objective.begin_epoch(model, 0)
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+    with torch.no_grad():
+        torch.testing.assert_close(objective.teach(images), network(images))
+    assert len(list(objective(model, images, labels))) == 2
+    assert not any(parameter.requires_grad for parameter in objective.teacher.parameters())
+    assert not objective.teacher.training
+
+
+def test_an_objective_opens_no_file(tmp_path, monkeypatch):
+    _, path = teacher_file(tmp_path)
+    model = create_model("ResNet32_DoubleShared_skip").train()
+    monkeypatch.setattr(builtins, "open", None)
+    monkeypatch.setattr(torch, "load", None)
+    objective = create_objective("ResNet32_DoubleShared_skip", teacher=path)
+    objective.begin_epoch(model, 0)
+    assert objective.teacher_file.source == path
+    assert create_objective("ResNet32_DoubleShared_skip", teacher="full").teacher_file is None
+
+
+class Taught(CrossEntropy):
+    """A teacher's mean logit counts, and so does a random draw."""
+
+    teacher_file = TeacherFile("teacher.pth")
+
+    def __call__(self, model, images, labels):
+        for loss in super().__call__(model, images, labels):
+            yield loss * torch.rand(()) + self.teacher(images).mean() * model(images).mean()
+
+
+def test_a_taught_run_resumes_bit_for_bit(tmp_path):
+    def taught():
+        objective = Taught()
+        objective.teacher = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).requires_grad_(False)  # draws its weights
+        nn.init.constant_(objective.teacher[1].weight, 0.01)
+        nn.init.zeros_(objective.teacher[1].bias)
+        return objective
+
+    data = digits(subset=256)
+    straight, _ = fit(tmp_path / "straight", 2, objective=taught(), data=data)
+    fit(tmp_path / "stopped", 1, objective=taught(), data=data)
+    resumed, _ = fit(tmp_path / "stopped", 2, resume="auto", objective=taught(), data=data)
+    assert torch.equal(straight.late.weight, resumed.late.weight)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--teacher=nowhere.pth"], 1, "nowhere.pth is neither a file nor"),
+        (["--teacher={file}", "--teacher_model=torchvision:resnet0"], 2, "resnet0 is unknown to torchvision"),
+        (["--teacher={file}", "--teacher_model=ResNet33"], 2, "the closest are ResNet"),
+        (["--two_steps", "--accumulate=2"], 2, "--accumulate 2"),
+    ],
+)
+@pytest.mark.parametrize("script", [train_cifar10, train_ilsvrc], ids=lambda script: script.__name__)
+def test_bad_teachers_are_refused_before_data_is_read(script, flags, code, message, tmp_path, capsys):
+    _, path = teacher_file(tmp_path)
+    model = "ResNet32_DoubleShared_skip" if script is train_cifar10 else "ResNet34_DoubleShared_skip"
+    flags = [flag.format(file=path) for flag in flags]
+    command = [f"--model={model}", "--dataset_path=no/such/folder", f"--save={tmp_path}/run", *flags]
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: script.main(command))
+    error = capsys.readouterr().err
+    assert end.value.code == code
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    _, path = teacher_file(tmp_path)
+    student = create_model("ResNet32_DoubleShared_skip", num_classes=7)
+    objective = create_objective("ResNet32_DoubleShared_skip", teacher=path)
+    with pytest.raises(ValueError, match="fc.weight"):
+        Teacher.of(objective, "cifar10").build(student)
+
+
+def test_training_without_the_teacher_is_an_error(tmp_path):
+    objective = create_objective("ResNet32_DoubleShared_skip", teacher="teacher.pth")
+    with pytest.raises(ValueError, match="no teacher yet"):
+        fit(tmp_path, 1, objective=objective, model=create_model("ResNet32_DoubleShared_skip"))
