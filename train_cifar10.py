@@ -44,8 +44,8 @@ def main(argv=None):
 
 def load_data(args, device):
     """The images, or with `--fallback` the digits, with a loud warning, if no source of the dataset works."""
-    options = dict(valid=args.valid, padding_mode=args.padding_mode, seed=args.seed)
-    own = dict(subset=args.subset, mean=args.mean, std=args.std)
+    options = dict(padding_mode=args.padding_mode, seed=args.seed)
+    own = dict(subset=args.subset, valid=cli.held_out(args), mean=args.mean, std=args.std)
     try:
         return dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, **own, **options)
     except dataloader.NoSource as error:
@@ -56,7 +56,7 @@ def load_data(args, device):
             raise utils.UserError(f"{error}; --fallback={args.fallback} stands in for {same} only") from error
         utils.say(f"!!! {error}\n!!! Falling back to {args.fallback}: what follows is NOT {args.dataset}. !!!")
         args.dataset, args.subset, args.mean, args.std = args.fallback, None, None, None
-        return dataloader.cifar(args.dataset, None, args.batch_size, device, **options)
+        return dataloader.cifar(args.dataset, None, args.batch_size, device, valid=args.valid, **options)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from engine import failures, lists, run_images
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
+from engine.recipe import lr_steps
 from engine.run import Stopped
 from engine.streams import keep_going
 from models import Checkpoint, profile, registry
@@ -211,6 +212,7 @@ def _without_help(argv: list[str]) -> list[str]:
 
 def _check_training(parser: Parser, args: argparse.Namespace) -> None:
     args.compile |= args.fast
+    args.lr_steps = lr_steps(args.lr_steps, args.epochs)
     if args.starting_epoch >= args.epochs:
         parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")
     if args.warmup_epochs >= args.epochs:
@@ -333,6 +335,33 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, UserError) else 1)
+
+
+def held_out(args: argparse.Namespace) -> int | torch.Tensor:
+    """What a training holds out: as many images as --valid says, or the very ones that the file of --pretrained names.
+
+    Weights that were chosen, or are to be judged, on held-out images must not be trained on them in a second stage.
+
+    Returns:
+        A number of images, or their positions in the training set.
+
+    Raises:
+        UserError: --valid asks for another number than the file holds out.
+    """
+    file = args.checkpoint
+    if file is None or getattr(args, "new_head", False) or file.describe().get("dataset") != args.dataset:
+        return args.valid  # other images, in which positions mean nothing
+    held = file.held_out
+    if isinstance(held, int):
+        return args.valid
+    if args.valid not in (0, len(held)):
+        raise UserError(
+            f"--valid {args.valid}: the run behind {file.path} held out {len(held)} images, which are held out here too; "
+            "leave --valid out",
+            exit_code=2,
+        )
+    say(f"holding out the {len(held)} images that {file.path} names")
+    return held
 
 
 def folder_name(args: argparse.Namespace) -> str:

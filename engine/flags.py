@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from engine import recipe
 from models import registry
 from models.deploy import export
 
@@ -80,10 +81,13 @@ def batches(text: str) -> tuple[int, ...]:
     return () if text == "0" else tuple(positive(part) for part in text.split(","))
 
 
-def lr_steps(text: str) -> tuple[tuple[int, float], ...]:
-    """Pairs of (epoch, factor), in order: ((150, 0.1), (225, 0.01)) from "150:0.1,225:0.01"."""
-    pairs = [part.split(":") for part in text.split(",") if part]
-    return tuple(sorted((int(epoch), finite(factor)) for epoch, factor in pairs))
+def lr_steps(text: str) -> str:
+    """Drops of the learning rate, which `cli.parse` reads once it knows --epochs."""
+    try:
+        recipe.lr_steps(text, epochs=1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 # Groups of flags
@@ -128,7 +132,8 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         type=lr_steps,
         default="150:0.1,225:0.01",
         metavar="E:F,..",
-        help="multistep: from epoch E on (from 0) the rate is lr*F (%(default)s)",
+        help="multistep: from epoch E (from 0) on the rate is lr*F; E may be a share of --epochs, such as 50%%, or "
+        "every30, which multiplies by F every 30 epochs (%(default)s)",
     )
     add("--lr_decay", type=above_zero, default=0.98, help="exponential: factor per epoch (default: %(default)s)")
     add("--warmup_epochs", type=not_negative, default=0.0, help="epochs of linear warm-up (default: 0)")

@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+
+
+def lr_steps(text: str, epochs: int) -> tuple[tuple[int, float], ...]:
+    """Read drops of the learning rate: (epoch counted from 0, factor on lr that holds from there on), in order.
+
+    Args:
+        text: such as "150:0.1,225:0.01"; an epoch may be a share of `epochs`, "50%:0.1,75%:0.01", and "every30:0.1"
+            multiplies by the factor every 30 epochs.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    steps = []
+    for part in filter(None, text.split(",")):
+        match = re.fullmatch(r"(?:every([1-9]\d*)|(\d+\.?\d*)%|(\d+)):(\d*\.?\d+(?:e-?\d+)?)", part.strip())
+        if not match or not math.isfinite(float(match[4])):
+            raise ValueError(f"{part} is not EPOCH:FACTOR, such as 150:0.1, 50%:0.1 or every30:0.1")
+        period, share, epoch, factor = match[1], match[2], match[3], float(match[4])
+        if period:
+            starts = range(int(period), epochs, int(period))
+            # rounded, so that two drops by 0.1 are 0.01
+            steps += [(start, float(f"{factor**n:.12g}")) for n, start in enumerate(starts, start=1)]
+        else:
+            steps.append((math.ceil(float(share) * epochs / 100) if share else int(epoch), factor))
+    return tuple(sorted(steps))
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def create_objective(name: str, dataset: str = "cifar10", **flags) -> Objective:
     """Build the objective that trains the network `name`. Raises UserError as `create_model` does."""
     found = entry(name, dataset)
     _check(found.name, flags, found.objective_flags())
-    wanted = inspect.signature(found.objective).parameters
+    wanted = _parameters(found.objective)
     preset = {key: value for key, value in found.preset.items() if key in wanted}
     try:
         return found.objective(**preset, **flags)
@@ -207,15 +207,32 @@ def _natural(name: str) -> list:
 
 def _flags(function: Callable, skip: set[str]) -> list[Flag]:
     helps = _argument_docs(function)
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     flags = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in skip or parameter.kind is parameter.VAR_KEYWORD:
+    for name, (parameter, hint) in _parameters(function).items():
+        if name in skip:
             continue
         if parameter.default is parameter.empty:
             raise TypeError(f"{function.__qualname__}: the flag {name} has no default")
-        flags.append(_flag(name, hints[name], parameter.default, helps.get(name, "")))
+        flags.append(_flag(name, hint, parameter.default, helps.get(name, "")))
     return flags
+
+
+def _parameters(function: Callable) -> dict[str, tuple[inspect.Parameter, object]]:
+    """The arguments of a builder or an objective by name, with their types.
+
+    Where the `__init__` of a class takes `**further`, those of its base class are among them.
+    """
+    callables = [function]
+    if inspect.isclass(function):
+        callables = [base.__init__ for base in function.__mro__ if "__init__" in vars(base)]
+    found: dict[str, tuple[inspect.Parameter, object]] = {}
+    for one in callables:
+        hints, parameters = typing.get_type_hints(one), inspect.signature(one).parameters
+        named = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"}
+        found |= {name: (p, hints[name]) for name, p in named.items() if name not in found}
+        if len(named) + ("self" in parameters) == len(parameters):
+            break
+    return found
 
 
 def _flag(name: str, hint: object, default: object, text: str) -> Flag:

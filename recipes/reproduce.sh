@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train the published CIFAR rows, the most instructive first, and record the results in results/measured/.
 # All of them take days on a GPU; name recipes as arguments to train only those. Run it again and it continues.
+# Runs compute in float32, as the published ones did; OPTIONS=--fast (or --amp=bf16) trains faster, see docs/speed.md.
 # SEEDS="1 2" also trains each recipe with these seeds. Second stages always start from the run with the recipe's seed.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,12 +13,10 @@ cd "$(dirname "$0")/.."
   cifar10-resnet56-s16u1-double-skip cifar10-resnet56-s16u1-double-adn \
   cifar10-mutualnet-wrn28-10 cifar100-mutualnet-wrn28-10
 for recipe in "$@"; do
-  fast=--fast
-  case $recipe in *mutualnet*) fast=--amp=bf16 ;; esac # --fast would draw the widths from a grid
   for seed in "" ${SEEDS:-}; do
     name=$recipe${seed:+-seed$seed}
     [ ! -e "results/measured/$name/evaluation.json" ] || continue # already recorded
-    python3 train_cifar10.py "@recipes/$recipe" ${seed:+--seed=$seed} $fast --resume=auto --save="checkpoint/$name"
+    python3 train_cifar10.py "@recipes/$recipe" ${seed:+--seed=$seed} ${OPTIONS:-} --resume=auto --save="checkpoint/$name"
     python3 -m reporting keep "checkpoint/$name" "$name"
   done
 done

@@ -62,8 +62,9 @@ ARGUMENTS = {
     "category": "controllers learn coarse categories in training.",
     "coarse_file": "text file with the group number of each class, instead of the 58 derived from WordNet.",
     "tau": "temperature of the Gumbel gates in training.",
-    "execution": '"real" skips closed paths, "masked" computes all and multiplies by the gates.',
-    "sample_gates": "keep the Gumbel noise in evaluation.",
+    "target_rate": "share of the images that should run a block, above 0, at most 1.",
+    "execution": '"real" skips what is closed, "masked" computes all and multiplies by the gates.',
+    "sample_gates": "keep the Gumbel noise in evaluation, as the authors of ConvNet-AIG did.",
 }
 
 
@@ -202,10 +203,7 @@ def convnet_aig_cifar(
     """ResNet-110 for 32x32 images whose 54 blocks run or are skipped, image by image (arXiv 1711.11503).
 
     Args:
-        target_rate: share of the images that should run a block, above 0, at most 1.
         target_rates: one target rate for each block, separated by commas; 1 always runs the block.
-        execution: "real" skips closed blocks, "masked" computes all and multiplies by the gates.
-        sample_gates: keep the Gumbel noise in evaluation, as the authors did.
     """
     rates = parse_rates(target_rates, target_rate, 54)
     targets, stages, in_channels = iter(rates), [], 16
@@ -239,11 +237,8 @@ def convnet_aig_ilsvrc(
     """ResNet whose blocks run or are skipped, image by image (arXiv 1711.11503).
 
     Args:
-        target_rate: share of the images that should run a block, above 0, at most 1.
         target_rates: one target rate for each block, separated by commas, or schedule50 or schedule101, which the
             published rows used and in which target_rate fills the gaps; 1 always runs the block.
-        execution: "real" skips closed blocks, "masked" computes all and multiplies by the gates.
-        sample_gates: keep the Gumbel noise in evaluation, as the authors did.
     """
     rates = parse_rates(target_rates, target_rate, sum(blocks))
     targets, stages, in_channels = iter(rates), [], 64

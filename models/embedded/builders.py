@@ -72,11 +72,7 @@ def double_shared_skip(
     skip_fc: Literal["separate", "one"] = "separate",
     from_plain: bool = False,
 ) -> EmbeddedBasisResNet:
-    """ResNet for 32x32 images with two shared bases per group, and a low-cost network inside that uses them too.
-
-    Args:
-        skip_pattern: blocks that the low-cost network leaves out: those in the middle of a group, or its second half.
-    """
+    """ResNet for 32x32 images with two shared bases per group, and a low-cost network inside that uses them too."""
     ranks = shared_rank, unique_rank
     return _basis_skip(
         "3x3", (16, 32, 64), (blocks,) * 3, num_classes, 2, ranks, "all", skip_pattern, skip_fc, from_plain
@@ -92,12 +88,7 @@ def single_shared_skip(
     skip_fc: Literal["separate", "one"] = "separate",
     from_plain: bool = False,
 ) -> EmbeddedBasisResNet:
-    """ResNet-34 for 32x32 images with one shared basis per group, and a low-cost network inside that uses it too.
-
-    Args:
-        shared_rank: filters of a shared basis in the group of 64 channels; 2, 4 and 8 times as many in the others.
-        unique_rank: unshared filters of each convolution in the group of 64 channels; grows likewise.
-    """
+    """ResNet-34 for 32x32 images with one shared basis per group, and a low-cost network inside that uses it too."""
     ranks = shared_rank, unique_rank
     return _basis_skip("3x3", WIDTHS, (3, 4, 6, 3), num_classes, 1, ranks, "shared", skip_pattern, skip_fc, from_plain)
 
@@ -111,12 +102,7 @@ def double_shared_skip_ilsvrc(
     skip_fc: Literal["separate", "one"] = "separate",
     from_plain: bool = False,
 ) -> EmbeddedBasisResNet:
-    """ResNet-34 for 224x224 images with two shared bases per group, and a low-cost network inside that uses them too.
-
-    Args:
-        shared_rank: filters of a shared basis in the group of 64 channels; 2, 4 and 8 times as many in the others.
-        unique_rank: unshared filters of each convolution in the group of 64 channels; grows likewise.
-    """
+    """ResNet-34 for 224x224 images with two shared bases per group, and a low-cost network inside that uses them."""
     ranks = shared_rank, unique_rank
     return _basis_skip("7x7", WIDTHS, (3, 4, 6, 3), num_classes, 2, ranks, "shared", skip_pattern, skip_fc, from_plain)
 

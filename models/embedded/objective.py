@@ -170,37 +170,12 @@ class SharedEmbeddedLoss(EmbeddedLoss):
 
     Args:
         lambdaR: weight of the orthogonality loss of the shared bases.
-
-    The other arguments are those of `EmbeddedLoss`.
+        **embedded: as for `EmbeddedLoss`.
     """
 
-    def __init__(
-        self,
-        lambdaR: float = 10.0,
-        embed: Literal["joint", "alternate", "low_first", "low", "full"] = "joint",
-        low_epochs: int = 300,
-        finetune: Literal["low", "full"] | None = None,
-        teacher: str | None = None,
-        teacher_model: str | None = None,
-        kd_alpha: float = 0.9,
-        kd_alpha_full: float | None = None,
-        kd_temp: float = 4.0,
-        kd_topk: int = 500,
-        two_steps: bool = False,
-    ):
+    def __init__(self, lambdaR: float = 10.0, **embedded):
         check_lambda(lambdaR)
-        super().__init__(
-            embed,
-            low_epochs,
-            finetune,
-            teacher,
-            teacher_model,
-            kd_alpha,
-            kd_alpha_full,
-            kd_temp,
-            kd_topk,
-            two_steps,
-        )
+        super().__init__(**embedded)
         self.lambdaR = lambdaR
 
     def regulariser(self, network):
@@ -216,7 +191,7 @@ class SubPathLoss(Objective):
     KD compares the 500 classes that the largest network ranks first. Patterns between the two are never trained.
 
     Args:
-        subpath_alpha: a, the weight of the largest network's cross entropy; distillation of the smallest has the rest.
+        subpath_alpha: weight a of the largest network's cross entropy; distillation of the smallest has the rest.
         subpath_temp: temperature of distillation.
         fpn: also distil the channels of all stages but the last, averaged over space, for use under a detector.
         norm_weight_decay: weight decay of norms, in place of --weight_decay.
@@ -283,22 +258,12 @@ class SharedSubPathLoss(SubPathLoss):
 
     Args:
         lambdaR: weight of the orthogonality loss of the shared bases.
-        subpath_alpha: weight of the largest network's cross entropy; distillation of the smallest has the rest.
-
-    The other arguments are those of `SubPathLoss`.
+        **subpath: as for `SubPathLoss`.
     """
 
-    def __init__(
-        self,
-        lambdaR: float = 10.0,
-        subpath_alpha: float = 0.5,
-        subpath_temp: float = 1.0,
-        fpn: bool = False,
-        norm_weight_decay: float = 0.0,
-        bias_weight_decay: float = 0.0,
-    ):
+    def __init__(self, lambdaR: float = 10.0, **subpath):
         check_lambda(lambdaR)
-        super().__init__(subpath_alpha, subpath_temp, fpn, norm_weight_decay, bias_weight_decay)
+        super().__init__(**subpath)
         self.lambdaR = lambdaR
 
     def regulariser(self, network):

@@ -19,8 +19,9 @@ from models.training_defaults import (
 )
 
 ARGUMENTS = {
-    "shared_rank": "filters of a shared basis in the group of 16 channels; twice and four times as many in the others.",
-    "unique_rank": "unshared filters of each convolution in the group of 16 channels; grows likewise.",
+    "shared_rank": "filters of a shared basis in the narrowest group (16 channels, of ResNet-34 64); wider groups have "
+    "more in proportion.",
+    "unique_rank": "unshared filters of each convolution in the narrowest group; wider groups have more in proportion.",
 }
 
 
@@ -56,11 +57,7 @@ def shared_only(num_classes: int, blocks: int, shared_rank: int = 16) -> SharedB
 @register(_depths("NonShared"), ("cifar10",), defaults=CIFAR10_TRAINING)
 @register(_depths("NonShared"), ("cifar100",), defaults=CIFAR100_TRAINING)
 def non_shared(num_classes: int, blocks: int, unique_rank: int = 1) -> SharedBasisResNet:
-    """ResNet for 32x32 images of factored convolutions that share nothing: the counterpart of shared bases.
-
-    Args:
-        unique_rank: filters of each convolution in the group of 16 channels; grows with the channels.
-    """
+    """ResNet for 32x32 images of factored convolutions that share nothing: the counterpart of shared bases."""
     return _three_groups(blocks, num_classes, 0, unique_rank=unique_rank)
 
 
@@ -70,32 +67,19 @@ RESNET34 = (3, 4, 6, 3)
 
 @register("ResNet34_SingleShared", ("cifar100",), BasisLoss, CIFAR100_TRAINING)
 def resnet34_single_shared_cifar(num_classes: int, shared_rank: int = 16, unique_rank: int = 1) -> SharedBasisResNet:
-    """ResNet-34 for 32x32 images with one shared basis per group, for both convolutions of a block.
-
-    Args:
-        shared_rank: filters of a shared basis in the group of 64 channels; 2, 4 and 8 times as many in the others.
-        unique_rank: unshared filters of each convolution in the group of 64 channels; grows likewise.
-    """
+    """ResNet-34 for 32x32 images with one shared basis per group, for both convolutions of a block."""
     return SharedBasisResNet("3x3", WIDTHS, RESNET34, num_classes, 1, shared_rank, unique_rank)
 
 
 @register("ResNet34_SharedOnly", ("cifar100",), BasisLoss, CIFAR100_TRAINING)
 def resnet34_shared_only(num_classes: int, shared_rank: int = 16) -> SharedBasisResNet:
-    """ResNet-34 for 32x32 images with one shared basis per group and no other 3x3 filters in the repeated blocks.
-
-    Args:
-        shared_rank: filters of a shared basis in the group of 64 channels; 2, 4 and 8 times as many in the others.
-    """
+    """ResNet-34 for 32x32 images with one shared basis per group and no other 3x3 filters in the repeated blocks."""
     return SharedBasisResNet("3x3", WIDTHS, RESNET34, num_classes, 1, shared_rank)
 
 
 @register("ResNet34_NonShared", ("cifar100",), defaults=CIFAR100_TRAINING)
 def resnet34_non_shared(num_classes: int, unique_rank: int = 1) -> SharedBasisResNet:
-    """ResNet-34 for 32x32 images of factored convolutions that share nothing.
-
-    Args:
-        unique_rank: filters of each convolution in the group of 64 channels; grows with the channels.
-    """
+    """ResNet-34 for 32x32 images of factored convolutions that share nothing."""
     return SharedBasisResNet("3x3", WIDTHS, RESNET34, num_classes, 0, unique_rank=unique_rank)
 
 
@@ -106,12 +90,7 @@ def resnet34_non_shared(num_classes: int, unique_rank: int = 1) -> SharedBasisRe
     ILSVRC_TRAINING,
 )
 def resnet34_ilsvrc(num_classes: int, num_bases: int, shared_rank: int = 32, unique_rank: int = 1) -> SharedBasisResNet:
-    """ResNet-34 for 224x224 images with one shared basis per group (Single) or one for each convolution (Double).
-
-    Args:
-        shared_rank: filters of a shared basis in the group of 64 channels; 2, 4 and 8 times as many in the others.
-        unique_rank: unshared filters of each convolution in the group of 64 channels; grows likewise.
-    """
+    """ResNet-34 for 224x224 images with one shared basis per group (Single) or one for each convolution (Double)."""
     return SharedBasisResNet("7x7", WIDTHS, RESNET34, num_classes, num_bases, shared_rank, unique_rank)
 
 
@@ -154,10 +133,6 @@ def resnext50_single_shared(num_classes: int, shared_rank: int = 64, unique_rank
 
     The ranks must be a multiple of 4, so the script's published defaults (16, 1) cannot be built; these are those of
     the published row, whose label names other ones by mistake.
-
-    Args:
-        shared_rank: filters of a shared basis in the narrowest group; 2, 4 and 8 times as many in the others.
-        unique_rank: unshared filters of each block in the narrowest group; grows likewise.
     """
     return SharedBasisResNeXt(shared_rank, unique_rank, num_classes)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from engine import Recipe
+from engine.recipe import lr_steps
 from models import create_model, create_objective, profile, registry
 from models.msdnet import budget
 from models.msdnet.counting import authors_costs
@@ -210,18 +211,9 @@ def test_thresholds_and_results_match_the_authors_tester():
 
 def test_learning_rates_are_those_of_the_authors():
     for case in check.load("msdnet", "lr_schedule")["outputs"]["cases"]:
-        if case["lr_type"] == "cosine":
-            steps = ()
-        elif case["data"] == "ImageNet":
-            steps = published_steps("ilsvrc")
-        else:
-            steps = tuple((start * case["epochs"] // 300, factor) for start, factor in published_steps(case["data"]))
+        dataset = "ilsvrc" if case["data"] == "ImageNet" else case["data"]
+        steps = lr_steps(registry.entry("msdnet_ge", dataset).defaults["lr_steps"], case["epochs"])
         recipe = Recipe(case["epochs"], case["lr"], lr_schedule=case["lr_type"], lr_steps=steps)
         for epoch, batch, lr in case["points"]:
             batches = case["batches_per_epoch"]
             assert recipe.rate(epoch * batches + batch, batches) == pytest.approx(lr, rel=1e-5)
-
-
-def published_steps(dataset):
-    text = registry.entry("msdnet_ge", dataset).defaults["lr_steps"]
-    return tuple((int(start), float(factor)) for start, factor in (pair.split(":") for pair in text.split(",")))
