@@ -356,8 +356,8 @@ def held_out(args: argparse.Namespace) -> int | torch.Tensor:
         return args.valid
     if args.valid not in (0, len(held)):
         raise UserError(
-            f"--valid {args.valid}: the run behind {file.path} held out {len(held)} images, which are held out here too; "
-            "leave --valid out",
+            f"--valid {args.valid}: the run behind {file.path} held out {len(held)} images, which are held out here "
+            "too; leave --valid out",
             exit_code=2,
         )
     say(f"holding out the {len(held)} images that {file.path} names")
