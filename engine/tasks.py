@@ -35,7 +35,7 @@ def evaluate(
     model.for_images((3, _side(args), _side(args)))
     points = cli.named_points(model, args.point)
     if args.extract:
-        model.empty_extract(args.extract[0])  # raises where there is nothing to extract
+        model.extract(args.extract[0], empty=True)  # raises where there is nothing to extract
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
     checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))

@@ -68,8 +68,22 @@ class BuiltAs:
 class AdaptiveModel(nn.Module):
     """A network that can be run at one or several points.
 
-    A family sets `points`, cheapest first, and implements `compute`. Where images cost differently it implements
-    `compute_counted` as well; where a point's name is one of infinitely many it extends `find_point`.
+    A family sets `points`, cheapest first, and implements `compute`. Users call `model(images, point)`, `infer` and
+    `point`, which no family overrides. All else has a default, and is there for one thing that a user sees:
+
+    - `main_point`: what a run is judged by, and what "the network" means where no point is named;
+    - `watched`: the points whose accuracy is printed after every epoch;
+    - `default_points`: the points of an evaluation without --point;
+    - `find_point`: names of points that no list can hold, such as w0.6125-r192;
+    - `point_for_budget`: --budget, where a point can be made for any mean cost;
+    - `compute_counted`: costs that differ from image to image;
+    - `sweep`: several points in less time than one after the other;
+    - `prepare`, `preparation`, `prepared_state`, `load_prepared_state`: what must be found on images before a point can
+      be evaluated, and is kept beside the weights;
+    - `extract`: --extract; `fold`: --fold;
+    - `report`: tables and figures of an evaluation that only this family has;
+    - `authors_macs`: the authors' own counting in published tables;
+    - `adapt_state_dict`: files of others.
     """
 
     points: tuple[Point, ...] = (FULL,)
@@ -200,13 +214,13 @@ class AdaptiveModel(nn.Module):
         """A point made for a mean cost of `macs` an image; None where one of `points` has to be chosen."""
         return None
 
-    def extract(self, point: Point | str | None = None) -> AdaptiveModel:
-        """The sub-network of a point as a smaller network of its own. Raises UserError where there is none."""
-        raise UserError(f"{type(self).__name__} has no sub-networks to extract", exit_code=2)
+    def extract(self, point: Point | str | None = None, empty: bool = False) -> AdaptiveModel:
+        """The sub-network of a point as a smaller network of its own. Raises UserError where there is none.
 
-    def empty_extract(self, point: Point | str) -> AdaptiveModel:
-        """The network that `extract` returns, with weights that are yet to be loaded."""
-        return self.extract(point)
+        Args:
+            empty: its weights are about to be loaded, so that they need not be ready here.
+        """
+        raise UserError(f"{type(self).__name__} has no sub-networks to extract", exit_code=2)
 
     def fold(self, batches: Sequence[Tensor] = ()) -> AdaptiveModel:
         """A copy for inference with the same logits and points, successive linear operations merged into convolutions.
@@ -227,17 +241,9 @@ class AdaptiveModel(nn.Module):
         """
         return []
 
-    def published_flops(self, convention: str, shape: Sequence[int], point: Point | str | None = None) -> int:
-        """Cost of one image of `shape` as a published table counts it.
-
-        Args:
-            convention: macs, 2macs, ptflops or 2ptflops; a family may know further ones.
-        """
-        counter = convention.removeprefix("2")
-        counters = {"macs": profile.count_macs, "ptflops": profile.count_ptflops}
-        if counter not in counters:
-            raise ValueError(f"unknown way of counting {convention!r}")
-        return (2 if convention.startswith("2") else 1) * counters[counter](self, shape, self.point(point))
+    def authors_macs(self, shape: Sequence[int], point: Point) -> int:
+        """Cost of one image of `shape` as this family's authors count it; by default what is executed."""
+        return profile.count_macs(self, shape, point)
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translate a foreign checkpoint's keys (wrapper prefixes already removed) into this network's."""

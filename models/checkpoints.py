@@ -187,7 +187,7 @@ class Checkpoint:
         flags = {name: value for name, value in own.items() if name in known} | flags
         network = registry.create_model(model, dataset, num_classes, **flags)
         if extracted := self._part("extracted"):
-            network = network.empty_extract(extracted["point"])
+            network = network.extract(extracted["point"], empty=True)
         self.load_into(network)
         return network
 

@@ -20,6 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils import UserError
 
+#: what ptflops counts one operation per element for, besides batch norms: `nn.ReLU` and pooling modules
+ACTIVATIONS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
+
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
@@ -57,6 +60,27 @@ def count_ptflops(model: nn.Module, shape: Sequence[int], point=None) -> int:
     """
     macs, norm_elements = _count(model, shape, point)
     return macs + 2 * norm_elements
+
+
+def count_published(model: nn.Module, convention: str, shape: Sequence[int], point=None) -> int:
+    """Cost of one image of `shape` as a published table counts it.
+
+    Args:
+        convention: "macs"; "ptflops"; "ptflops-relu", which adds one operation for each element that a ReLU or a
+            pooling reads, as ptflops does for networks of `nn.ReLU` modules; "authors", as the family's authors count;
+            or twice that, "2macs" and so on.
+    """
+    point = model.point(point)
+    counters = {
+        "macs": lambda: count_macs(model, shape, point),
+        "ptflops": lambda: count_ptflops(model, shape, point),
+        "ptflops-relu": lambda: count_ptflops(model, shape, point) + count_elements(model, shape, point, ACTIVATIONS),
+        "authors": lambda: model.authors_macs(shape, point),
+    }
+    counter = convention.removeprefix("2")
+    if counter not in counters:
+        raise ValueError(f"unknown way of counting {convention!r}; there are {', '.join(counters)}")
+    return (2 if convention.startswith("2") else 1) * counters[counter]()
 
 
 def count_thop(model: nn.Module, shape: Sequence[int], point=None) -> float:

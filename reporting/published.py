@@ -62,7 +62,7 @@ class PublishedRow:
             return profile.count_params(model), None, None
         flops = None
         if self.flops:
-            flops = model.published_flops(self.flops_means, shape, point)
+            flops = profile.count_published(model, self.flops_means, shape, point)
         return profile.count_params(model), profile.count_macs(model, shape, point), flops
 
 

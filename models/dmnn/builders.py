@@ -214,7 +214,7 @@ def convnet_aig_cifar(
             in_channels = width
     grouping = coarse.CIFAR100 if num_classes == 100 else None
     gated = dict(grouping=grouping, tau=tau, execution=execution, sampled=sample_gates)
-    model = AIGResNet(3, 16, False, stages, "linear", 64, num_classes, target_rates=rates, gate_layers="fc2", **gated)
+    model = AIGResNet("3x3", 16, stages, 64, num_classes, target_rates=rates, gate_layers="fc2", **gated)
     model.conv1.reset_parameters()
     return model
 
@@ -251,6 +251,4 @@ def convnet_aig_ilsvrc(
             in_channels = 4 * width
     grouping = coarse.ilsvrc() if num_classes == 1000 else None
     gated = dict(grouping=grouping, tau=tau, execution=execution, sampled=sample_gates)
-    return AIGResNet(
-        7, 64, True, stages, "linear", in_channels, num_classes, target_rates=rates, gate_layers="fc", **gated
-    )
+    return AIGResNet("7x7", 64, stages, in_channels, num_classes, target_rates=rates, gate_layers="fc", **gated)

@@ -75,5 +75,5 @@ class MultiPathMobileNetV2(MultiPath, GatedNetwork):
     def gated_blocks(self):
         return self.features[1:-1]
 
-    def head(self, x):
+    def classify(self, x):
         return self.classifier(F.adaptive_avg_pool2d(self.features[-1](x), 1).flatten(1))

@@ -83,26 +83,29 @@ class Costs:
 
 
 class GatedNetwork(AdaptiveModel):
-    """Stem, gated blocks, head.
+    """Stem, gated blocks, classifier.
 
-    Subclasses implement `stem`, `head` and `gated_blocks`; `stage_of_block` says where the resolution changes.
+    Subclasses implement `stem(images)`, `classify(x)`, from the last block's output to logits, and `gated_blocks`;
+    `stage_of_block` says where the resolution changes.
 
     Args:
         grouping: coarse categories of the classes, if there are any.
         tau: temperature of the gates in training.
         execution, sampled: how the point `gated` runs, see `GatedPoint`.
+        *trunk: of the network around the blocks, where a subclass takes one from `models.trunks`.
     """
 
     stage_of_block: Sequence[int]
 
     def __init__(
         self,
+        *trunk,
         grouping: Grouping | None = None,
         tau: float = 1.0,
         execution: Execution = "real",
         sampled: bool = False,
     ):
-        super().__init__()
+        super().__init__(*trunk)
         if tau <= 0:
             raise ValueError(f"tau {tau} must be above 0")
         self.grouping, self.tau = grouping, tau
@@ -115,12 +118,6 @@ class GatedNetwork(AdaptiveModel):
     def main_point(self):
         """`gated`: what the network was trained for."""
         return self.points[0]
-
-    def stem(self, images: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not implement stem")
-
-    def head(self, x: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not implement head")
 
     def gated_blocks(self) -> Iterable[GatedBlock]:
         raise TypeError(f"{type(self).__name__} does not implement gated_blocks")
@@ -163,7 +160,7 @@ class GatedNetwork(AdaptiveModel):
             gates.append(opened)
             soft.append(probability)
         stacked = [torch.stack(values, dim=1) for values in (gates, soft)]
-        return Routed(self.head(x), *stacked, torch.stack(categories, dim=1) if categories else None)
+        return Routed(self.classify(x), *stacked, torch.stack(categories, dim=1) if categories else None)
 
     def costs(self, shape: Sequence[int]) -> Costs:
         """What each part costs for one image of `shape` (channels, height, width); remembered.

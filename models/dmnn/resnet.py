@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import nn
 
 from models.dmnn.coarse import Grouping
@@ -14,60 +14,44 @@ from models.dmnn.gates import Controller
 from models.dmnn.layers import GatedBlock, ResidualBlock
 from models.dmnn.network import GatedNetwork, MultiPath, category_groups, check_paths
 from models.dmnn.paths import Path
-from models.layers import conv, projection
+from models.layers import projection
+from models.trunks import Group, ResNetTrunk
 
 #: width of a path over the width of the undivided block, for the published numbers of paths
 WIDTHS = {2: 0.6, 3: 0.467, 4: 0.375}
 
 
-class GatedResNet(GatedNetwork):
-    """First convolution, four or three stages `layer1`.. of gated blocks, and a linear classifier.
+class GatedResNet(GatedNetwork, ResNetTrunk):
+    """First convolution, stages `layer1`.. of gated blocks, and a linear classifier.
 
     Args:
-        stem_size: side of the first convolution's filters: 7 (stride 2) or 3 (stride 1).
-        pool: whether a 3x3 max-pool of stride 2 follows it.
+        stem, stem_channels, features: as for `ResNetTrunk`.
         stages: the blocks.
-        classifier: name of the last layer.
-        features: output channels of the last stage.
         **gated: as for `GatedNetwork`.
     """
 
-    norms_of = (("conv1", "bn1"),)
-
     def __init__(
         self,
-        stem_size: Literal[3, 7],
+        stem: Literal["3x3", "7x7"],
         stem_channels: int,
-        pool: bool,
         stages: Sequence[Sequence[GatedBlock]],
-        classifier: str,
         features: int,
         num_classes: int,
         **gated,
     ):
-        super().__init__(**gated)
-        self.conv1 = conv(3, stem_channels, stem_size, stride=2 if stem_size == 7 else 1)
-        self.bn1 = nn.BatchNorm2d(stem_channels)
-        self.pool, self.num_stages, self.classifier = pool, len(stages), classifier
-        for number, blocks in enumerate(stages, start=1):
-            self.add_module(f"layer{number}", nn.Sequential(*blocks))
-        self.add_module(classifier, nn.Linear(features, num_classes))
+        super().__init__(stem, stem_channels, [Group(blocks) for blocks in stages], features, num_classes, **gated)
         self.stage_of_block = [stage for stage, blocks in enumerate(stages) for _ in blocks]
 
-    def stem(self, images):
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        return F.max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
-
     def gated_blocks(self):
-        for number in range(1, self.num_stages + 1):
-            yield from getattr(self, f"layer{number}")
-
-    def head(self, x):
-        return getattr(self, self.classifier)(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return itertools.chain(*self.layers())
 
 
 class MultiPathResNet(MultiPath, GatedResNet):
-    """DMNN-50 and DMNN-101."""
+    """DMNN-50 and DMNN-101: a max-pool follows the first convolution, whatever its size."""
+
+    def __init__(self, *resnet, **gated):
+        super().__init__(*resnet, **gated)
+        self.pool = True
 
 
 def path_width(num_paths: int, channels: int) -> int:
@@ -116,8 +100,8 @@ def multi_path_resnet(
             downsample = None if in_channels == out_channels else projection(in_channels, out_channels, stride)
             stages[-1].append(ResidualBlock(controller, paths, downsample))
             in_channels = out_channels
-    stem_size = 3 if small else 7
-    return MultiPathResNet(stem_size, 64, True, stages, "fc", in_channels, num_classes, grouping=grouping, **gated)
+    stem = "3x3" if small else "7x7"
+    return MultiPathResNet(stem, 64, stages, in_channels, num_classes, grouping=grouping, **gated)
 
 
 class AIGResNet(GatedResNet):
@@ -128,6 +112,8 @@ class AIGResNet(GatedResNet):
         gate_layers: what the names of the layers whose learning rate `lrfact` scales have in common.
         *resnet, **gated: as for `GatedResNet`.
     """
+
+    classifier = "linear"
 
     def __init__(self, *resnet, target_rates: tuple[float, ...], gate_layers: str, **gated):
         super().__init__(*resnet, **gated)

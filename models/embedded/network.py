@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import profile
@@ -17,9 +16,6 @@ from models.embedded.layers import TwoVersions, keep_one_version
 from models.embedded.paths import SkipPoint, SubPath
 from models.shared_basis.basis import bases_by_group
 from utils import UserError
-
-#: what the authors' counter counts one operation per element for, besides batch norms: `nn.ReLU` and pooling modules
-COUNTED_BY_PTFLOPS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
 
 
 class Embedded(AdaptiveModel):
@@ -101,17 +97,6 @@ class Embedded(AdaptiveModel):
             f"{problem}; write T (skip) or F for each of the {len(last)} stages, such as {example}", exit_code=2
         )
 
-    def published_flops(self, convention, shape, point=None):
-        """As for every network; `ptflops-relu` adds one operation for each element that a ReLU or a pooling reads.
-
-        That is what ptflops reports for networks of `nn.ReLU` modules, such as the authors' adaptive depth networks.
-        """
-        if convention != "ptflops-relu":
-            return super().published_flops(convention, shape, point)
-        return profile.count_ptflops(self, shape, point) + profile.count_elements(
-            self, shape, point, COUNTED_BY_PTFLOPS
-        )
-
     # Which parts belong to one network alone
 
     def own_layers(self, low: bool) -> list[nn.Module]:
@@ -145,7 +130,7 @@ class Embedded(AdaptiveModel):
         """For each stage the modules that are switched with it."""
         return [list(blocks) for blocks in self.stages()]
 
-    def extract(self, point=None):
+    def extract(self, point=None, empty=False):
         """A copy that holds the layers of one point only."""
         point = self.point(point)
         skip = point.skip

@@ -196,12 +196,11 @@ class MultiExit(AdaptiveModel):
         """The published sweep of budgets as tables and a figure; nothing if no images were held out."""
         return report.report(self, data) if data.valid is not None else []
 
-    def published_flops(self, convention, shape, point=None):
-        """Costs as every family counts them, and `authors`: as the tables of this family do (see `counting`)."""
-        point = self.point(point)
-        if convention == "authors" and isinstance(point, Exit):
+    def authors_macs(self, shape, point):
+        """As the tables of this family count an exit (see `counting`); they have no other points."""
+        if isinstance(point, Exit):
             return counting.published_total(self, shape, point.exit)
-        return super().published_flops(convention, shape, point)
+        return super().authors_macs(shape, point)
 
     @property
     def budget_points(self) -> tuple[BudgetPoint, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.slimmable.forms import Form
 from models.slimmable.layers import Chain, Channels, Cut, Fixed, Sliced, SlimConv2d, SlimLinear
-from models.slimmable.network import Slimmable, pool
+from models.slimmable.network import Slimmable
 
 #: (channels, blocks, stride of the first) of each stage
 V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
@@ -85,9 +85,6 @@ class SlimMobileNetV1(Slimmable):
         self.classifier = Chain(SlimLinear(channels[-1], num_classes))
         self.finish()
 
-    def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
-        return self.classifier(pool(self.features(images, cut)), cut)
-
 
 class SlimMobileNetV2(Slimmable):
     """A stem, inverted residuals, and a wide pointwise convolution before the classifier.
@@ -112,9 +109,6 @@ class SlimMobileNetV2(Slimmable):
         )
         self.classifier = Chain(SlimLinear(tail, num_classes))
         self.finish()
-
-    def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
-        return self.classifier(pool(self.features(images, cut)), cut)
 
 
 def mobilenet_v1(num_classes: int, form: Form, **points) -> SlimMobileNetV1:

@@ -38,7 +38,7 @@ class Slimmable(AdaptiveModel):
     change. Widths that the state dict lists can also be run with the moving statistics of training. Any other pair is
     refused until it has been prepared.
 
-    Subclasses build their layers, call `finish`, and implement `logits`.
+    Subclasses build their layers and call `finish`; those without `features` and `classifier` implement `logits`.
 
     Args:
         form: which widths there are.
@@ -89,8 +89,12 @@ class Slimmable(AdaptiveModel):
         return (module for module in self.modules() if isinstance(module, SlimLayer))
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
-        """Run images of the right size: logits (N, classes). The cut is None where all layers are ordinary ones."""
-        raise TypeError(f"{type(self).__name__} does not implement logits")
+        """Run images of the right size: logits (N, classes), by default from `features`, averaged, and `classifier`.
+
+        Args:
+            cut: None where all layers are ordinary ones.
+        """
+        return self.classifier(pool(self.features(images, cut)), cut)
 
     # Points
 
@@ -206,11 +210,9 @@ class Slimmable(AdaptiveModel):
             return True
         return width in self.form.listed and self.prepared.running_statistics != "unknown"
 
-    def published_flops(self, convention: str, shape: Sequence[int], point: Point | str | None = None) -> int:
-        """As for every network; the convention `authors` adds the elements that pooling modules average."""
-        if convention == "authors":
-            return profile.count_macs(self, shape, point) + self.pooled_elements(self.point(point))
-        return super().published_flops(convention, shape, point)
+    def authors_macs(self, shape: Sequence[int], point: SlimPoint) -> int:
+        """The authors' counter adds the elements that pooling modules average."""
+        return profile.count_macs(self, shape, point) + self.pooled_elements(point)
 
     def pooled_elements(self, point: SlimPoint) -> int:
         """What the authors' counter adds for average pooling: the elements of its input."""
@@ -324,19 +326,17 @@ class Slimmable(AdaptiveModel):
             means, variances = (row.split(sizes) for row in table.to(device))
             self.prepared.statistics[width, side] = {device: tuple(zip(means, variances))}
 
-    def extract(self, point=None) -> Extracted:
+    def extract(self, point=None, empty=False) -> Extracted:
         """The sub-network of a point as an ordinary smaller network with equal logits, on the same device.
 
         Raises:
             ValueError: the network has no such point, or it is not calibrated.
         """
         point = self.point(point)
+        if empty:
+            return Extracted(self, point, Cut(point.width, False)).eval()
         with profile.evaluating(self):
             return Extracted(self, point, self.cut(point, next(self.parameters()).device)).eval()
-
-    def empty_extract(self, point):
-        point = self.point(point)
-        return Extracted(self, point, Cut(point.width, False)).eval()
 
     # Files from elsewhere
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.slimmable.forms import Form, Switchable, Universal
 from models.slimmable.layers import Chain, Channels, Cut, Fixed, Sliced, SlimConv2d, SlimLinear
-from models.slimmable.network import Slimmable, pool
+from models.slimmable.network import Slimmable
 
 #: blocks in each of the four stages
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -73,9 +73,6 @@ class SlimResNet(Slimmable):
         )
         self.classifier = Chain(SlimLinear(inputs[-1], num_classes))
         self.finish()
-
-    def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
-        return self.classifier(pool(self.features(images, cut)), cut)
 
 
 def universal_resnet(num_classes: int, form: Universal, depth: int, **points) -> SlimResNet:

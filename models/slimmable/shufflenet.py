@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.slimmable.forms import Switchable
 from models.slimmable.layers import Chain, Cut, Fixed, Listed, Sliced, SlimConv2d, SlimLinear
-from models.slimmable.network import Slimmable, SlimPoint, pool
+from models.slimmable.network import Slimmable, SlimPoint
 
 GROUPS = 3
 #: (channels, blocks) of each stage; every stage begins with stride 2
@@ -83,7 +83,7 @@ class SlimShuffleNet(Slimmable):
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
         x = torch.cat([self.get_submodule(f"head_{i}")(images, cut) for i in range(GROUPS)], dim=1)
-        return self.classifier(pool(self.features(x, cut)), cut)
+        return super().logits(x, cut)
 
     def pooled_elements(self, point: SlimPoint) -> int:
         side, elements = ((point.resolution + 1) // 2 - 1) // 2, 0  # the stem's pool does not pad
