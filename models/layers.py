@@ -41,9 +41,9 @@ def select_images(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
-def conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:
+def conv(in_channels: int, out_channels: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Convolution without bias that keeps the resolution at stride 1; Kaiming-normal weights (fan out)."""
-    layer = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
+    layer = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 
@@ -122,19 +122,32 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1, 3x3 (with the stride) and 1x1 convolutions, four times as many channels at the end, and a shortcut."""
+    """1x1, 3x3 (with the stride) and 1x1 convolutions, four times as many channels at the end, and a shortcut.
+
+    Args:
+        stand_ins: layers that have a second version, see `Block`.
+        groups, width: of the 3x3 convolution and its channels, where they are not 1 and `channels` (ResNeXt).
+    """
 
     expansion = 4
     norms_of = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, stand_ins: Sequence[str] = ()):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        stand_ins: Sequence[str] = (),
+        groups: int = 1,
+        width: int | None = None,
+    ):
         super().__init__()
-        out_channels = self.expansion * channels
-        self.conv1 = conv(in_channels, channels, 1)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv(channels, channels, 3, stride)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = conv(channels, out_channels, 1)
+        out_channels, width = self.expansion * channels, width or channels
+        self.conv1 = conv(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride, groups)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, out_channels, 1)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.add_stand_ins(stand_ins)
         self.shortcut = nn.Identity()

@@ -1,7 +1,8 @@
 """Training flags that several families register as the defaults of their networks.
 
-They are from the scripts of the authors of shared filter bases (arXiv 2006.05066), who used them for plain baselines
-too and, later, for embedded networks. `mean` and `std` are what images are normalised with.
+The first are from the scripts of the authors of shared filter bases (arXiv 2006.05066), who used them for plain
+baselines too and, later, for embedded networks; the last are of DMNN and its baselines (arXiv 1902.10949). `mean` and
+`std` are what images are normalised with.
 """
 
 CIFAR_TRAINING = {
@@ -29,4 +30,22 @@ ILSVRC_MOBILENET_TRAINING = {
     "epochs": 300,
     "lr_steps": "150:0.1,225:0.01,285:0.005",
     "weight_decay": 1e-5,
+}
+DMNN_CIFAR_TRAINING = {
+    "epochs": 200,
+    "lr": 0.1,
+    "lr_schedule": "multistep",
+    "lr_steps": "100:0.1,150:0.01",
+    "batch_size": 256,
+    "weight_decay": 1e-4,
+    "momentum": 0.9,
+}
+DMNN_ILSVRC_TRAINING = {
+    "epochs": 120,
+    "lr": 0.1,
+    "lr_schedule": "cosine",
+    "batch_size": 256,
+    "weight_decay": 1e-4,
+    "momentum": 0.9,
+    "nesterov": True,
 }

@@ -30,7 +30,7 @@ class ResNetTrunk(AdaptiveModel):
     """A first convolution, groups of residual blocks `layer1`, `layer2`.., and a linear classifier.
 
     Args:
-        stem: "3x3" keeps the resolution (CIFAR); "7x7" divides it by 4 (ImageNet).
+        stem: "3x3" keeps the resolution (CIFAR); "3x3-pool" divides it by 2, "7x7" by 4 (ImageNet): a max-pool follows.
         stem_channels: output channels of the first convolution.
         groups: the residual blocks; bases become `shared_basis_<group><end of name>`.
         features: output channels of the last group.
@@ -41,11 +41,16 @@ class ResNetTrunk(AdaptiveModel):
     classifier = "fc"
 
     def __init__(
-        self, stem: Literal["3x3", "7x7"], stem_channels: int, groups: Sequence[Group], features: int, num_classes: int
+        self,
+        stem: Literal["3x3", "3x3-pool", "7x7"],
+        stem_channels: int,
+        groups: Sequence[Group],
+        features: int,
+        num_classes: int,
     ):
         super().__init__()
-        self.pool = stem == "7x7"
-        self.conv1 = conv(3, stem_channels, 7, stride=2) if self.pool else conv(3, stem_channels, 3)
+        self.pool = stem != "3x3"
+        self.conv1 = conv(3, stem_channels, 7, stride=2) if stem == "7x7" else conv(3, stem_channels, 3)
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.num_groups = len(groups)
         for number, group in enumerate(groups, start=1):

@@ -28,7 +28,11 @@ UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table; every field is text, as printed there."""
+    """One row of a published table; every field is text, as printed there.
+
+    Args:
+        ratio: percent of the FLOPs of the plain network above it, whose own ratio is 100.0; only in some tables.
+    """
 
     table: str
     row: str
@@ -46,6 +50,7 @@ class PublishedRow:
     disagrees: str
     note: str
     system: str
+    ratio: str = ""
 
     def build(self) -> AdaptiveModel:
         """The row's network, without weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 
@@ -15,34 +16,44 @@ from reporting.measured import (
     measured_errors,
     training_text,
 )
-from reporting.published import published_rows
+from reporting.published import PublishedRow, published_rows
 
 
 def published_tables(system: str | None = None) -> str:
-    """Markdown of every published table, with parameters and FLOPs counted here and errors measured here."""
-    lines, current = [], None
-    for row in published_rows(system):
-        if (row.system, row.table) != current:
-            current = row.system, row.table
-            lines += [
-                f"\n### {row.table}\n",
-                "| row | params published | counted | FLOPs published (means) | counted so | MACs counted "
-                "| top-1 error published | measured here | note |",
-                "|---|---|---|---|---|---|---|---|---|",
-            ]
-        params = macs = flops = ""
-        if row.model:
-            counted = row.count()
-            params = f"{counted[0]:,}"
-            macs = "" if counted[1] is None else f"{counted[1] / 1e6:,.2f}M"
-            flops = "" if counted[2] is None else f"{counted[2] / 1e9:.3f}G"
-        means = f"({row.flops_means})" if row.flops else ""
-        mark = " (disagrees)" if row.disagrees else ""
-        lines.append(
-            f"| {_escaped(row.row)} | {row.params} | {params} | {row.flops} {means} | {flops} | {macs} "
-            f"| {row.top1_error} | {measured_errors(row)} | {row.note}{mark} |"
-        )
+    """Markdown of every published table, with parameters and FLOPs counted here and errors measured here.
+
+    A table with FLOPs ratios has those beside the ratios of our own counts.
+    """
+    lines = []
+    for (_, title), group in itertools.groupby(published_rows(system), key=lambda row: (row.system, row.table)):
+        rows = list(group)
+        ratios = ["FLOPs ratio published", "of our counts"] if any(row.ratio for row in rows) else []
+        head = ["row", "params published", "counted", "FLOPs published (means)", "counted so", "MACs counted", *ratios]
+        head += ["top-1 error published", "measured here", "note"]
+        lines += [f"\n### {title}\n", _table_row(*head), "|" + "---|" * len(head)]
+        baseline = None  # MACs of the plain network that ratios are taken of
+        for row in rows:
+            params = flops = ""
+            macs = None
+            if row.model:
+                counted, macs, published_count = row.count()
+                params = f"{counted:,}"
+                flops = "" if published_count is None else f"{published_count / 1e9:.3f}G"
+            means = f"({row.flops_means})" if row.flops else ""
+            cells = [_escaped(row.row), row.params, params, f"{row.flops} {means}", flops]
+            cells += ["" if macs is None else f"{macs / 1e6:,.2f}M"]
+            if ratios:
+                baseline = macs if row.ratio == "100.0" else baseline
+                cells += [f"{row.ratio} %" if row.ratio else "", _ratio(row, macs, baseline)]
+            mark = " (disagrees)" if row.disagrees else ""
+            lines.append(_table_row(*cells, row.top1_error, measured_errors(row), f"{row.note}{mark}"))
     return "\n".join(lines).strip()
+
+
+def _ratio(row: PublishedRow, macs: int | None, baseline: int | None) -> str:
+    """Percent of the baseline's MACs: as counted, or the means that evaluations of ours measured."""
+    spent = [macs] if macs is not None else [point["macs"] for point, _ in evaluations_of(row)]
+    return ", ".join(f"{100 * value / baseline:.1f} %" for value in spent) if row.ratio and baseline else ""
 
 
 def checkpoints_table() -> str:

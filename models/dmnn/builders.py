@@ -9,6 +9,7 @@ from models.dmnn.network import category_groups, check_paths
 from models.dmnn.objective import ImageNetTargetRates, PathLoss, TargetRates, check_rate
 from models.dmnn.resnet import AIGResNet, MultiPathResNet, multi_path_resnet
 from models.registry import register
+from models.training_defaults import DMNN_CIFAR_TRAINING, DMNN_ILSVRC_TRAINING
 
 #: published target rates by block; None stands for the rate of the row
 SCHEDULES = {
@@ -16,24 +17,6 @@ SCHEDULES = {
     "schedule101": (1,) * 8 + (None,) * 25,
 }
 NETWORKS = {"dmnn50": {"blocks": (3, 4, 6, 3)}, "dmnn101": {"blocks": (3, 4, 23, 3)}}
-DMNN_CIFAR = {
-    "epochs": 200,
-    "lr": 0.1,
-    "lr_schedule": "multistep",
-    "lr_steps": "100:0.1,150:0.01",
-    "batch_size": 256,
-    "weight_decay": 1e-4,
-    "momentum": 0.9,
-}
-DMNN_ILSVRC = {
-    "epochs": 120,
-    "lr": 0.1,
-    "lr_schedule": "cosine",
-    "batch_size": 256,
-    "weight_decay": 1e-4,
-    "momentum": 0.9,
-    "nesterov": True,
-}
 AIG_CIFAR = {
     # the authors' loop runs epochs 1 to 349 and lowers the rate before its epochs 150 and 250
     "epochs": 349,
@@ -68,7 +51,7 @@ ARGUMENTS = {
 }
 
 
-@register(NETWORKS, ("ilsvrc",), PathLoss, DMNN_ILSVRC)
+@register(NETWORKS, ("ilsvrc",), PathLoss, DMNN_ILSVRC_TRAINING)
 def dmnn_ilsvrc(
     num_classes: int,
     blocks: tuple[int, ...],
@@ -90,7 +73,7 @@ def dmnn_ilsvrc(
     return multi_path_resnet(num_classes, blocks, num_paths, prev_state, category, False, grouping, **gated)
 
 
-@register("dmnn50", ("cifar100",), PathLoss, DMNN_CIFAR)
+@register("dmnn50", ("cifar100",), PathLoss, DMNN_CIFAR_TRAINING)
 def dmnn_cifar100(
     num_classes: int,
     num_paths: int = 2,
@@ -112,7 +95,7 @@ def dmnn_cifar100(
     return multi_path_resnet(num_classes, (3, 4, 6, 3), num_paths, prev_state, category, True, grouping, **gated)
 
 
-@register("dmnn50", ("cifar10",), PathLoss, DMNN_CIFAR)
+@register("dmnn50", ("cifar10",), PathLoss, DMNN_CIFAR_TRAINING)
 def dmnn_cifar10(
     num_classes: int,
     num_paths: int = 2,
@@ -135,7 +118,7 @@ def dmnn_cifar10(
     return multi_path_resnet(num_classes, (3, 4, 6, 3), num_paths, prev_state, category, True, grouping, **gated)
 
 
-@register("dmnn_mobilenetv2", ("ilsvrc",), PathLoss, {**DMNN_ILSVRC, "weight_decay": 4e-5})
+@register("dmnn_mobilenetv2", ("ilsvrc",), PathLoss, {**DMNN_ILSVRC_TRAINING, "weight_decay": 4e-5})
 def dmnn_mobilenetv2(
     num_classes: int,
     num_paths: int = 2,

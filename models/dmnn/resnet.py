@@ -32,7 +32,7 @@ class GatedResNet(GatedNetwork, ResNetTrunk):
 
     def __init__(
         self,
-        stem: Literal["3x3", "7x7"],
+        stem: Literal["3x3", "3x3-pool", "7x7"],
         stem_channels: int,
         stages: Sequence[Sequence[GatedBlock]],
         features: int,
@@ -47,11 +47,7 @@ class GatedResNet(GatedNetwork, ResNetTrunk):
 
 
 class MultiPathResNet(MultiPath, GatedResNet):
-    """DMNN-50 and DMNN-101: a max-pool follows the first convolution, whatever its size."""
-
-    def __init__(self, *resnet, **gated):
-        super().__init__(*resnet, **gated)
-        self.pool = True
+    """DMNN-50 and DMNN-101."""
 
 
 def path_width(num_paths: int, channels: int) -> int:
@@ -79,7 +75,7 @@ def multi_path_resnet(
 
     Args:
         blocks: per stage.
-        small: for 32x32 images: a 3x3 first convolution of stride 1.
+        small: for 32x32 images: a 3x3 first convolution of stride 1, and a max-pool as for 224x224 images.
         grouping: coarse categories, needed for `category`.
         **gated: as for `GatedNetwork`.
     """
@@ -100,7 +96,7 @@ def multi_path_resnet(
             downsample = None if in_channels == out_channels else projection(in_channels, out_channels, stride)
             stages[-1].append(ResidualBlock(controller, paths, downsample))
             in_channels = out_channels
-    stem = "3x3" if small else "7x7"
+    stem = "3x3-pool" if small else "7x7"
     return MultiPathResNet(stem, 64, stages, in_channels, num_classes, grouping=grouping, **gated)
 
 

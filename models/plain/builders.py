@@ -1,7 +1,7 @@
-"""Plain networks: ResNets, ResNeXt-50 32x4d (arXiv 1611.05431), DenseNet-121 (arXiv 1608.06993) and MobileNetV2.
+"""Plain networks: ResNets, ResNeXts (arXiv 1611.05431), DenseNet-121 (arXiv 1608.06993) and MobileNetV2.
 
 ResNets have three groups of blocks for CIFAR (ResNet20 to 1202) or four for CIFAR-100 and ImageNet (ResNet18 to 101).
-MobileNetV2 is as the authors of shared bases wrote it, the baseline of their MobileNets, and not torchvision's network.
+MobileNetV2 is as the authors of shared bases wrote it, the baseline of their MobileNets; mobilenet_v2 is torchvision's.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 from torch import nn
 
 from models.layers import BasicBlock, Bottleneck, DenseNetLayer, ResNeXtBlock
+from models.plain.network import TorchvisionMobileNetV2
 from models.registry import register
 from models.training_defaults import (
     CIFAR10_TRAINING,
     CIFAR100_TRAINING,
+    DMNN_CIFAR_TRAINING,
+    DMNN_ILSVRC_TRAINING,
     ILSVRC_MOBILENET_TRAINING,
     ILSVRC_TRAINING,
 )
@@ -58,14 +61,52 @@ def resnet_ilsvrc(num_classes: int, blocks: tuple[int, ...], bottleneck: bool) -
     return _four_groups("7x7", num_classes, blocks, bottleneck)
 
 
-def _four_groups(stem: str, num_classes: int, blocks: tuple[int, ...], bottleneck: bool) -> ResNetTrunk:
-    block, expansion = (Bottleneck, Bottleneck.expansion) if bottleneck else (BasicBlock, 1)
-    groups, in_channels = [], 64
+@register("ResNet50_pool", ("cifar100",), defaults=DMNN_CIFAR_TRAINING)
+def resnet_pool_cifar(num_classes: int) -> ResNetTrunk:
+    """ResNet-50 for 32x32 images with a max-pool behind the first convolution: the baseline of DMNN (arXiv 1902.10949).
+
+    The paper states its cost and error only; this is the network of that cost with the blocks of its DMNN-50.
+    """
+    return _four_groups("3x3-pool", num_classes, (3, 4, 6, 3), bottleneck=True)
+
+
+@register(
+    {
+        "ResNeXt50_2x40d": {"blocks": (3, 4, 6, 3), "groups": 2, "width": 40},
+        "ResNeXt50_4x24d": {"blocks": (3, 4, 6, 3), "groups": 4, "width": 24},
+        "ResNeXt101_2x40d": {"blocks": (3, 4, 23, 3), "groups": 2, "width": 40},
+    },
+    ("ilsvrc",),
+    defaults=DMNN_ILSVRC_TRAINING,
+)
+def resnext_ilsvrc(num_classes: int, blocks: tuple[int, ...], groups: int, width: int) -> ResNetTrunk:
+    """ResNeXt for 224x224 images (arXiv 1611.05431), of few groups: baselines of DMNN (arXiv 1902.10949, table 1)."""
+    return _four_groups("7x7", num_classes, blocks, bottleneck=True, groups=groups, width_per_group=width)
+
+
+def _four_groups(
+    stem: str,
+    num_classes: int,
+    blocks: tuple[int, ...],
+    bottleneck: bool,
+    groups: int = 1,
+    width_per_group: int = 64,
+) -> ResNetTrunk:
+    """Groups of 64 to 512 channels; `groups` and `width_per_group` as torchvision has them, for bottlenecks."""
+    expansion = Bottleneck.expansion if bottleneck else 1
+
+    def block(in_channels: int, channels: int, stride: int = 1) -> nn.Module:
+        if not bottleneck:
+            return BasicBlock(in_channels, channels, stride)
+        width = groups * width_per_group * channels // 64
+        return Bottleneck(in_channels, channels, stride, groups=groups, width=width)
+
+    stages, in_channels = [], 64
     for channels, count, stride in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), strict=True):
         first = block(in_channels, channels, stride)
         in_channels = expansion * channels
-        groups.append(Group([first, *(block(in_channels, channels) for _ in range(count - 1))]))
-    return ResNetTrunk(stem, 64, groups, in_channels, num_classes)
+        stages.append(Group([first, *(block(in_channels, channels) for _ in range(count - 1))]))
+    return ResNetTrunk(stem, 64, stages, in_channels, num_classes)
 
 
 @register("ResNext50", ("cifar100",), defaults=CIFAR100_TRAINING)
@@ -108,3 +149,15 @@ def mobilenetv2_cifar(num_classes: int) -> MobileNetV2Trunk:
 def mobilenetv2_ilsvrc(num_classes: int) -> MobileNetV2Trunk:
     """MobileNetV2 for 224x224 images, with biases in its first and last convolution."""
     return MobileNetV2Trunk(False, mobilenetv2_stages(small=False), num_classes)
+
+
+@register("mobilenet_v2", ("ilsvrc",), defaults={**DMNN_ILSVRC_TRAINING, "weight_decay": 4e-5})
+def mobilenetv2_torchvision(num_classes: int, width_mult: float = 1.0) -> TorchvisionMobileNetV2:
+    """MobileNetV2 (arXiv 1801.04381) as torchvision has it: the baseline of DMNN (arXiv 1902.10949, table 2).
+
+    Args:
+        width_mult: factor on all channels, rounded to multiples of 4 as the published parameters of width 1.4 demand.
+    """
+    if width_mult <= 0:
+        raise ValueError(f"width_mult {width_mult} leaves no channels; use a number above 0")
+    return TorchvisionMobileNetV2(width_mult, num_classes)
