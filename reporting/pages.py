@@ -25,7 +25,7 @@ made.
   `ptflops-relu` with one more for each element that a ReLU or a pooling reads; `authors` the counter of the table's own
   authors; `mean of macs` the mean over images whose paths differ, which only an evaluation can count. *counted so* is
   our count by the same rule.
-- *FLOPs ratio published*: percent of the plain network's above it, whose own ratio is 100 %; *of our counts* is the same
+- *FLOPs ratio published*: percent of the plain network's above it, which has 100 %; *of our counts* is the same
   ratio of the MACs counted or measured here.
 - *(disagrees)*: the published figure differs from its own network; the note explains why.
 - Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
