@@ -121,7 +121,7 @@ def check_network(args: argparse.Namespace, side: int) -> None:
     point = args.checkpoint and args.checkpoint.extracted_point
     with torch.device("meta"):
         model = registry.create_model(args.model, args.dataset, **args.model_flags)
-        model = model.empty_extract(point) if point else model
+        model = model.extract(point, empty=True) if point else model
     note = model.for_images((3, side, side))
     if note:
         say(note)
