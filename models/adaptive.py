@@ -74,10 +74,11 @@ class AdaptiveModel(nn.Module):
     - `main_point`: what a run is judged by, and what "the network" means where no point is named;
     - `watched`: the points whose accuracy is printed after every epoch;
     - `default_points`: the points of an evaluation without --point;
+    - `for_images`, `trial_points`: images of other sizes than the published ones;
     - `find_point`: names of points that no list can hold, such as w0.6125-r192;
     - `point_for_budget`: --budget, where a point can be made for any mean cost;
     - `compute_counted`: costs that differ from image to image;
-    - `sweep`: several points in less time than one after the other;
+    - `sweep`, `computation`: several points in less time than one after the other, and equal ones once;
     - `prepare`, `preparation`, `prepared_state`, `load_prepared_state`: what must be found on images before a point can
       be evaluated, and is kept beside the weights;
     - `extract`: --extract; `fold`: --fold;

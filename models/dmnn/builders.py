@@ -7,7 +7,7 @@ from models.dmnn.layers import AIGBlock, Execution
 from models.dmnn.mobilenetv2 import MultiPathMobileNetV2
 from models.dmnn.network import category_groups, check_paths
 from models.dmnn.objective import ImageNetTargetRates, PathLoss, TargetRates, check_rate
-from models.dmnn.resnet import AIGResNet, MultiPathResNet, multi_path_resnet
+from models.dmnn.resnet import AIGResNet, MultiPathResNet, multi_path_basic_resnet, multi_path_resnet
 from models.registry import register
 from models.training_defaults import DMNN_CIFAR_TRAINING, DMNN_ILSVRC_TRAINING
 
@@ -118,6 +118,33 @@ def dmnn_cifar10(
     return multi_path_resnet(num_classes, (3, 4, 6, 3), num_paths, prev_state, category, True, grouping, **gated)
 
 
+@register("dmnn32", ("cifar10", "cifar100"), PathLoss, DMNN_CIFAR_TRAINING)
+def dmnn_basic_cifar(
+    num_classes: int,
+    depth: int = 32,
+    num_paths: int = 2,
+    prev_state: bool = True,
+    tau: float = 1.0,
+    execution: Execution = "real",
+    sample_gates: bool = False,
+) -> MultiPathResNet:
+    """ResNet-32 for 32x32 images whose basic blocks have parallel paths, opened by controllers (unpublished).
+
+    Args:
+        depth: layers, 6n + 2 with n blocks in each of three stages.
+        num_paths: paths of a block, each with 1/num_paths of the channels inside; 1, 2, 4, 8 or 16.
+    """
+    gated = dict(tau=tau, execution=execution, sampled=sample_gates)
+    return multi_path_basic_resnet(num_classes, blocks_of(depth), num_paths, prev_state, **gated)
+
+
+def blocks_of(depth: int) -> int:
+    """Blocks in each stage of a ResNet of 6n + 2 layers. Raises ValueError for another depth."""
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"depth {depth} is not 6n + 2 with n of at least 1; use 8, 20, 32, 44, 56, 110 ...")
+    return (depth - 2) // 6
+
+
 @register("dmnn_mobilenetv2", ("ilsvrc",), PathLoss, {**DMNN_ILSVRC_TRAINING, "weight_decay": 4e-5})
 def dmnn_mobilenetv2(
     num_classes: int,
@@ -174,25 +201,29 @@ def parse_rates(text: str, flat: float, num_blocks: int) -> tuple[float, ...]:
     return rates
 
 
-@register("convnet_aig110", ("cifar10", "cifar100"), TargetRates, AIG_CIFAR)
+@register(
+    {"convnet_aig110": {"depth": 110}, "convnet_aig32": {"depth": 32}}, ("cifar10", "cifar100"), TargetRates, AIG_CIFAR
+)
 def convnet_aig_cifar(
     num_classes: int,
+    depth: int,
     target_rate: float = 0.6,
     target_rates: str = "",
     tau: float = 1.0,
     execution: Execution = "real",
     sample_gates: bool = False,
 ) -> AIGResNet:
-    """ResNet-110 for 32x32 images whose 54 blocks run or are skipped, image by image (arXiv 1711.11503).
+    """ResNet for 32x32 images whose blocks run or are skipped, image by image (arXiv 1711.11503; 32 is unpublished).
 
     Args:
         target_rates: one target rate for each block, separated by commas; 1 always runs the block.
     """
-    rates = parse_rates(target_rates, target_rate, 54)
+    blocks = blocks_of(depth)
+    rates = parse_rates(target_rates, target_rate, 3 * blocks)
     targets, stages, in_channels = iter(rates), [], 16
     for width, stride in ((16, 1), (32, 2), (64, 2)):
         stages.append([])
-        for s in (stride, *[1] * 17):
+        for s in (stride, *[1] * (blocks - 1)):
             stages[-1].append(AIGBlock(in_channels, (3, 3), (width, width), s, next(targets), False))
             in_channels = width
     grouping = coarse.CIFAR100 if num_classes == 100 else None

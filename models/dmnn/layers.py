@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dmnn.gates import Controller, Decision, favour_open, pooled
-from models.dmnn.paths import Path, add_paths
+from models.dmnn.paths import BasicPath, Path, add_paths
 from models.layers import full_precision, projection, select_images
 
 Execution = Literal["real", "masked"]
@@ -107,7 +107,7 @@ class GatedBlock(nn.Module):
 class MultiPathBlock(GatedBlock):
     """A controller and its paths; subclasses add the shortcut."""
 
-    def __init__(self, controller: Controller, paths: list[Path]):
+    def __init__(self, controller: Controller, paths: Sequence[Path | BasicPath]):
         super().__init__(len(paths))
         self.controller = controller
         self.paths = nn.ModuleList(paths)
@@ -125,7 +125,7 @@ class MultiPathBlock(GatedBlock):
         return self.controller.deciding_layers()
 
     def add_paths(self, x, gates):
-        if self.training:
+        if self.training and isinstance(self.paths[0], Path):
             return add_paths(self.paths, self.carry(x), x, gates)
         return super().add_paths(x, gates)
 

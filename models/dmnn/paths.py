@@ -59,6 +59,22 @@ class Path(nn.Module):
         return self.bn3(self.conv3(x))
 
 
+class BasicPath(nn.Module):
+    """One path of a basic block: two 3x3 convolutions, the first with the stride, each with its own batch norm."""
+
+    norms_of = (("conv1", "bn1"), ("conv2", "bn2"))
+
+    def __init__(self, in_channels: int, width: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = conv(in_channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, out_channels, 3)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+
+
 def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> Tensor:
     """`out` plus the sum of gate times path, every path computed for every image, as one computation (equation 4).
 

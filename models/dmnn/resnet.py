@@ -13,8 +13,8 @@ from models.dmnn.coarse import Grouping
 from models.dmnn.gates import Controller
 from models.dmnn.layers import GatedBlock, ResidualBlock
 from models.dmnn.network import GatedNetwork, MultiPath, category_groups, check_paths
-from models.dmnn.paths import Path
-from models.layers import projection
+from models.dmnn.paths import BasicPath, Path
+from models.layers import PadShortcut, projection
 from models.trunks import Group, ResNetTrunk
 
 #: width of a path over the width of the undivided block, for the published numbers of paths
@@ -98,6 +98,38 @@ def multi_path_resnet(
             in_channels = out_channels
     stem = "3x3-pool" if small else "7x7"
     return MultiPathResNet(stem, 64, stages, in_channels, num_classes, grouping=grouping, **gated)
+
+
+def multi_path_basic_resnet(
+    num_classes: int, blocks: int, num_paths: int, prev_state: bool, **gated
+) -> MultiPathResNet:
+    """DMNN on a ResNet of basic blocks for 32x32 images: three stages of 16, 32 and 64 channels.
+
+    As in the paper, the paths of a block together have as many weights as the undivided one: each has 1/N of the
+    channels between its two convolutions.
+
+    Args:
+        blocks: of each stage.
+        **gated: as for `GatedNetwork`.
+    """
+    check_paths(num_paths)
+    if 16 % num_paths:
+        raise ValueError(
+            f"num_paths {num_paths} does not divide the 16 channels of the first blocks; use 1, 2, 4, 8 or 16"
+        )
+    stages, in_channels = [], 16
+    for channels in (16, 32, 64):
+        stages.append([])
+        for number in range(blocks):
+            stride = 2 if channels > 16 and not number else 1
+            first = channels == 16 and not number
+            controller = Controller(in_channels, num_paths, prev_state and not first)
+            width = channels // num_paths
+            paths = [BasicPath(in_channels, width, channels, stride) for _ in range(num_paths)]
+            downsample = None if in_channels == channels else PadShortcut(in_channels, channels, stride)
+            stages[-1].append(ResidualBlock(controller, paths, downsample))
+            in_channels = channels
+    return MultiPathResNet("3x3", 16, stages, in_channels, num_classes, **gated)
 
 
 class AIGResNet(GatedResNet):
