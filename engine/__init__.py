@@ -9,7 +9,8 @@ from engine.devices import autocast, broadcast, device_name, multiplies_bf16, pa
 from engine.evaluation import Row, evaluate
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
-from engine.trainer import Trainer, check, fit, losses_of
+from engine.steps import check, losses_of
+from engine.trainer import Trainer, fit
 
 __all__ = [
     "Recipe",

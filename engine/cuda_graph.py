@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.recipe import Recipe
-from models.adaptive import Objective, RunningMeans
+from models.adaptive import Objective
+from models.running_means import RunningMeans
 from utils import UserError
 
 Step = Callable[[Tensor, Tensor], Tensor]

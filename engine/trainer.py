@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +15,6 @@ from tqdm.auto import tqdm
 from dataloader import Data
 from engine import cuda_graph
 from engine.devices import (
-    autocast,
     average_gradients,
     average_over_processes,
     broadcast,
@@ -37,6 +35,7 @@ from engine.optimizer import (
 from engine.progress import LOOK_EVERY, RunningLoss, describe, duration, print_epoch, say_new_length
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
+from engine.steps import check, losses_of
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint, training_content
 from utils import UserError, rank, restore_rng_state, rng_state, say, show_progress, world_size
@@ -89,18 +88,6 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
     where = "" if data.valid is None else ", held-out images"
     for point, (top1, epoch) in trainer.best.items():
         say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch}{where})")
-
-
-def check(objective: Objective, recipe: Recipe, device: torch.device) -> None:
-    """Raise UserError where objective, recipe and device are incompatible; needs no data, so that scripts ask first."""
-    if recipe.cuda_graph:
-        cuda_graph.check(objective, device, recipe, world_size())
-    if objective.step_per_loss and recipe.accumulate > 1:
-        raise UserError(
-            f"--accumulate {recipe.accumulate} is not supported by an objective that steps after every loss: "
-            "leave it out",
-            exit_code=2,
-        )
 
 
 class Trainer:
@@ -405,14 +392,3 @@ class Trainer:
         self.scaler.load_state_dict(training["scaler"])
         self.first_optimizer = checkpoint.optimizer
         restore_rng_state(training["rng"])
-
-
-def losses_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str) -> Iterator[Tensor]:
-    """The losses of one step, each computed in half precision as `amp` says; backward passes between them are not."""
-    losses = objective(model, images, labels)
-    while True:
-        with autocast(images.device, amp):
-            loss = next(losses, None)
-        if loss is None:
-            return
-        yield loss

@@ -30,7 +30,7 @@ def published_tables(system: str | None = None) -> str:
         ratios = ["FLOPs ratio published", "of our counts"] if any(row.ratio for row in rows) else []
         head = ["row", "params published", "counted", "FLOPs published (means)", "counted so", "MACs counted", *ratios]
         head += ["top-1 error published", "measured here", "note"]
-        lines += [f"\n### {title}\n", _table_row(*head), "|" + "---|" * len(head)]
+        lines += [f"\n### {title}\n", table_row(*head), "|" + "---|" * len(head)]
         baseline = None  # MACs of the plain network that ratios are taken of
         for row in rows:
             params = flops = ""
@@ -46,7 +46,7 @@ def published_tables(system: str | None = None) -> str:
                 baseline = macs if row.ratio == "100.0" else baseline
                 cells += [f"{row.ratio} %" if row.ratio else "", _ratio(row, macs, baseline)]
             mark = " (disagrees)" if row.disagrees else ""
-            lines.append(_table_row(*cells, row.top1_error, measured_errors(row), f"{row.note}{mark}"))
+            lines.append(table_row(*cells, row.top1_error, measured_errors(row), f"{row.note}{mark}"))
     return "\n".join(lines).strip()
 
 
