@@ -103,9 +103,24 @@ def test_statistics_of_other_weights_are_not_used(kept):
     assert statistics(Checkpoint.open(checkpoint.path), flags) == []
 
 
-def test_without_the_images_what_was_kept_is_used(kept):
+@pytest.mark.parametrize("disk", [False, True])
+def test_without_the_images_what_was_kept_is_used(kept, tmp_path, capsys, disk):
     checkpoint, flags = kept
-    assert statistics(checkpoint, flags | {"dataset_path": "/a/folder/that/is/not/here"}) == [(0.93, 24)]
+    elsewhere = flags | {"dataset_path": str(tmp_path / "elsewhere")}
+    if disk:  # a folder to evaluate on, without train/
+        elsewhere["resize"] = 256
+        (tmp_path / "elsewhere" / "val").mkdir(parents=True)
+    assert statistics(checkpoint, elsewhere) == [(0.93, 24)]
+    before = checkpoint.path.with_name("file.pth.prepared").read_bytes()
+    model = create_model("mutualnet_wrn28_10", "cifar10", depth=10, widen_factor=1).eval()
+    checkpoint.load_into(model)
+    own = {key: elsewhere[key] for key in ("padding_mode", "seed", "crop")}
+    run_images.load_prepared(model, checkpoint, elsewhere | {"run_images": own})
+    assert f"using the statistics of those in {tmp_path}\n" in capsys.readouterr().out
+    run_images.save_prepared(model, checkpoint, elsewhere | {"run_images": own})
+    assert checkpoint.path.with_name("file.pth.prepared").read_bytes() == before, "it says where it was made"
+    (tmp_path / "elsewhere" / "train").mkdir(parents=True)
+    assert statistics(checkpoint, elsewhere) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", {"state": {}}, {"images": {}}, {"images": 3, "state": 4}])
