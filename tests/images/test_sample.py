@@ -50,7 +50,7 @@ def test_processes_share_a_sample_in_whole_batches():
         assert torch.equal(parts[batch % 2][batch // 2], images)
 
 
-def test_an_evaluation_samples_the_images_that_the_run_trained_on():
+def test_an_evaluation_samples_the_images_of_the_run():
     run = dict(subset=20, seed=3, scale=(0.5, 1.0), jitter=0.3)
     wanted = [images for images, _ in folder(4, **run).sample(20, 8)]
     data = dataloader.imagefolder(
