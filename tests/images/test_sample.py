@@ -61,3 +61,11 @@ def test_an_evaluation_samples_the_images_of_the_run():
         assert torch.equal(images, sampled)
     assert next(iter(data.test))[0].shape[1:] == (3, 24, 24)
     assert np.prod(data.shape) == 3 * 24 * 24
+
+
+@pytest.mark.parametrize("subset", [None, 40])
+def test_held_out_images_stay_out_of_the_sample_of_a_file(subset):
+    run = dataloader.cifar("digits", None, 16, "cpu", subset=subset, valid=1300, seed=3)
+    later = dataloader.cifar("digits", None, 50, "cpu", subset=subset, valid=run.valid_index, seed=3)
+    for (images, _), (sampled, _) in zip(run.train.sample(200), later.train.sample(200), strict=True):
+        assert torch.equal(images, sampled)
