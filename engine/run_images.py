@@ -7,9 +7,12 @@ network.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from models.adaptive import AdaptiveModel
+from models.checkpoints import Checkpoint
+from utils import say
 
 #: flags of a training that decide which of its images there are, and how they are augmented; their usual values
 RECORDED = {"subset": None, "seed": 0, "padding_mode": "zeros", "min_scale": 0.08, "color_jitter": 0.0, "crop": 224}
@@ -41,16 +44,39 @@ def identity(flags: Mapping[str, object]) -> dict:
 
 
 def expected(flags: Mapping[str, object]) -> dict:
-    """`identity`, without the folder where this machine does not have it: what is kept is all that there is then."""
+    """`identity`, without the folder where it has no training images: what is kept is all that there is then."""
     values = identity(flags)
-    generated = flags["dataset_path"] == "fake" or "{" in str(flags["dataset_path"])
-    if not generated and not os.path.exists(values["dataset_path"]):
+    path = str(flags["dataset_path"])
+    listed = path == "fake" or "{" in path or path.endswith(".tar") or flags["dataset"] == "digits"
+    folder = Path(values["dataset_path"], "train" if "resize" in flags else "")  # CIFAR has its own layouts
+    if not listed and not folder.exists():
         del values["dataset_path"]
     return values
 
 
+def load_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[str, object]) -> None:
+    """Load what was prepared for a file's weights on the images that `flags` expect; says where those were elsewhere.
+
+    Args:
+        flags: all flags of an evaluation.
+    """
+    own = {**flags, **flags["run_images"]}
+    kept = checkpoint.load_prepared(model, expected(own))
+    if kept and kept.get("dataset_path") != identity(own)["dataset_path"]:
+        say(f"no training images to calibrate on here: using the statistics of those in {kept.get('dataset_path')}")
+
+
+def save_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[str, object]) -> None:
+    """Keep what an evaluation with these flags prepared, unless it only used what was kept."""
+    own = {**flags, **flags["run_images"]}
+    if "dataset_path" in expected(own):
+        checkpoint.save_prepared(model, identity(own))
+
+
 def _place(flags: Mapping[str, object]) -> str:
     path = flags["dataset_path"]
+    if flags["dataset"] == "digits":
+        return "this repository"
     if path == "fake":
         return f"fake, {flags.get('resize')} pixels"
     return str(Path("data" if path is None else path).resolve())

@@ -38,7 +38,7 @@ def evaluate(
         model.extract(args.extract[0], empty=True)  # raises where there is nothing to extract
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
-    checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))
+    run_images.load_prepared(model, checkpoint, vars(args))
     budget = _budget(model, args)
     within = _points_within(budget, whole, model, args, device) if budget else None
     folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
@@ -55,7 +55,7 @@ def evaluate(
     rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
     if rank() != 0:
         return
-    checkpoint.save_prepared(model, run_images.identity(vars(args) | args.run_images))
+    run_images.save_prepared(model, checkpoint, vars(args))
     table = None
     if budget or args.query_table:
         table = QueryTable.of(whole, rows, data.shape[-1], **_precision(model, args))
@@ -222,14 +222,14 @@ def _ready(
 ) -> Sequence[Point]:
     """Bring a network onto its device and prepare points, with images of the data set only where they need some."""
     model.to(device, memory_format=torch.channels_last)
-    checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))
+    run_images.load_prepared(model, checkpoint, vars(args))
 
     def held_out():
         yield from model.preparation(load())
 
     with profile.evaluating(model):
         points = model.prepare(tuple(points), held_out())
-    checkpoint.save_prepared(model, run_images.identity(vars(args) | args.run_images))
+    run_images.save_prepared(model, checkpoint, vars(args))
     return points
 
 

@@ -213,12 +213,15 @@ class Checkpoint:
     def _prepared_file(self) -> Path:
         return self.path.with_name(self.path.name + ".prepared")
 
-    def load_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> None:
+    def load_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> dict[str, object] | None:
         """Load what an earlier evaluation prepared for these weights on the same images, from the file beside them.
 
         Args:
             images: what tells the images of the preparation apart from others: plain values; each must be as in the
                 file, which may hold more.
+
+        Returns:
+            What the file holds of the images; None where they are others, or there is no file.
         """
         if self._prepared_file.is_file():
             with contextlib.suppress(*DAMAGE):  # if it is damaged, it is prepared again
@@ -226,6 +229,8 @@ class Checkpoint:
                 _verify_checksums(self._prepared_file)
                 if all(content["images"].get(key, model) == value for key, value in images.items()):
                     model.load_prepared_state(content["state"])
+                    return content["images"]
+        return None
 
     def save_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> None:
         """Keep what an evaluation prepared in a file beside the weights, where one can be written.

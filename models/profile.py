@@ -158,7 +158,7 @@ def check_side(model: nn.Module, side: int, point) -> None:
 
     def works(side: int) -> bool:
         try:
-            with evaluating(model):
+            with evaluating(model), _CallCounter(()):
                 _run_on_meta(model, (1, 3, side, side), point)
         except RuntimeError:
             return False
@@ -193,6 +193,7 @@ def check_training_batch(model: nn.Module, shape: Sequence[int], images: int) ->
     """Raises UserError where a batch norm would see a single value a channel, which cannot be normalised.
 
     Args:
+        model: is put in train mode.
         shape: (channels, height, width) of an image.
         images: in a batch, on one device.
     """

@@ -9,9 +9,11 @@ import torch
 import eval_cifar10
 import eval_ilsvrc
 import train_cifar10
+import train_ilsvrc
 from engine import cli, run_images
 from models import Checkpoint, create_model
 from models.registry import entry
+from tests.images.folders import write_set
 from tests.scripts.commands import call
 
 FLAGS = {"dataset": "cifar10", "dataset_path": None, "mean": None, "std": None, "seed": 7, "crop": 160}
@@ -103,9 +105,24 @@ def test_statistics_of_other_weights_are_not_used(kept):
     assert statistics(Checkpoint.open(checkpoint.path), flags) == []
 
 
-def test_without_the_images_what_was_kept_is_used(kept):
+@pytest.mark.parametrize("disk", [False, True])
+def test_without_the_images_what_was_kept_is_used(kept, tmp_path, capsys, disk):
     checkpoint, flags = kept
-    assert statistics(checkpoint, flags | {"dataset_path": "/a/folder/that/is/not/here"}) == [(0.93, 24)]
+    elsewhere = flags | {"dataset_path": str(tmp_path / "elsewhere")}
+    if disk:  # a folder to evaluate on, without train/
+        elsewhere["resize"] = 256
+        (tmp_path / "elsewhere" / "val").mkdir(parents=True)
+    assert statistics(checkpoint, elsewhere) == [(0.93, 24)]
+    before = checkpoint.path.with_name("file.pth.prepared").read_bytes()
+    model = create_model("mutualnet_wrn28_10", "cifar10", depth=10, widen_factor=1).eval()
+    checkpoint.load_into(model)
+    own = {key: elsewhere[key] for key in ("padding_mode", "seed", "crop")}
+    run_images.load_prepared(model, checkpoint, elsewhere | {"run_images": own})
+    assert f"using the statistics of those in {tmp_path}\n" in capsys.readouterr().out
+    run_images.save_prepared(model, checkpoint, elsewhere | {"run_images": own})
+    assert checkpoint.path.with_name("file.pth.prepared").read_bytes() == before, "it says where it was made"
+    (tmp_path / "elsewhere" / "train").mkdir(parents=True)
+    assert statistics(checkpoint, elsewhere) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", {"state": {}}, {"images": {}}, {"images": 3, "state": 4}])
@@ -139,6 +156,30 @@ def test_a_copied_file_is_judged_as_its_training_judged_it(tmp_path, monkeypatch
         assert code == 0, error
         assert top1s(tmp_path / "report") == wanted
         (tmp_path / "copy.pth.prepared").unlink()
+
+
+def test_images_on_disk_are_augmented_as_in_their_run(tmp_path, monkeypatch, capsys):
+    write_set(tmp_path / "set", "train", 7)
+    write_set(tmp_path / "set", "val", 2, seed=500)
+    network = ["--model=mutualnet_mobilenet_v1", "--width_mult_range=0.25,0.5", "--width_mult_list_test=0.25"]
+    network += ["--resolution_list=64,32", "--crop=64", "--resize=70", "--calibration_images=12"]
+    images = [f"--dataset_path={tmp_path}/set", "--workers=0"]
+    run = ["--min_scale=0.7", "--color_jitter=0.1", "--subset=16", "--valid=3", "--seed=2", "--batch_size=8"]
+    more = ["--epochs=1", "--lr=0.01", f"--save={tmp_path}/run"]
+    code, _, error = call(monkeypatch, capsys, train_ilsvrc, *network, *images, *run, *more)
+    assert code == 0, error
+    shutil.copy(tmp_path / "run" / "best.pth", tmp_path / "copy.pth")
+    flags = [f"--pretrained={tmp_path}/copy.pth", f"--report={tmp_path}/report", "--latency_batch=0", "--batch_size=1"]
+    code, _, error = call(monkeypatch, capsys, eval_ilsvrc, *flags, *images)
+    assert code == 0, error
+    made, again = (
+        torch.load(tmp_path / file, weights_only=True) for file in ("run/best.pth.prepared", "copy.pth.prepared")
+    )
+    assert made["images"] == again["images"]
+    assert made["images"]["color_jitter"] == 0.1
+    for key, statistics in again["state"]["statistics"].items():
+        assert torch.equal(made["state"]["statistics"][key], statistics)
+    assert len(again["state"]["statistics"]) > 2
 
 
 def top1s(folder):

@@ -50,7 +50,7 @@ def test_processes_share_a_sample_in_whole_batches():
         assert torch.equal(parts[batch % 2][batch // 2], images)
 
 
-def test_an_evaluation_samples_the_images_that_the_run_trained_on():
+def test_an_evaluation_samples_the_images_of_the_run():
     run = dict(subset=20, seed=3, scale=(0.5, 1.0), jitter=0.3)
     wanted = [images for images, _ in folder(4, **run).sample(20, 8)]
     data = dataloader.imagefolder(
@@ -61,3 +61,11 @@ def test_an_evaluation_samples_the_images_that_the_run_trained_on():
         assert torch.equal(images, sampled)
     assert next(iter(data.test))[0].shape[1:] == (3, 24, 24)
     assert np.prod(data.shape) == 3 * 24 * 24
+
+
+@pytest.mark.parametrize("subset", [None, 40])
+def test_held_out_images_stay_out_of_the_sample_of_a_file(subset):
+    run = dataloader.cifar("digits", None, 16, "cpu", subset=subset, valid=1300, seed=3)
+    later = dataloader.cifar("digits", None, 50, "cpu", subset=subset, valid=run.valid_index, seed=3)
+    for (images, _), (sampled, _) in zip(run.train.sample(200), later.train.sample(200), strict=True):
+        assert torch.equal(images, sampled)

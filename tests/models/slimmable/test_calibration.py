@@ -7,11 +7,12 @@ import dataloader
 import engine
 from models import create_model
 from models.registry import entries
+from models.slimmable import network
 from tests.models.slimmable.networks import tiny
 
 
 def digits(batch_size, **options):
-    return dataloader.cifar("digits", None, batch_size, "cpu", subset=80, **options)
+    return dataloader.cifar("digits", None, batch_size, "cpu", **{"subset": 80, **options})
 
 
 def prepared(model, data, *points):
@@ -88,3 +89,30 @@ def test_widths_with_statistics_of_their_own_stay_apart():
 def test_a_point_without_images_to_calibrate_on_is_refused(narrow):
     with pytest.raises(ValueError, match=r"no training images to calibrate w0\.7-r32"):
         narrow.prepare([narrow.point("w0.7")], ())
+
+
+class OtherProcess:
+    """Stands in for torch.distributed: what one process sends is added to what the next one does."""
+
+    def __init__(self):
+        self.sent, self.received = [], []
+
+    def is_initialized(self):
+        return True
+
+    def all_reduce(self, tensor):
+        own = tensor.clone()
+        if self.received:
+            tensor += self.received.pop(0)
+        self.sent.append(own)
+
+
+def test_processes_calibrate_as_one_does(monkeypatch):
+    alone = prepared(tiny(calibration_images=400).eval(), digits(50, subset=400), "w0.93-r24")[0.93, 24]
+    others = OtherProcess()
+    monkeypatch.setattr(network, "dist", others)
+    for rank in range(2):
+        others.received, others.sent = others.sent, []
+        shared = prepared(tiny(calibration_images=400).eval(), digits(50, subset=400, share=(rank, 2)), "w0.93-r24")
+    assert torch.allclose(shared[0.93, 24], alone, atol=1e-5)
+    assert not others.received
