@@ -61,14 +61,18 @@ class PublishedRow:
 
         Where the cost depends on the image both counts are None: only an evaluation can count.
         """
-        model = self.build()
-        point, shape = model.point(self.point or None), SHAPES[self.dataset]
-        if point.per_image:
-            return profile.count_params(model), None, None
-        flops = None
-        if self.flops:
-            flops = profile.count_published(model, self.flops_means, shape, point)
-        return profile.count_params(model), profile.count_macs(model, shape, point), flops
+        return _count(self.model, self.dataset, self.flags, self.point, self.flops_means if self.flops else None)
+
+
+@functools.cache
+def _count(name: str, dataset: str, flags: str, point: str, means: str | None) -> tuple[int, int | None, float | None]:
+    """Cached, because the page, the tests and the pictures count the same rows."""
+    model, shape = _build(name, dataset, flags), SHAPES[dataset]
+    point = model.point(point or None)
+    if point.per_image:
+        return profile.count_params(model), None, None
+    flops = None if means is None else profile.count_published(model, means, shape, point)
+    return profile.count_params(model), profile.count_macs(model, shape, point), flops
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,8 +6,12 @@ from tests.models import cases, checks
 
 
 def pairs(networks, promises):
-    """All checks of a network one after the other, because they share it."""
-    return [pytest.param(case, check, id=f"{case}-{check.__name__}") for case in networks for check in promises]
+    """All checks of a network one after the other in one process, because they share it."""
+    return [
+        pytest.param(case, check, id=f"{case}-{check.__name__}", marks=pytest.mark.xdist_group(f"{case}"))
+        for case in networks
+        for check in promises
+    ]
 
 
 @pytest.mark.parametrize(("case", "check"), pairs(cases.every_case(), checks.ON_META))

@@ -62,12 +62,11 @@ def test_macs_of_us_nets_equal_the_published_table(name):
     assert {point: macs + model.pooled_elements(point) for point, macs in counted.items()} == expected
 
 
+@pytest.mark.xdist_group("published")
 @pytest.mark.parametrize("network", sorted(by_network()))
 def test_counted_macs_agree_with_every_published_row(network):
-    model = counted_network(*network)
     for row in by_network()[network]:
-        point = model.find_point(row.point)
-        counted = profile.count_published(model, row.flops_means, (3, 224, 224), point)
+        counted = row.count()[2]
         assert published.agrees(counted, row.flops), row
         if row.flops.endswith("M"):
             assert abs(counted / 1e6 - float(row.flops[:-1])) < 1
