@@ -12,7 +12,7 @@ from reporting.curves import COSTS, Curve, frontier, network_label
 from reporting.measured import load_run
 from reporting.pictures import draw_curves
 from reporting.published import published_curves
-from reporting.run_report import latency_head, latency_note, latency_text, top5_text
+from reporting.run_report import fits, latency_head, latency_note, latency_text, top5_text
 
 
 def compare(runs: Sequence[str], out: str, batch: int = 1, published: bool = True) -> None:
@@ -77,21 +77,26 @@ def _frontier_rows(records: Sequence[dict]) -> set[int]:
 
 
 def _text(records: Sequence[dict], best: set[int]) -> str:
-    """The table for the screen."""
+    """The table for the screen; where the terminal is too narrow, without the quartiles of the latency."""
+    text = _table(records, best, quartiles=True)
+    return text if fits(text) else _table(records, best, quartiles=False)
+
+
+def _table(records: Sequence[dict], best: set[int], quartiles: bool) -> str:
     batches, times = _batches(records), _timings(records)
-    lines = [f"{'':15} {'params':>10} {'MACs':>10}   top-1   top-5  {latency_head(batches)}".rstrip()]
+    lines = [f"{'':15} {'params':>10} {'MACs':>10}   top-1   top-5  {latency_head(batches, quartiles)}".rstrip()]
     for record in records:
         lines.append(f"{record['name']}, {record['dataset']}")
         for row in record["rows"]:
             mark = "*" if id(row) in best else " "
             line = (
                 f"{mark} {row['point']:13} {row['params']:10,} {row['macs'] / 1e6:9.2f}M {row['top1']:6.2f}% "
-                f"{top5_text(row['top5'])}  {latency_text(row['latency'], batches)}"
+                f"{top5_text(row['top5'])}  {latency_text(row['latency'], batches, quartiles)}"
             )
             lines.append(line.rstrip())
     lines.append("* no run's point is as accurate for fewer multiply-accumulates")
     if times:
-        lines.append(latency_note(times))
+        lines.append(latency_note(times, quartiles))
     return "\n".join(lines)
 
 

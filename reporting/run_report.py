@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -70,23 +71,41 @@ def write(
 
 
 def results_table(rows: Sequence[engine.Row], model: AdaptiveModel, shape: Sequence[int]) -> str:
-    """The table for the screen: a line for each point."""
+    """The table for the screen: a line for each point.
+
+    Where the terminal is too narrow it leaves out MACs by thop, then 2xMACs, then the quartiles of the latency.
+    """
     times = {row.point: [dataclasses.asdict(timing) for timing in row.latency] for row in rows}
     batches = [timing.batch for timing in rows[0].latency]
-    head = "point             params       MACs     2xMACs  MACs by thop   top-1   top-5"
-    lines = [f"{head}  {latency_head(batches)}".rstrip()]
-    for row in rows:
-        thop = thop_macs(model, shape, row.point)
-        second = "-" if thop is None else f"{thop / 1e6:.2f}M"
-        line = (
-            f"{row.point:13} {row.params:10,} {row.macs / 1e6:9.2f}M {2 * row.macs / 1e6:9.2f}M {second:>13} "
-            f"{row.top1:6.2f}% {top5_text(row.top5)}  {latency_text(times[row.point], batches)}"
+    thop = {row.point: thop_macs(model, shape, row.point) for row in rows}
+
+    def table(with_thop: bool, twice: bool, quartiles: bool) -> str:
+        head = (
+            f"point             params       MACs{'     2xMACs' * twice}{'  MACs by thop' * with_thop}   top-1   top-5"
         )
-        lines.append(line.rstrip())
-    lines.append(f"{rows[0].images:,} images")
-    if batches:
-        lines[-1] += f"; {latency_note(itertools.chain(*times.values()))}"
-    return "\n".join(lines)
+        gap = "  " * quartiles
+        lines = [f"{head}{gap}{latency_head(batches, quartiles)}".rstrip()]
+        for row in rows:
+            line = f"{row.point:13} {row.params:10,} {row.macs / 1e6:9.2f}M"
+            if twice:
+                line += f" {2 * row.macs / 1e6:9.2f}M"
+            if with_thop:
+                line += f" {'-' if thop[row.point] is None else f'{thop[row.point] / 1e6:.2f}M':>13}"
+            line += f" {row.top1:6.2f}% {top5_text(row.top5)}{gap}{latency_text(times[row.point], batches, quartiles)}"
+            lines.append(line.rstrip())
+        return "\n".join(lines)
+
+    for columns in ((True, True, True), (False, True, True), (False, False, True), (False, False, False)):
+        text = table(*columns)
+        if fits(text):
+            break
+    note = f"; {latency_note(itertools.chain(*times.values()), columns[-1])}" if batches else ""
+    return f"{text}\n{rows[0].images:,} images{note}"
+
+
+def fits(text: str) -> bool:
+    """Whether the terminal is as wide as the lines of a text; files and pipes are as wide as needed."""
+    return max(map(len, text.splitlines())) <= shutil.get_terminal_size((10**6, 24)).columns
 
 
 def top5_text(percent: float | None) -> str:
@@ -94,32 +113,37 @@ def top5_text(percent: float | None) -> str:
     return f"{'-':>7}" if percent is None else f"{percent:6.2f}%"
 
 
-def latency_head(batches: Iterable[int]) -> str:
+def latency_head(batches: Iterable[int], quartiles: bool = True) -> str:
     """Heads of the columns that `latency_text` fills."""
-    return "".join(f"  {f'ms, batch {batch}':>24}" for batch in batches)
+    return "".join(f"  {f'ms, batch {batch}':>{_width(quartiles)}}" for batch in batches)
 
 
-def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:
+def latency_text(times: Iterable[dict], batches: Iterable[int], quartiles: bool = True) -> str:
     """Median and quartiles in milliseconds for each of the batch sizes, "-" where one was not timed.
 
     Args:
         times: fields of `profile.Latency`, as an evaluation's JSON has them.
+        quartiles: False leaves them out.
     """
     texts = {}
     for timing in times:
         low, median, high = (1e3 * timing[key] for key in ("low", "median", "high"))
         mark = " ?" if timing.get("noisy") else ""
-        texts[timing["batch"]] = f"{median:.2f} ({low:.2f} - {high:.2f}){mark}"
-    return "".join(f"  {texts.get(batch, '-'):>24}" for batch in batches)
+        texts[timing["batch"]] = f"{median:.2f}{f' ({low:.2f} - {high:.2f})' * quartiles}{mark}"
+    return "".join(f"  {texts.get(batch, '-'):>{_width(quartiles)}}" for batch in batches)
 
 
-def latency_note(times: Iterable[dict]) -> str:
+def _width(quartiles: bool) -> int:
+    return 24 if quartiles else 12
+
+
+def latency_note(times: Iterable[dict], quartiles: bool = True) -> str:
     """What the latencies are, and where they were measured."""
     times = list(times)
     places = {(timing["device"], timing["threads"]): None for timing in times}  # a set that keeps its order
     where = " and ".join(f"{device}, {count} thread{'s' * (count != 1)}" for device, count in places)
     noisy = "; ? is noisy: measure again on an idle machine" if any(t.get("noisy") for t in times) else ""
-    return f"latency: median (quartiles) of a forward pass on {where}{noisy}"
+    return f"latency: median{' (quartiles)' * quartiles} of a forward pass on {where}{noisy}"
 
 
 def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float | None:
