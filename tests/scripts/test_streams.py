@@ -12,7 +12,7 @@ import torch
 
 import train_cifar10
 from engine import failures, streams
-from tests.scripts.commands import QUICK, ROOT, call, command, shell
+from tests.scripts.commands import QUICK, ROOT, call, command
 
 FAST = [*QUICK, "--epochs=1"]
 
@@ -23,16 +23,15 @@ def run_in_shell(line, *flags):
     return subprocess.run(words, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("line", ['"$0" "$@" >&- 2>&-', '"$0" "$@" 2>/dev/full >/dev/full', '"$0" "$@" 2>&1 | true'])
-def test_a_run_goes_on_without_its_output(tmp_path, line):
-    done = run_in_shell(line, *FAST, f"--save={tmp_path}/run")
+def test_a_run_goes_on_without_its_output(tmp_path):
+    done = run_in_shell('"$0" "$@" >&- 2>&-', *FAST, f"--save={tmp_path}/run")
     assert done.returncode == 0
     assert (tmp_path / "run" / "evaluation.json").exists()
-    assert all(path.read_bytes()[:5] != b"Epoch" for path in (tmp_path / "run").iterdir())
+    assert all(b"Epoch" not in path.read_bytes() for path in (tmp_path / "run").iterdir())
 
 
-def test_output_that_is_lost_is_said_once(tmp_path):
-    done = run_in_shell('"$0" "$@" >/dev/full', *FAST, f"--save={tmp_path}/run")
+def test_output_that_is_lost_is_said_once():
+    done = run_in_shell('"$0" "$@" >/dev/full', "--list_checkpoints")
     assert done.stderr.count("the output cannot be written (No space left on device): going on without it") == 1
     assert done.returncode == 0
 
@@ -143,7 +142,6 @@ def test_a_stream_that_fails_is_replaced(tmp_path):
 
 
 def test_lists_can_be_cut_off():
-    done = run_in_shell('"$0" "$@" | head -2', "--list_models")
+    done = run_in_shell('"$0" "$@" | head -2', "--list_checkpoints")
     assert done.stdout.startswith("name")
     assert "Traceback" not in done.stderr
-    assert shell("train_cifar10.py", "--list_recipes", "*nothing*").returncode == 2
