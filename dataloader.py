@@ -7,6 +7,7 @@ batch sees the same images when it is resumed, on any device and with any number
     cifar                         CIFAR-10, CIFAR-100 or the embedded digits, whole on the device
     imagefolder                   ImageNet, or any set of image files in folders or shards
     image_files                   single image files as an evaluation sees them
+    decode                        an encoded image to uint8 RGB (3, H, W)
     class_names                   the names of a data set's classes
     Data                          what `cifar` and `imagefolder` return: images to train on and to evaluate on
     Batches                       a set of images in batches: each part of a `Data`
@@ -17,15 +18,22 @@ batch sees the same images when it is resumed, on any device and with any number
 The implementation is in `images/`.
 """
 
-from images.batches import Batches
-from images.cifar import cifar
-from images.classes import class_names
-from images.data import Data
-from images.downloads import NoSource
-from images.files import image_files
-from images.imagefolder import imagefolder
-from images.memory import MemoryBatches
-from images.normalise import IMAGENET_MEAN, IMAGENET_STD
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from images.batches import Batches
+    from images.cifar import cifar
+    from images.classes import class_names
+    from images.data import Data
+    from images.decoding import decode
+    from images.downloads import NoSource
+    from images.files import image_files
+    from images.imagefolder import imagefolder
+    from images.memory import MemoryBatches
+    from images.normalise import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -36,6 +44,28 @@ __all__ = [
     "NoSource",
     "cifar",
     "class_names",
+    "decode",
     "image_files",
     "imagefolder",
 ]
+
+_MODULES = {
+    "images.batches": ("Batches",),
+    "images.cifar": ("cifar",),
+    "images.classes": ("class_names",),
+    "images.data": ("Data",),
+    "images.decoding": ("decode",),
+    "images.downloads": ("NoSource",),
+    "images.files": ("image_files",),
+    "images.imagefolder": ("imagefolder",),
+    "images.memory": ("MemoryBatches",),
+    "images.normalise": ("IMAGENET_MEAN", "IMAGENET_STD"),
+}
+
+
+def __getattr__(name: str):
+    """Import what is behind a name when it is first used: torchvision takes seconds, and `--help` needs none of it."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return globals().setdefault(name, getattr(importlib.import_module(module), name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """Training and evaluation: one loop for each, the same for every family, dataset and device.
 
-`recipe` is a run's schedule, `trainer` the training loop, `evaluation` the evaluation loop, `run` the run on disk,
-`devices` and `cuda_graph` what it computes on. What only the scripts need is imported as `engine.cli`, `engine.flags`
-and `engine.tasks`.
+`recipe` is a run's schedule, `training` a whole run, `trainer` its loop, `evaluation` the evaluation loop, `run` the
+run on disk, `devices` and `cuda_graph` what it computes on. What only the scripts need is imported as `engine.cli`,
+`engine.flags` and `engine.tasks`.
 """
 
 from engine.devices import autocast, broadcast, device_name, multiplies_bf16, parallel, start_device
@@ -10,7 +10,8 @@ from engine.evaluation import Row, evaluate
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
 from engine.steps import check, losses_of
-from engine.trainer import Trainer, fit
+from engine.trainer import Trainer
+from engine.training import fit
 
 __all__ = [
     "Recipe",

@@ -19,7 +19,7 @@ from models.checkpoints import Checkpoint, extracted_content
 from models.deploy import export
 from models.query_table import Budget, QueryTable, latency_conditions
 from reporting import figures
-from reporting.run_report import latency_head, latency_note, latency_text, write
+from reporting.run_report import fits, latency_head, latency_note, latency_text, write
 from utils import make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
 
@@ -41,14 +41,14 @@ def evaluate(
     run_images.load_prepared(model, checkpoint, vars(args))
     budget = _budget(model, args)
     within = _points_within(budget, whole, model, args, device) if budget else None
-    folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
-    for file in (args.query_table, args.extract and args.extract[1]):
-        if file:
-            make_folder(Path(file).parent, "its flag")
     if args.extract:
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     data = load()
+    folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
+    for file in (args.query_table, args.extract and args.extract[1]):
+        if file:
+            make_folder(Path(file).parent, "its flag")
     if budget or args.query_table:
         points = within or points or model.points
     wrapped = parallel(model, device, compiled=False)
@@ -290,10 +290,12 @@ def _print_exported(
         ("the network here", model, point, "", ours),
         (file.name, network.network, network.point, f"{file.stat().st_size / 1e6:.2f} MB", theirs),
     )
-    print(f"{'':24} {'params':>12} {'MACs':>11} {'size':>10} {latency_head(args.latency_batch)}")
+    head = f"{'':24} {'params':>12} {'MACs':>11} {'size':>10} "
+    quartiles = fits(head + latency_head(args.latency_batch))
+    print(head + latency_head(args.latency_batch, quartiles))
     for name, what, at, size, times in rows:
         macs = profile.count_macs(what, shape, at) / 1e6
-        latency = latency_text(map(dataclasses.asdict, times), args.latency_batch)
+        latency = latency_text(map(dataclasses.asdict, times), args.latency_batch, quartiles)
         print(f"{name:24} {profile.count_params(what):12,} {macs:10.2f}M {size:>10} {latency}")
     if ours:
-        print(latency_note(map(dataclasses.asdict, ours)))
+        print(latency_note(map(dataclasses.asdict, ours), quartiles))

@@ -41,55 +41,6 @@ from models.checkpoints import Checkpoint, training_content
 from utils import UserError, rank, restore_rng_state, rng_state, say, show_progress, world_size
 
 
-def fit(
-    model: AdaptiveModel,
-    objective: Objective,
-    data: Data,
-    run: Run,
-    recipe: Recipe,
-    device: torch.device,
-    start: Checkpoint | None = None,
-) -> None:
-    """Train; evaluate, record and save after every epoch; continue where `run.checkpoint` stopped.
-
-    Args:
-        data: `data.train` is trained on; the network is evaluated at its `watched` points on `data.valid`, or on
-            `data.test` where nothing was held out, as the authors did.
-        start: the file that the network's weights came from; its optimizer is used too where it fits, as the authors'
-            scripts did.
-
-    Raises:
-        Stopped: a signal asked to stop; everything is saved.
-        UserError: the loss is no longer finite; the last good checkpoint is named.
-    """
-    model.for_images(data.shape)
-    try:
-        _fit(Trainer(model, objective, data, run, recipe, device), start)
-    except BaseException:
-        run.release()
-        raise
-
-
-def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
-    model, data, run, recipe = trainer.model, trainer.data, trainer.run, trainer.recipe
-    trainer.start(start)
-    # a best file that stayed in another folder cannot be evaluated at the end
-    trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
-    with run.stoppable():
-        while trainer.epoch < recipe.epochs:
-            try:
-                trainer.train_epoch()
-                trainer.finish_epoch()
-            except RuntimeError:
-                trainer.check_finite()  # what cannot work without finite weights is not the error to report
-                raise
-    if not trainer.best_file(model.main_point.name).exists():  # a finished run that was resumed in another folder
-        run.save(trainer.state_dict(), ("best.pth",))
-    where = "" if data.valid is None else ", held-out images"
-    for point, (top1, epoch) in trainer.best.items():
-        say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch}{where})")
-
-
 class Trainer:
     """A run in memory: what an epoch does, and what a checkpoint holds.
 

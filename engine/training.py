@@ -1,0 +1,62 @@
+"""A whole training run: from its start, or from where it was stopped, to its last epoch."""
+
+from __future__ import annotations
+
+import torch
+
+from dataloader import Data
+from engine.recipe import Recipe
+from engine.run import Run
+from engine.trainer import Trainer
+from models.adaptive import AdaptiveModel, Objective
+from models.checkpoints import Checkpoint
+from utils import say
+
+
+def fit(
+    model: AdaptiveModel,
+    objective: Objective,
+    data: Data,
+    run: Run,
+    recipe: Recipe,
+    device: torch.device,
+    start: Checkpoint | None = None,
+) -> None:
+    """Train; evaluate, record and save after every epoch; continue where `run.checkpoint` stopped.
+
+    Args:
+        data: `data.train` is trained on; the network is evaluated at its `watched` points on `data.valid`, or on
+            `data.test` where nothing was held out, as the authors did.
+        start: the file that the network's weights came from; its optimizer is used too where it fits, as the authors'
+            scripts did.
+
+    Raises:
+        Stopped: a signal asked to stop; everything is saved.
+        UserError: the loss is no longer finite; the last good checkpoint is named.
+    """
+    try:
+        model.for_images(data.shape)
+        _fit(Trainer(model, objective, data, run, recipe, device), start)
+    except BaseException:
+        run.release()
+        raise
+
+
+def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
+    model, data, run, recipe = trainer.model, trainer.data, trainer.run, trainer.recipe
+    trainer.start(start)
+    # a best file that stayed in another folder cannot be evaluated at the end
+    trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
+    with run.stoppable():
+        while trainer.epoch < recipe.epochs:
+            try:
+                trainer.train_epoch()
+                trainer.finish_epoch()
+            except RuntimeError:
+                trainer.check_finite()  # what cannot work without finite weights is not the error to report
+                raise
+    if not trainer.best_file(model.main_point.name).exists():  # a finished run that was resumed in another folder
+        run.save(trainer.state_dict(), ("best.pth",))
+    where = "" if data.valid is None else ", held-out images"
+    for point, (top1, epoch) in trainer.best.items():
+        say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch}{where})")

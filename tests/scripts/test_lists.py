@@ -1,0 +1,50 @@
+"""--list_models, --list_checkpoints and --list_recipes."""
+
+import pytest
+
+import train_cifar10
+import train_ilsvrc
+from engine import lists
+from tests.scripts.commands import call
+
+
+def test_recipes_are_listed_with_what_they_reproduce(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "90")
+    code, out, err = call(monkeypatch, capsys, train_cifar10, "--list_recipes", "cifar10-resnet32-s8*")
+    assert (code, err) == (0, "")
+    assert " ".join(out.split()).startswith("cifar10-resnet32-s8u1 ResNet32-S8U1 (arXiv 2006.05066, README of")
+    assert "8.08 % top-1 error" in " ".join(out.split())
+    assert all(len(line) <= 90 for line in out.splitlines())
+
+
+def test_every_recipe_is_in_the_list_of_its_script():
+    """All argument files, but for demo.sh and reproduce.sh, which are none."""
+    names = {path.name for path in lists.RECIPES.iterdir() if not path.suffix}
+    listed = set()
+    for datasets in (("cifar10", "cifar100"), ("ilsvrc",)):
+        lines = lists.recipes_text("*", datasets).splitlines()
+        listed |= {line.split()[0] for line in lines[:-2] if not line.startswith(" ")}
+    assert listed == names
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--list_models=resnet32_doubleshared_x", "the closest are ResNet32_DoubleShared"),
+        ("--list_models=skip", "--list_models '*skip*' would list"),
+        ("--list_models=*qqqq*", "it lists all without it"),
+        ("--list_checkpoints=doubleshare", "the closest are"),
+        ("--list_recipes=msdnet", "--list_recipes '*msdnet*' would list cifar10-msdnet-b10"),
+    ],
+)
+def test_an_empty_list_says_what_would_match(monkeypatch, capsys, flag, hint):
+    code, out, err = call(monkeypatch, capsys, train_cifar10, flag)
+    assert (code, out) == (2, "")
+    assert hint in err
+    assert err.count("\n") == 1
+
+
+def test_patterns_ignore_case_and_other_data_sets(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, train_ilsvrc, "--list_models", "RESNET18")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [["ResNet18", "ilsvrc"]]

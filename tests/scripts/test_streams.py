@@ -1,0 +1,147 @@
+"""Scripts whose output nobody can read, whose start is interrupted, or whose memory is full."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import train_cifar10
+from engine import failures, streams
+from tests.scripts.commands import QUICK, ROOT, call, command
+
+FAST = [*QUICK, "--epochs=1"]
+
+
+def run_in_shell(line, *flags):
+    """Run train_cifar10.py in a line of sh, where "$@" is the command."""
+    words = ["sh", "-c", line, *command("train_cifar10.py", *flags)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def test_a_run_goes_on_without_its_output(tmp_path):
+    done = run_in_shell('"$0" "$@" >&- 2>&-', *FAST, f"--save={tmp_path}/run")
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "evaluation.json").exists()
+    assert all(b"Epoch" not in path.read_bytes() for path in (tmp_path / "run").iterdir())
+
+
+def test_output_that_is_lost_is_said_once():
+    done = run_in_shell('"$0" "$@" >/dev/full', "--list_checkpoints")
+    assert done.stderr.count("the output cannot be written (No space left on device): going on without it") == 1
+    assert done.returncode == 0
+
+
+def test_closed_streams_get_the_null_device():
+    code = "import os, startup; startup.open_streams(); print(os.open('.', os.O_RDONLY), file=open('/dev/stdout', 'w'))"
+    done = subprocess.run(
+        ["sh", "-c", '"$@" 2>&-', "sh", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert int(done.stdout) > 2
+
+
+def test_ctrl_c_while_importing_is_one_word():
+    code = """
+import os, signal, sys, startup
+with startup.importing("__main__"):
+    print("ready", flush=True)
+    while True:
+        pass
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "stopped\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("script", ["train_cifar10", "train_ilsvrc", "eval_cifar10", "eval_ilsvrc"])
+def test_scripts_import_within_that_context(script):
+    """The first thing that a script imports is small."""
+    lines = (ROOT / f"{script}.py").read_text().splitlines()
+    first = lines.index("import startup")
+    assert lines[first + 2] == "with startup.importing(__name__):"
+    assert [line for line in lines[:first] if line.startswith(("import ", "from "))] in (
+        [],
+        ["from functools import partial"],
+    )
+    code = "import startup, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).stdout == b"False\n"
+
+
+def test_importing_a_script_changes_no_handler():
+    before = signal.getsignal(signal.SIGINT)
+    import startup
+
+    with startup.importing("train_cifar10"):
+        assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_closed_terminal_saves_like_sigterm(tmp_path):
+    run = subprocess.Popen(
+        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"), stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGHUP)
+    run.send_signal(signal.SIGHUP)  # the kernel's and the shell's
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGHUP
+    assert "stopped and saved" in out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("unable to mmap 4096 bytes from file: Cannot allocate memory (12)"),
+        OSError(12, os.strerror(12)),
+    ],
+)
+def test_full_memory_is_a_sentence(error, monkeypatch, capsys):
+    def main():
+        raise error
+
+    monkeypatch.setattr(train_cifar10, "main", main)
+    code, _, err = call(monkeypatch, capsys, train_cifar10)
+    assert code == 1
+    assert err == f"error: {failures.explain(error)}\n"
+    assert "memory is full: lower --batch_size" in err
+
+
+def test_what_torch_says_of_full_memory_is_recognised():
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        torch.empty(1 << 46)
+    assert "memory is full" in failures.explain(caught.value)
+
+
+def test_mistakes_of_the_program_keep_their_traceback():
+    assert failures.explain(RuntimeError("shapes do not match")) is None
+    assert failures.explain(KeyError("x")) is None
+
+
+def test_a_stream_that_fails_is_replaced(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = streams.LastingStream(os.fdopen(writing, "w"))
+    for _ in range(3):
+        print("nobody reads this", file=stream, flush=True)
+    assert stream.writable()
+    whole = streams.LastingStream(io.StringIO())
+    assert whole.write("a\nb") == 3
+    assert whole.getvalue() == "a\nb"
+
+
+def test_lists_can_be_cut_off():
+    done = run_in_shell('"$0" "$@" | head -2', "--list_checkpoints")
+    assert done.stdout.startswith("name")
+    assert "Traceback" not in done.stderr
