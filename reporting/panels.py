@@ -98,7 +98,7 @@ class Panel:
     def _set_limits(self) -> None:
         """Limits that follow the measured points; published ones widen them by a quarter on each side at most."""
         own = self._rows(published=False) or self._rows()
-        xs, all_xs = self._places(own)[0], self._places(self._rows())[0]
+        xs, all_xs = [x for row in own for x in row[self.cost]], self._places(self._rows())[0]  # with their quartiles
         room = max(math.log(1.2), (math.log(2) - math.log(max(xs) / min(xs))) / 2)  # a factor of two at least
         left, right = math.log(min(xs)) - room, math.log(max(xs)) + room
         left, right = _widened(left, right, [math.log(x) for x in all_xs], 0.05)
@@ -143,7 +143,7 @@ class Panel:
             distances = (5, 12, 20, 30) if len(curve.all_rows) <= FEW else (5,)
             for row in self._named(curve, visible):
                 dot = dots[id(row)]
-                if curve.published and any(math.dist(dot, other) < reach for other in named):
+                if any(math.dist(dot, other) < reach for other in named if curve.published or row in curve.others):
                     continue  # reproduced here, and named so
                 named.append(dot)
                 text = textwrap.fill(curve.name, 24) if several and len(curve.all_rows) == 1 else row["point"]
