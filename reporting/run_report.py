@@ -105,7 +105,7 @@ def latency_columns(times: Sequence[Iterable[dict]], batches: Iterable[int]) -> 
     columns = []
     for batch in batches:
         found = [next((timing for timing in row if timing["batch"] == batch), None) for row in times]
-        medians = [f"{1e3 * timing['median']:.2f}" if timing else "-" for timing in found]
+        medians = [f"{1e3 * timing['median']:.2f}{_mark(timing)}" if timing else "-" for timing in found]
         full = [latency_text([timing] if timing else [], [batch]).strip() for timing in found]
         brief = screen.Column(f"ms, b{batch}", medians, rank=2)
         columns.append(screen.Column(f"ms, batch {batch}", full, brief, rank=2))
@@ -126,15 +126,18 @@ def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:
     texts = {}
     for timing in times:
         low, median, high = (1e3 * timing[key] for key in ("low", "median", "high"))
-        mark = " ?" if timing.get("noisy") else ""
-        texts[timing["batch"]] = f"{median:.2f} ({low:.2f} - {high:.2f}){mark}"
+        texts[timing["batch"]] = f"{median:.2f} ({low:.2f} - {high:.2f}){_mark(timing)}"
     return "".join(f"  {texts.get(batch, '-'):>24}" for batch in batches)
+
+
+def _mark(timing: dict) -> str:
+    return " ?" if timing.get("noisy") else ""
 
 
 def latency_note(times: Iterable[dict]) -> str:
     """What the latencies are, and where they were measured."""
     times = list(times)
-    noisy = "; ? is noisy: measure again on an idle machine" if any(t.get("noisy") for t in times) else ""
+    noisy = "; ? is noisy: measure again on an idle machine" if any(time.get("noisy") for time in times) else ""
     return f"latency: median (quartiles) of a forward pass on {' and '.join(machines(times))}{noisy}"
 
 
