@@ -47,8 +47,8 @@ def say(*words: object) -> None:
 
 
 def printable(text: object) -> str:
-    """Text with control characters and the like escaped: names from files must not steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    """Text in which control characters, such as those that move a terminal's cursor, are written as escapes."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in str(text))
 
 
 def show_progress() -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from models import registry
-from reporting.evaluations import data_title
+from reporting.evaluations import data_title, network_dataset
 from reporting.style import system_name
 
 #: what else than a latency may be on the horizontal axis of a picture, and its label
@@ -48,7 +48,7 @@ class Curve:
     @classmethod
     def of(cls, record: dict, name: str) -> Curve:
         """The points of an evaluation."""
-        system = system_of(record["model"], record["dataset"])
+        system = system_of_record(record)
         note = f"(mean \u00b1 std of {len(record['seeds'])} seeds)" if "seeds" in record else ""
         return cls(name, data_title(record), system, rows_of(record), note=note)
 
@@ -92,10 +92,15 @@ def system_of(model: str, dataset: str) -> str:
         return ""
 
 
+def system_of_record(record: dict) -> str:
+    """The family of an evaluation's network."""
+    return system_of(record["model"], network_dataset(record))
+
+
 def own_flags(record: dict) -> dict[str, object]:
     """Flags of an evaluation's network and of its objective, by name; empty where it is no longer registered."""
     try:
-        entry = registry.entry(record["model"], record["dataset"])
+        entry = registry.entry(record["model"], network_dataset(record))
     except ValueError:
         return {}
     flags = {flag.name: _plain(flag.default) for flag in (*entry.model_flags(), *entry.objective_flags())}
@@ -105,7 +110,7 @@ def own_flags(record: dict) -> dict[str, object]:
 def network_label(record: dict, without: Container[str] = ()) -> str:
     """The network of an evaluation, and those of its own flags that differ from their defaults."""
     try:
-        own = registry.entry(record["model"], record["dataset"]).model_flags()
+        own = registry.entry(record["model"], network_dataset(record)).model_flags()
     except ValueError:
         own = []
     defaults = {flag.name: _plain(flag.default) for flag in own if flag.name not in without}

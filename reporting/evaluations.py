@@ -39,19 +39,24 @@ def load_run(path: str | Path) -> dict:
     return record
 
 
+def network_dataset(record: dict) -> str:
+    """The data set that the network of an evaluation is registered for; the images may be a user's own."""
+    return record["flags"].get("dataset", record["dataset"])
+
+
 def own_images(record: dict) -> str | None:
-    """The name of the image folder where a run of the ImageNet script used another one; None for published data."""
-    name, classes = record.get("data_name"), record.get("classes")
-    if name:
-        return None if name in DATA_NAMES else name
-    if record["dataset"] == "ilsvrc" and isinstance(classes, int) and classes != registry.NUM_CLASSES["ilsvrc"]:
+    """What to call the images of an evaluation that are not a published data set, or not all of it; else None."""
+    name, classes = record["dataset"], record.get("classes")
+    if name not in DATA_NAMES:
+        return name
+    if name == "ilsvrc" and isinstance(classes, int) and classes != registry.NUM_CLASSES[name]:
         return f"own images, {classes} classes"
     return None
 
 
 def data_title(record: dict) -> str:
     """The data set of an evaluation as it is written in titles and tables."""
-    return own_images(record) or DATA_NAMES.get(record["dataset"], record["dataset"])
+    return own_images(record) or DATA_NAMES[record["dataset"]]
 
 
 def _printable(value):

@@ -11,7 +11,7 @@ import utils
 from models import figures
 from models.figures import Table
 from reporting import style
-from reporting.curves import network_label, system_of
+from reporting.curves import network_label, system_of_record
 from reporting.evaluations import data_title
 
 
@@ -24,9 +24,8 @@ def write(parts: Iterable[Table | figures.Figure], folder: str | Path, record: d
     """
     files = []
     subject = f"{network_label(record)} on {data_title(record)}" if record else ""
-    color = style.system_colours().get(
-        system_of(record["model"], record["dataset"]) if record else "", style.COLOURS[0]
-    )
+    system = system_of_record(record) if record else ""
+    color = style.system_colours().get(system, style.UNKNOWN_COLOUR)
     for part in parts:
         path = Path(folder) / part.file
         if isinstance(part, Table):

@@ -103,7 +103,7 @@ def _all_but(record: dict, *names: str) -> str:
     skipped = BOOKKEEPING | set(names)
     flags = {name: value for name, value in record["flags"].items() if name not in skipped}
     given = None if "given" in names else record.get("given")
-    identity = [given, record["model"], record["dataset"], record.get("data_name"), flags]
+    identity = [given, record["model"], record["dataset"], record.get("classes"), flags]
     return json.dumps(identity, sort_keys=True, default=str)
 
 

@@ -98,7 +98,7 @@ class Panel:
     def _set_limits(self) -> None:
         """Limits that follow the measured points; published ones widen them by a quarter on each side at most."""
         own = self._rows(published=False) or self._rows()
-        xs, all_xs = self._places(own)[0], self._places(self._rows())[0]
+        xs, all_xs = [x for row in own for x in row[self.cost]], self._places(self._rows())[0]  # with their quartiles
         room = max(math.log(1.2), (math.log(2) - math.log(max(xs) / min(xs))) / 2)  # a factor of two at least
         left, right = math.log(min(xs)) - room, math.log(max(xs)) + room
         left, right = _widened(left, right, [math.log(x) for x in all_xs], 0.05)
@@ -143,11 +143,12 @@ class Panel:
             distances = (5, 12, 20, 30) if len(curve.all_rows) <= FEW else (5,)
             for row in self._named(curve, visible):
                 dot = dots[id(row)]
-                if curve.published and any(math.dist(dot, other) < reach for other in named):
+                if any(math.dist(dot, other) < reach for other in named if curve.published or row in curve.others):
                     continue  # reproduced here, and named so
                 named.append(dot)
                 text = textwrap.fill(curve.name, 24) if several and len(curve.all_rows) == 1 else row["point"]
-                self._write_name(text, row, self.styles[curve.name]["color"], boxes, distances)
+                beaten = row not in frontier(curve.rows, self.cost)
+                self._write_name(text, row, self.styles[curve.name]["color"], boxes, distances, beaten)
 
     def _named(self, curve: Curve, visible: Sequence[dict]) -> list[dict]:
         """Rows of a curve that get names, the most important first; none where they all cost the same."""
@@ -160,26 +161,27 @@ class Panel:
         outer = sorted(range(len(best)), key=lambda i: min(i, len(best) - 1 - i))
         return [best[i] for i in outer] + ([row for row in rows if row not in best] if len(rows) <= FEW else [])
 
-    def _write_name(self, text: str, row: dict, color: str, boxes: list[tuple], distances: Sequence[int]) -> None:
+    def _write_name(
+        self, text: str, row: dict, color: str, boxes: list[tuple], distances: Sequence[int], beaten: bool
+    ) -> None:
         """Write a name at the nearest free place, with a thin line to its point where that is not beside it.
 
         Args:
             boxes: what must stay visible, to which the name's place is added.
             distances: from the point, in points of paper.
+            beaten: the name belongs on the side of the worse points, away from the line.
         """
-        from matplotlib import patheffects
-
         axes, renderer = self.axes, self.axes.figure.canvas.get_renderer()
-        halo = [patheffects.withStroke(linewidth=2, foreground="white")]
+        angles = (315, 270, 0, 225, 45, 135, 90, 180) if beaten else (135, 90, 180, 45, 225, 315, 270, 0)
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.3}
         for distance in distances:
-            for angle in (135, 315, 90, 270, 45, 225, 0, 180):
-                dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
-                align = {"ha": _side(dx, "left", "right"), "va": _side(dy, "bottom", "top")}
+            for angle in angles:
+                turned = math.radians(-angle if self.error else angle)
+                dx, dy = distance * math.cos(turned), distance * math.sin(turned)
                 arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.4, "alpha": 0.7} if distance > 5 else None
-                note = axes.annotate(
-                    text, self._place(row), (dx, dy), textcoords="offset points", fontsize=6.5, color=color,
-                    arrowprops=arrow, path_effects=halo, **align,
-                )  # fmt: skip
+                align = {"ha": _side(dx, "left", "right"), "va": _side(dy, "bottom", "top")}
+                place = {"xytext": (dx, dy), "textcoords": "offset points", "arrowprops": arrow, **align}
+                note = axes.annotate(text, self._place(row), fontsize=6.5, color=color, bbox=paper, **place)
                 note.set_in_layout(False)  # a long name may not squeeze the axes
                 box = _text_box(note, renderer)
                 if _contains(axes.bbox.extents, box) and not any(_overlap(box, other) for other in boxes):

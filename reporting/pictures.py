@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from reporting import groups
-from reporting.curves import Curve, system_of
+from reporting.curves import Curve, system_of_record
 from reporting.evaluations import data_title
 from reporting.measured import KeptRun, by_command
 from reporting.panels import FRONTIER, Panel
@@ -123,7 +123,7 @@ def draw_errors(runs: Sequence[KeptRun], path: Path) -> None:
     """Draw the error after each epoch; of several seeds the mean, in a band of one standard deviation."""
     commands = by_command(runs)
     records = {name: group[0].record for name, group in commands.items()}
-    systems = {name: system_of(record["model"], record["dataset"]) for name, record in records.items()}
+    systems = {name: system_of_record(record) for name, record in records.items()}
     styles = curve_styles([Curve(name, "", system, []) for name, system in systems.items()])
     datasets = ", ".join(dict.fromkeys(data_title(record) for record in records.values()))
     with figure_file(path, (5.6, 3.8)) as figure:

@@ -14,7 +14,7 @@ import torch
 from engine import cli
 from models import create_model, profile, registry
 from models.adaptive import AdaptiveModel
-from reporting.curves import Curve, own_flags, system_of
+from reporting.curves import Curve, own_flags, system_of, system_of_record
 from reporting.evaluations import DATA_NAMES, own_images
 from utils import UserError
 
@@ -120,7 +120,7 @@ def curves_beside(records: Iterable[dict]) -> list[Curve]:
         shape = SHAPES.get(record["dataset"])
         if shape is None or own_images(record) or record["flags"].get("crop", shape[-1]) != shape[-1]:
             continue
-        pair = system_of(record["model"], record["dataset"]), record["dataset"]
+        pair = system_of_record(record), record["dataset"]
         sizes.setdefault(pair, set()).update(_sizes(record))
     return [curve for pair, params in sizes.items() for curve in published_curves(*pair, params)]
 

@@ -35,7 +35,7 @@ from pathlib import Path
 
 import utils
 from reporting import evaluations, groups, tables
-from reporting.curves import latency_cost, machines, system_of
+from reporting.curves import latency_cost, machines, system_of_record
 from reporting.measured import mean_and_spread
 from reporting.pictures import draw_curves
 from reporting.published import RESULTS, ROOT
@@ -58,7 +58,7 @@ def networks() -> list[dict]:
         UserError: a file is damaged or lacks a key.
     """
     records = [_read(file) for file in sorted(WEIGHTS.glob("*.json"))]
-    return sorted(records, key=lambda record: (system_of(record["model"], record["dataset"]), record["name"]))
+    return sorted(records, key=lambda record: (system_of_record(record), record["name"]))
 
 
 def _read(file: Path) -> dict:
@@ -105,7 +105,7 @@ def table(records: Sequence[dict]) -> str:
         for row in tables.some_of(record["rows"]):
             times = {timing["batch"]: f"{1e3 * timing['median']:.2f}" for timing in row["latency"]}
             errors = [100 - top1 for top1 in row.get("seeds", [row["top1"]])]
-            cells = [system_of(record["model"], record["dataset"]), record["name"], row["point"], f"{row['params']:,}"]
+            cells = [system_of_record(record), record["name"], row["point"], f"{row['params']:,}"]
             cells += [f"{row['macs'] / 1e6:.2f}M", *(times.get(batch, "") for batch in BATCHES)]
             seeds = ", ".join(map(str, record.get("seeds", [record["seed"]])))
             lines.append(tables.table_row(*cells, mean_and_spread(errors), seeds))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reporting import __main__ as command
-from reporting import evaluations, measured
+from reporting import curves, evaluations, measured
 from reporting.compare import compare
 from tests.reporting.folders import edit, evaluation
 from utils import UserError
@@ -82,8 +82,10 @@ def test_images_of_an_own_folder_have_their_own_name(tmp_path):
     assert (evaluations.own_images(record), evaluations.data_title(record)) == (None, "ImageNet")
     assert evaluations.own_images(record | {"classes": 1000}) is None
     assert evaluations.data_title(record | {"classes": 3}) == "own images, 3 classes"
-    assert evaluations.data_title(record | {"classes": 3, "data_name": "flowers"}) == "flowers"
-    assert evaluations.own_images(record | {"classes": 100, "data_name": "ilsvrc"}) is None
+    own = evaluations.load_run(evaluation(tmp_path / "own", "ResNet50", "flowers"))
+    own["flags"]["dataset"] = "ilsvrc"
+    assert (evaluations.data_title(own), evaluations.network_dataset(own)) == ("flowers", "ilsvrc")
+    assert curves.system_of_record(own) == "plain", "the network is known although its images are not"
 
 
 @pytest.mark.parametrize("name", ["..", "", ".", "a/b", "/a", "../a", ".hidden", "-x", "a\nb", "a b", "a\x00"])

@@ -65,7 +65,7 @@ def test_a_single_point_has_its_numbers_and_lines_to_both_axes(tmp_path):
     assert text.get_text() == "full\n90.00 %\n2 ms"
     assert panel.axes.get_ylim() == (0, 100)
     low, high = panel.axes.get_xlim()
-    assert high / low == pytest.approx(2)
+    assert (low < 1, high > 4) == (True, True), "its quartiles are within the axes"
     guide = panel.axes.lines[-1].get_xydata().tolist()
     assert guide == [[2, 0], [2, 90], [pytest.approx(low), 90]]
 
@@ -125,7 +125,7 @@ def test_imagenets_published_points_need_its_images_at_224_pixels(tmp_path):
     assert published.curves_beside([record])
     assert published.curves_beside([record | {"flags": record["flags"] | {"crop": 160}}]) == []
     assert published.curves_beside([record | {"classes": 3}]) == []
-    assert published.curves_beside([record | {"data_name": "flowers"}]) == []
+    assert published.curves_beside([record | {"dataset": "flowers"}]) == []
 
 
 @pytest.mark.parametrize("name", ["a$\\frac$", "$x^$", "_hidden", "a_{b}^2", "\u6f22\u5b57 <&> --", "x" * 300])
