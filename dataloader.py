@@ -7,6 +7,7 @@ batch sees the same images when it is resumed, on any device and with any number
     cifar                         CIFAR-10, CIFAR-100 or the embedded digits, whole on the device
     imagefolder                   ImageNet, or any set of image files in folders or shards
     image_files                   single image files as an evaluation sees them
+    decode                        an encoded image to uint8 RGB (3, H, W)
     class_names                   the names of a data set's classes
     Data                          what `cifar` and `imagefolder` return: images to train on and to evaluate on
     Batches                       a set of images in batches: each part of a `Data`
@@ -21,6 +22,7 @@ from images.batches import Batches
 from images.cifar import cifar
 from images.classes import class_names
 from images.data import Data
+from images.decoding import decode
 from images.downloads import NoSource
 from images.files import image_files
 from images.imagefolder import imagefolder
@@ -36,6 +38,7 @@ __all__ = [
     "NoSource",
     "cifar",
     "class_names",
+    "decode",
     "image_files",
     "imagefolder",
 ]

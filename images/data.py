@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ class Data:
         shape: (3, height, width) of an image as the network sees it.
         source: one line that says where the images came from.
         valid_index: positions in the training set of the images in `valid`, for checkpoints.
+        name: of the data set: cifar10, cifar100, digits, ilsvrc for all classes of ImageNet, or that of the folder.
     """
 
     train: Batches
@@ -33,6 +34,7 @@ class Data:
     shape: tuple[int, int, int]
     source: str
     valid_index: Tensor | None = None
+    name: str = ""
 
 
 @dataclass
@@ -69,10 +71,13 @@ class Sources(NamedTuple):
     """Where the images of `imagefolder` are.
 
     Args:
-        train, test: list the images; called when they are needed, because listing takes time.
+        train, test: list the images; called when they are needed, because listing takes time. They are given the
+            classes that the labels must be of (None: those that are found) and whether some of these are enough.
         description: one line that says where they come from.
+        name: of the set.
     """
 
-    train: Callable[[], Source]
-    test: Callable[[], Source]
+    train: Callable[[Sequence[str] | None, bool], Source]
+    test: Callable[[Sequence[str] | None, bool], Source]
     description: str
+    name: str
