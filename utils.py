@@ -46,6 +46,11 @@ def say(*words: object) -> None:
         print(*words, flush=True)
 
 
+def printable(text: object) -> str:
+    """Text in which control characters, such as those that move a terminal's cursor, are written as escapes."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in str(text))
+
+
 def show_progress() -> bool:
     """Whether to draw progress bars: on the first process only, and only in a terminal or a notebook."""
     return rank() == 0 and (sys.stderr.isatty() or "ipykernel" in sys.modules)

@@ -20,7 +20,7 @@ from models.deploy import export
 from models.query_table import Budget, QueryTable, latency_conditions
 from reporting import figures
 from reporting.run_report import latency_head, latency_note, latency_text, write
-from utils import make_folder, rank, replacing, say, world_size, write_json, write_tensors
+from utils import make_folder, printable, rank, replacing, say, world_size, write_json, write_tensors
 
 
 def evaluate(
@@ -194,7 +194,7 @@ def predict(
                 say(f"  point {point}: {_cost(model, point, spent[point][-1], images.shape[1:])}")
                 best = logits[0].float().softmax(dim=0).topk(min(5, len(names)))
                 for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                    say(f"    {100 * probability:5.1f} %  {names[label]}")
+                    say(f"    {100 * probability:5.1f} %  {printable(names[label])}")
     for point, macs in spent.items():
         if point.per_image and len(macs) > 1:
             mean, least, most = (value / 1e6 for value in (statistics.mean(macs), min(macs), max(macs)))

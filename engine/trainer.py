@@ -61,10 +61,13 @@ def fit(
 
     Raises:
         Stopped: a signal asked to stop; everything is saved.
-        UserError: the loss is no longer finite; the last good checkpoint is named.
+        UserError: the classes are not those that the run began with; or the loss is no longer finite, and the last good
+            checkpoint is named.
     """
     model.for_images(data.shape)
     try:
+        if run.checkpoint:
+            data.check_classes(run.checkpoint.classes)
         _fit(Trainer(model, objective, data, run, recipe, device), start)
     except BaseException:
         run.release()

@@ -17,6 +17,7 @@ mapping.py      files that say which class an image is of
 reading.py      files and folders on disk: which of them count, and the bytes of files
 decoding.py     an encoded image to a tensor
 workers.py      processes that decode images
+processors.py   how many of them by default
 disk.py         batches of images on disk, decoded by those processes
 files.py        `image_files`: single images as an evaluation sees them
 """

@@ -10,6 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from images.batches import Batches
+from images.classes import are_numbers
+from images.reading import first_few
+from utils import UserError
 
 
 @dataclass
@@ -35,6 +38,19 @@ class Data:
     source: str
     valid_index: Tensor | None = None
     name: str = ""
+
+    def check_classes(self, before: Sequence[str] | None) -> None:
+        """Raises UserError unless the classes are still those that a run began with, as far as these are known."""
+        numbers = are_numbers(before or ()) or are_numbers(self.classes)
+        if not before or list(before) == self.classes or (numbers and len(before) == len(self.classes)):
+            return
+        new, gone = sorted(set(self.classes) - set(before)), sorted(set(before) - set(self.classes))
+        raise UserError(
+            f"the {len(self.classes)} classes of {self.source} are not the {len(before)} that the run began with "
+            f"(new: {first_few(new) or 'none'}; gone: {first_few(gone) or 'none'}): restore their names, or begin "
+            "another run with --save",
+            exit_code=2,
+        )
 
 
 @dataclass

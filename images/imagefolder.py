@@ -19,7 +19,7 @@ from images.fake import fake_sources
 from images.folders import folder_sources
 from images.normalise import USUAL, normalisation
 from images.shards import shard_sources
-from utils import UserError, say
+from utils import UserError, printable, say
 
 
 def imagefolder(
@@ -71,6 +71,8 @@ def imagefolder(
     check_batch_sizes(batch_size, eval_batch_size)
     if workers < 0:
         raise UserError(f"--workers {workers} must be 0 or more processes")
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f"--min_scale {scale[0]:g} must be above 0 and at most {min(scale[1], 1):g}", exit_code=2)
     mean, std = normalisation("ilsvrc", mean, std)
     options = dict(mean=mean, std=std, workers=workers, seed=seed, share=share)
     eval_size = eval_batch_size or batch_size
@@ -134,6 +136,7 @@ def _data_set_name(source: Source, own: str) -> str:
     classes = [source.classes[label] for label in np.unique(source.labels)]
     if own != "fake" and (are_synsets(classes) or (len(classes) == 1000 and are_numbers(classes))):
         return "ilsvrc"
+    own = printable(own)
     return f"{own}, {len(classes)} classes" if own in ("", "ilsvrc", *USUAL) else own
 
 

@@ -42,7 +42,7 @@ class Curve:
                 if timing["batch"] == batch:
                     costs["latency"] = tuple(1e3 * timing[key] for key in ("median", "low", "high"))
             rows.append({"point": row["point"], "top1": row["top1"], **costs})
-        return cls(name, record["dataset"], system_name(record["model"], record["dataset"]), rows)
+        return cls(name, record["dataset"], system_name(record["model"], _network_dataset(record)), rows)
 
 
 def frontier(rows: Sequence[dict], cost: str = "macs") -> list[dict]:
@@ -62,10 +62,15 @@ def system_name(model: str, dataset: str) -> str:
         return ""
 
 
+def _network_dataset(record: dict) -> str:
+    """The data set that the network of an evaluation is registered for; the images may be a user's own."""
+    return record["flags"].get("dataset", record["dataset"])
+
+
 def network_label(record: dict) -> str:
     """The network of an evaluation, and those of its own flags that differ from their defaults."""
     try:
-        own = registry.entry(record["model"], record["dataset"]).model_flags()
+        own = registry.entry(record["model"], _network_dataset(record)).model_flags()
     except ValueError:
         own = []
     defaults = {f.name: list(f.default) if f.many and f.default else f.default for f in own}  # as JSON has them

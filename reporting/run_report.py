@@ -53,7 +53,7 @@ def write(
     folder = utils.make_folder(folder)
     record = {
         "model": flags["model"],
-        "dataset": flags["dataset"],
+        "dataset": data.name or flags["dataset"],  # of the images; that of the network is among the flags
         "flags": flags,
         "command": shlex.join(["python3", *sys.argv]),
         "code": code or utils.code_version(),
