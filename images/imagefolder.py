@@ -92,7 +92,7 @@ def imagefolder(
     train_source = sources.train(None, False) if train else None
     test_source = sources.test(train_source.classes if train else classes, not train and classes is not None)
     test = batches(test_source, np.arange(len(test_source.labels)), eval_size)
-    shape, name = (3, crop, crop), _data_set_name(test_source, sources.name)
+    shape, name = (3, crop, crop), data_set_name(test_source, sources.name)
     if not train:
         held_out = _held_out(lambda: training_images(True)) if isinstance(valid, Tensor) else None
         others = LazyBatches(lambda: training_images(False))
@@ -127,7 +127,7 @@ def _held_out(list_images: Callable[[], DiskBatches]) -> DiskBatches | None:
         return None
 
 
-def _data_set_name(source: Source, own: str) -> str:
+def data_set_name(source: Source, own: str) -> str:
     """What to call a data set: ilsvrc where its images are of all classes of ImageNet, else by its own name.
 
     Args:
