@@ -13,8 +13,7 @@ from PIL import Image
 import dataloader
 from images import shards
 from images.classes import check_labels
-from tests.images.small_sets import write_python
-from tests.images.test_cifar_files import write_binary
+from tests.images.small_sets import write_binary, write_python
 
 
 def tiny(path, **change):
