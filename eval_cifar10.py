@@ -29,7 +29,7 @@ def main(argv=None):
     model = checkpoint.build(args.model, args.dataset, **args.model_flags)
     utils.say(f"{checkpoint.path}: {checkpoint.format}")
     run = {key: args.run_images[key] for key in ("subset", "seed", "padding_mode")}
-    options = dict(valid=checkpoint.held_out, mean=args.mean, std=args.std, **run)
+    options = dict(valid=checkpoint.held_out, classes=checkpoint.classes, mean=args.mean, std=args.std, **run)
     load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
     if args.image:
         images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)

@@ -46,6 +46,7 @@ def main(argv=None):
         jitter=run["color_jitter"],
         subset=run["subset"],
         valid=checkpoint.held_out,
+        classes=checkpoint.classes,
         seed=run["seed"],
         mean=args.mean,
         std=args.std,

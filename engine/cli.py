@@ -24,7 +24,7 @@ from engine.streams import keep_going
 from models import Checkpoint, profile, registry
 from models.adaptive import AdaptiveModel, Point
 from models.deploy import export
-from utils import UserError, say, world_size
+from utils import UserError, printable, say, world_size
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ def run(main: Callable[[], None]) -> None:
         sentence = None if sys.flags.dev_mode else failures.explain(error)
         if sentence is None:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {printable(sentence)}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, UserError) else 1)
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 from engine import recipe
+from images.processors import default_workers
 from models import registry
 from models.deploy import export
 
@@ -172,7 +172,13 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
     """Flags of the scripts that read images from disk."""
     parser.set_defaults(dataset_path="/media/data/ILSVRC2012/")
     add = parser.add_argument_group("images on disk").add_argument
-    add("--workers", type=natural, default=min(16, os.cpu_count()), metavar="N", help="processes that decode images")
+    add(
+        "--workers",
+        type=natural,
+        default=default_workers(),
+        metavar="N",
+        help="processes that decode images (default: one for each processor, at most 16)",
+    )
     add("--resize", type=positive, default=256, metavar="PIXELS", help="shorter side before the centre crop (256)")
     add("--crop", type=positive, default=224, metavar="PIXELS", help="side of the cropped image (default: 224)")
 

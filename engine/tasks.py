@@ -18,9 +18,9 @@ from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint, extracted_content
 from models.deploy import export
 from models.query_table import Budget, QueryTable, latency_conditions
-from reporting import figures
-from reporting.run_report import fits, latency_head, latency_note, latency_text, write
-from utils import make_folder, rank, replacing, say, world_size, write_json, write_tensors
+from reporting import figures, screen
+from reporting.run_report import latency_columns, latency_note, write
+from utils import make_folder, printable, rank, replacing, say, world_size, write_json, write_tensors
 
 
 def evaluate(
@@ -194,7 +194,7 @@ def predict(
                 say(f"  point {point}: {_cost(model, point, spent[point][-1], images.shape[1:])}")
                 best = logits[0].float().softmax(dim=0).topk(min(5, len(names)))
                 for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                    say(f"    {100 * probability:5.1f} %  {names[label]}")
+                    say(f"    {100 * probability:5.1f} %  {printable(names[label])}")
     for point, macs in spent.items():
         if point.per_image and len(macs) > 1:
             mean, least, most = (value / 1e6 for value in (statistics.mean(macs), min(macs), max(macs)))
@@ -290,12 +290,13 @@ def _print_exported(
         ("the network here", model, point, "", ours),
         (file.name, network.network, network.point, f"{file.stat().st_size / 1e6:.2f} MB", theirs),
     )
-    head = f"{'':24} {'params':>12} {'MACs':>11} {'size':>10} "
-    quartiles = fits(head + latency_head(args.latency_batch))
-    print(head + latency_head(args.latency_batch, quartiles))
-    for name, what, at, size, times in rows:
-        macs = profile.count_macs(what, shape, at) / 1e6
-        latency = latency_text(map(dataclasses.asdict, times), args.latency_batch, quartiles)
-        print(f"{name:24} {profile.count_params(what):12,} {macs:10.2f}M {size:>10} {latency}")
+    columns = [
+        screen.Column("", [name for name, *_ in rows], left=True),
+        screen.Column("params", [f"{profile.count_params(what):,}" for _, what, *_ in rows]),
+        screen.Column("MACs", [f"{profile.count_macs(what, shape, at) / 1e6:.2f}M" for _, what, at, *_ in rows]),
+        screen.Column("size", [size for *_, size, _ in rows]),
+        *latency_columns([[*map(dataclasses.asdict, times)] for *_, times in rows], args.latency_batch),
+    ]
+    print("\n".join(screen.table(columns)))
     if ours:
-        print(latency_note(map(dataclasses.asdict, ours), quartiles))
+        print(screen.note(latency_note(map(dataclasses.asdict, ours))))

@@ -32,9 +32,12 @@ def fit(
 
     Raises:
         Stopped: a signal asked to stop; everything is saved.
-        UserError: the loss is no longer finite; the last good checkpoint is named.
+        UserError: the classes are not those that the run began with; or the loss is no longer finite, and the last good
+            checkpoint is named.
     """
     try:
+        if run.checkpoint:
+            data.check_classes(run.checkpoint.classes)
         model.for_images(data.shape)
         _fit(Trainer(model, objective, data, run, recipe, device), start)
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from images import cifar_files, digits
 from images.batches import check_batch_sizes, split
 from images.cifar_files import LAYOUTS
+from images.classes import positions
 from images.data import Arrays, Data
 from images.downloads import download
 from images.memory import MemoryBatches
@@ -43,6 +44,7 @@ def cifar(
     augment: bool = True,
     eval_batch_size: int | None = None,
     coarse: bool = False,
+    classes: Sequence[str] | None = None,
     share: tuple[int, int] | None = None,
 ) -> Data:
     """CIFAR-10, CIFAR-100 or the embedded digits, whole on the device.
@@ -62,10 +64,11 @@ def cifar(
         augment: False trains on the images as they are.
         eval_batch_size: of `test` and `valid`; `batch_size` by default.
         coarse: the 20 coarse classes of CIFAR-100.
+        classes: the names of the classes of the network that is to be evaluated: labels are those of the network.
         share: (this process, processes); by default as torchrun started them.
 
     Raises:
-        UserError: a value is out of range, a file is damaged, or no source has the data.
+        UserError: a value is out of range, a file is damaged, no source has the data, or it has others than `classes`.
     """
     if dataset not in AUGMENTATION:
         raise UserError(f"unknown dataset {dataset!r}; use one of {', '.join(AUGMENTATION)}")
@@ -78,8 +81,9 @@ def cifar(
     train_index, valid_index = split(len(arrays.train_labels), subset, valid, seed)
     mean, std = normalisation(dataset, mean, std)
     padding, mirror = AUGMENTATION[dataset] if augment else (0, False)
-    train = _to_device(arrays.train_images, arrays.train_labels, device)
-    test = _to_device(arrays.test_images, arrays.test_labels, device)
+    labels = positions(arrays.classes, classes or arrays.classes, arrays.source)
+    train = _to_device(arrays.train_images, labels[arrays.train_labels], device)
+    test = _to_device(arrays.test_images, labels[arrays.test_labels], device)
     eval_size = eval_batch_size or batch_size
     return Data(
         MemoryBatches(
@@ -97,10 +101,11 @@ def cifar(
         ),
         MemoryBatches(*test, np.arange(len(test[1])), eval_size, mean, std, share=share),
         MemoryBatches(*train, valid_index, eval_size, mean, std, share=share) if len(valid_index) else None,
-        arrays.classes,
+        list(classes or arrays.classes),
         (3, *arrays.train_images.shape[1:3]),
         arrays.source,
         torch.from_numpy(valid_index) if len(valid_index) else None,
+        f"{dataset}-coarse" if coarse else dataset,
     )
 
 
@@ -108,7 +113,7 @@ def _to_device(images: np.ndarray, labels: np.ndarray, device: torch.device | st
     """Pixels (N, S, S, 4), whose last byte is unused, and int64 labels."""
     pixels = np.zeros((*images.shape[:3], 4), np.uint8)
     pixels[..., :3] = images
-    return torch.from_numpy(pixels).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
+    return torch.from_numpy(pixels).to(device), torch.from_numpy(labels).to(device)
 
 
 def _read_or_download(dataset: str, path: str | os.PathLike | None, coarse: bool) -> Arrays:

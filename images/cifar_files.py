@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from torchvision import datasets
 
+from images.classes import check_labels
 from images.data import Arrays
+from images.reading import read_file
 from utils import UserError
 
 IMAGE_BYTES = 3 * 32 * 32
@@ -103,18 +105,17 @@ def read(path: Path, layout: Layout, coarse: bool = False) -> Arrays | None:
     return None
 
 
-def _join(
-    parts: list[tuple[np.ndarray, np.ndarray]], names: list[str], source: str, folder: Path, classes: int
-) -> Arrays:
+def _join(parts: list[tuple[np.ndarray, np.ndarray]], names: list[str], source: str) -> Arrays:
     """Join files of planar images (N, 3072) and labels (N,); the last one is the test set."""
-    for _, labels in parts:
-        if labels.max() >= classes:
-            raise UserError(
-                f"{folder} has a label {labels.max()} but there are {classes} classes; delete it and download it again"
-            )
     images = [rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for rows, _ in parts]
     labels = [labels for _, labels in parts]
     return Arrays(np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1], names, source)
+
+
+def _check_names(names: list[str], classes: int, file: Path) -> None:
+    """Raises UserError if there is not a name of its own for each class."""
+    if len(names) != classes or len(set(names)) != classes:
+        raise UserError(f"{file} names {len(set(names))} different classes, but there are {classes}; correct the names")
 
 
 def _images_in(layout: Layout, number: int, files: tuple[str, ...]) -> int:
@@ -124,7 +125,7 @@ def _images_in(layout: Layout, number: int, files: tuple[str, ...]) -> int:
 
 def _read_binary(folder: Path, layout: Layout, coarse: bool) -> Arrays:
     """Read the binary layout: records of the label bytes (CIFAR-100: coarse, fine) and the red, green, blue planes."""
-    parts = []
+    parts, classes = [], 20 if coarse else layout.classes
     record = layout.label_bytes + IMAGE_BYTES
     for number, name in enumerate(layout.binary_files):
         size = _images_in(layout, number, layout.binary_files) * record
@@ -134,12 +135,13 @@ def _read_binary(folder: Path, layout: Layout, coarse: bool) -> Arrays:
                 f"{folder / name} has {len(blob):,} bytes but {size:,} are expected; delete it and download it again"
             )
         rows = np.frombuffer(blob, np.uint8).reshape(-1, record)
-        parts.append((rows[:, layout.label_bytes :], rows[:, 0 if coarse else layout.label_bytes - 1]))
+        labels = check_labels(rows[:, 0 if coarse else layout.label_bytes - 1], classes, folder / name)
+        parts.append((rows[:, layout.label_bytes :], labels))
     names = layout.binary_names.replace("fine", "coarse") if coarse else layout.binary_names
-    classes = 20 if coarse else layout.classes
-    lines = _read_file(folder / names, f"{classes} class names").decode().split()
+    lines = _read_file(folder / names, f"{classes} class names").decode(errors="replace").split()
+    _check_names(lines, classes, folder / names)
     source = f"{layout.title}, binary layout in {folder}"
-    return _join(parts, lines, source, folder, classes)
+    return _join(parts, lines, source)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -176,22 +178,23 @@ def _unpickle(path: Path, expected: str) -> dict:
 
 def _read_python(folder: Path, layout: Layout, coarse: bool) -> Arrays:
     """Read the python layout: pickled dictionaries of `data` (N, 3072) and labels."""
-    parts = []
+    parts, classes = [], 20 if coarse else layout.classes
     label_key = "labels" if layout.label_bytes == 1 else "coarse_labels" if coarse else "fine_labels"
     for number, name in enumerate(layout.python_files):
         count = _images_in(layout, number, layout.python_files)
         expected = f"more than {count * IMAGE_BYTES:,} bytes"
         content = _unpickle(folder / name, expected)
-        rows, labels = (np.asarray(content.get(key, ())) for key in ("data", label_key))
+        rows, labels = np.asarray(content.get("data", ())), np.array(list(content.get(label_key, ())))
         if rows.shape != (count, IMAGE_BYTES) or rows.dtype != np.uint8 or labels.shape != (count,):
             raise UserError(
                 f"{folder / name} does not hold {count:,} images and labels; delete it and download it again"
             )
-        parts.append((rows, labels))
+        parts.append((rows, check_labels(labels, classes, folder / name)))
     file, key = layout.python_names
     names = list(_unpickle(folder / file, "class names").get(key.replace("fine", "coarse") if coarse else key, ()))
+    _check_names(names, classes, folder / file)
     source = f"{layout.title}, python layout in {folder}"
-    return _join(parts, names, source, folder, 20 if coarse else layout.classes)
+    return _join(parts, names, source)
 
 
 def _read_npz(path: Path, layout: Layout) -> Arrays:
@@ -206,27 +209,22 @@ def _read_npz(path: Path, layout: Layout) -> Arrays:
         raise UserError(f"{path} has no array {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
-        arrays[f"y_{part}"] = labels
-        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3) or labels.dtype.kind not in "iu":
+        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
             raise UserError(
                 f"{path}: x_{part} is {images.dtype} {images.shape} but must be uint8 ({len(labels)}, 32, 32, 3), one "
-                f"image for each of the integers in y_{part}"
+                f"image for each label in y_{part}"
             )
-    labels = np.concatenate([arrays["y_train"], arrays["y_test"]])
-    if labels.max() >= layout.classes or labels.min() < 0:
-        raise UserError(
-            f"{path} has labels outside 0 to {layout.classes - 1}; use an .npz file of {layout.title}'s "
-            f"{layout.classes} classes"
-        )
+        arrays[f"y_{part}"] = check_labels(labels, layout.classes, f"{path}, y_{part}")
     names = [str(name) for name in arrays.get("classes", range(layout.classes))]
+    _check_names(names, layout.classes, path)
     source = f"{layout.title}, arrays of {path}"
     return Arrays(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"], names, source)
 
 
 def _read_file(path: Path, expected: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing ({expected} expected); delete its folder and download it again") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error

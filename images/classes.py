@@ -1,4 +1,4 @@
-"""The names of a data set's classes, without its images."""
+"""The classes of a data set: their names, their labels, and those of a network that is to judge it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torchvision.models import ResNet50_Weights
 
-from images.folders import class_folders
+from images.reading import class_folders, first_few
+from utils import UserError
 
 DIGITS = tuple("0123456789")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -42,6 +44,61 @@ def class_names(dataset: str, path: str | os.PathLike | None = None, stored: Seq
     imagenet = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     folders = (class_folders(part) for part in (Path(path or "", "train"), Path(path or "", "val")) if part.is_dir())
     names = list(stored or next(filter(None, folders), imagenet))
-    # the folders of ImageNet are named by WordNet's numbers, in the order of its classes
-    are_synsets = len(names) == len(imagenet) and all(re.fullmatch(r"n\d{8}", name) for name in names)
-    return imagenet if are_synsets else names
+    return imagenet if are_synsets(names) else names
+
+
+def are_synsets(names: Sequence[str]) -> bool:
+    """Whether these are ImageNet's folders: its 1000 classes in their order, each named by a number of WordNet."""
+    return len(names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names)
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether classes have no names but their labels."""
+    return list(names) == [str(label) for label in range(len(names))]
+
+
+def positions(names: Sequence[str], known: Sequence[str], where: object) -> np.ndarray:
+    """The label that a network gives to each class of a data set: int64, one for each of `names`.
+
+    Names decide. Where the classes of one of the two have none but numbers, their order does.
+
+    Args:
+        names: of the classes of the data set, which may be some of the network's.
+        known: of the network's classes, by label.
+        where: what to call the data set in a message.
+
+    Raises:
+        UserError: the network does not know a class.
+    """
+    if list(names) == list(known):
+        return np.arange(len(names))
+    labels = {name: label for label, name in enumerate(known)}
+    unknown = [name for name in names if name not in labels]
+    if not unknown:
+        return np.array([labels[name] for name in names], np.int64)
+    if (are_numbers(names) and len(names) <= len(known)) or (are_numbers(known) and len(names) == len(known)):
+        return np.arange(len(names))
+    raise UserError(
+        f"{where} has the classes {first_few(unknown)}, which are not among the {len(known)} of the network "
+        f"({first_few(list(known))}): name the data that it was trained for, or remove or rename those classes",
+        exit_code=2,
+    )
+
+
+def check_labels(labels: np.ndarray, classes: int, where: object) -> np.ndarray:
+    """Labels as int64 (N,). Raises UserError, with the row, for one that is not an integer from 0 to `classes` - 1.
+
+    Args:
+        where: what to call the labels in a message, such as a file.
+    """
+    wrong = np.arange(min(1, len(labels)))  # text, truth values and the like are wrong from the first row on
+    if labels.dtype.kind in "iuf":
+        rows = np.flatnonzero(~((labels >= 0) & (labels < classes) & (labels % 1 == 0)))
+        wrong = wrong if labels.dtype.kind == "f" and not len(rows) else rows
+    if len(wrong):
+        value = labels[wrong[0]]
+        raise UserError(
+            f"{where}: the label in row {wrong[0]} (from 0) is {getattr(value, 'tolist', lambda: value)()!r}; labels "
+            f"outside 0 to {classes - 1}, or which are no integers, are no classes: correct or remove them"
+        )
+    return labels.astype(np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,6 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from images.batches import Batches
+from images.classes import are_numbers
+from images.reading import first_few
+from utils import UserError
 
 
 @dataclass
@@ -24,6 +27,7 @@ class Data:
         shape: (3, height, width) of an image as the network sees it.
         source: one line that says where the images came from.
         valid_index: positions in the training set of the images in `valid`, for checkpoints.
+        name: of the data set: cifar10, cifar100, digits, ilsvrc for all classes of ImageNet, or that of the folder.
     """
 
     train: Batches
@@ -33,6 +37,20 @@ class Data:
     shape: tuple[int, int, int]
     source: str
     valid_index: Tensor | None = None
+    name: str = ""
+
+    def check_classes(self, before: Sequence[str] | None) -> None:
+        """Raises UserError unless the classes are still those that a run began with, as far as these are known."""
+        numbers = are_numbers(before or ()) or are_numbers(self.classes)
+        if not before or list(before) == self.classes or (numbers and len(before) == len(self.classes)):
+            return
+        new, gone = sorted(set(self.classes) - set(before)), sorted(set(before) - set(self.classes))
+        raise UserError(
+            f"the {len(self.classes)} classes of {self.source} are not the {len(before)} that the run began with "
+            f"(new: {first_few(new) or 'none'}; gone: {first_few(gone) or 'none'}): restore their names, or begin "
+            "another run with --save",
+            exit_code=2,
+        )
 
 
 @dataclass
@@ -69,10 +87,13 @@ class Sources(NamedTuple):
     """Where the images of `imagefolder` are.
 
     Args:
-        train, test: list the images; called when they are needed, because listing takes time.
+        train, test: list the images; called when they are needed, because listing takes time. They are given the
+            classes that the labels must be of (None: those that are found) and whether some of these are enough.
         description: one line that says where they come from.
+        name: of the set.
     """
 
-    train: Callable[[], Source]
-    test: Callable[[], Source]
+    train: Callable[[Sequence[str] | None, bool], Source]
+    test: Callable[[Sequence[str] | None, bool], Source]
     description: str
+    name: str

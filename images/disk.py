@@ -12,8 +12,8 @@ from torch import Tensor
 from images.batches import Batches
 from images.data import Source
 from images.normalise import Normalise
-from images.workers import Decoded, Failure, Loader, collate
-from utils import UserError
+from images.workers import Decoded, Failure, Loader
+from utils import UserError, printable
 
 
 class DiskBatches(Batches):
@@ -51,7 +51,7 @@ class DiskBatches(Batches):
         share: tuple[int, int] | None = None,
     ):
         super().__init__(len(index), batch_size, shuffle, seed, share)
-        self.device, self.index = torch.device(device), index
+        self.device, self.index, self.size = torch.device(device), index, size
         self.normalise = Normalise(mean, std, size, device)
         self.unreadable: dict[str, str] = {}
         self.plan: list[list[tuple[int | None, int]]] = []  # keys of the batches that `loader` is to fetch
@@ -63,8 +63,8 @@ class DiskBatches(Batches):
         return Loader(
             self.dataset,
             self.workers,
+            self.batch_size // self.world * 3 * self.size**2,
             batch_sampler=plan,
-            collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # its own: drawing from the global one would change a resumed run
         )
@@ -99,27 +99,25 @@ class DiskBatches(Batches):
         try:
             for pixels, labels, failures in self.loader if reuse else self._make_loader(plan):
                 self._check_failures(failures, training)
+                pixels, labels = torch.as_tensor(pixels), torch.as_tensor(labels)
                 # queued behind the previous step; nothing waits, and copying uint8 is quick
                 pixels, labels = (values.to(self.device, non_blocking=True) for values in (pixels, labels))
                 yield self.normalise(pixels), labels
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = str(error).partition("\n")[0].rstrip(". ")
-            raise UserError(f"{reason}; use fewer --workers or a smaller --batch_size") from error
         finally:
             if reuse:
                 self.busy = False
 
     def _check_failures(self, failures: list[Failure], training: bool) -> None:
         """Report what could not be read. Raises UserError in evaluation, or when it is too much."""
-        for name, reason in failures:
+        for name, reason, fatal in failures:
+            if fatal:
+                raise UserError(f"cannot prepare {name}: {reason}")
             if not training:
                 raise UserError(f"cannot read {name}: {reason}; replace it, because an evaluation needs every image")
             if name not in self.unreadable:
                 self.unreadable[name] = reason
                 count = f"{len(self.unreadable)} unreadable so far"
-                print(f"skipped {name}: {reason} ({count})", file=sys.stderr, flush=True)
+                print(printable(f"skipped {name}: {reason} ({count})"), file=sys.stderr, flush=True)
         if len(self.unreadable) > self.max_unreadable_share * self.num_images or len(failures) >= self.dataset.tries:
             name, reason = next(iter(self.unreadable.items()))
             raise UserError(

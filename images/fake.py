@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
+from images.classes import positions
 from images.data import Sources
 from utils import say
 
@@ -42,8 +45,11 @@ def fake_sources(side: int) -> Sources:
     """Generated images to train and to test on, loudly announced."""
     description = f"GENERATED images of {NUM_CLASSES} classes, not ImageNet: no accuracy below means anything"
     say(f"*** --dataset_path fake: {description} ***")
-    return Sources(
-        lambda: Fake(NUM_TRAIN, NUM_CLASSES, side, 0),
-        lambda: Fake(NUM_TEST, NUM_CLASSES, side, NUM_TRAIN),
-        description,
-    )
+
+    def generate(count: int, first: int, classes: Sequence[str] | None, some: bool) -> Fake:
+        images = Fake(count, NUM_CLASSES, side, first)
+        if classes:
+            positions(images.classes, classes, "--dataset_path fake")
+        return images
+
+    return Sources(partial(generate, NUM_TRAIN, 0), partial(generate, NUM_TEST, NUM_TRAIN), description, "fake")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from images.decoding import centre_crop, decode
 from images.normalise import Normalise, normalisation
+from images.reading import read_file
 from utils import UserError
 
 
@@ -37,7 +37,8 @@ def image_files(
     pixels = []
     for path in paths:
         try:
-            pixels.append(transform(decode(Path(path).read_bytes())))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
+            pixels.append(transform(decode(read_file(path))))
+        except (OSError, ValueError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "the memory is full"
+            raise UserError(f"cannot read the image {path}: {reason}") from error
     return Normalise(*normalisation(dataset, mean, std), crop, device)(torch.stack(pixels).to(device))

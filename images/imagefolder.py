@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from images.batches import LazyBatches, check_batch_sizes, split
+from images.classes import are_numbers, are_synsets
 from images.data import Data, Source, Sources
 from images.decoding import centre_crop
 from images.disk import DiskBatches
 from images.fake import fake_sources
 from images.folders import folder_sources
-from images.normalise import normalisation
+from images.normalise import USUAL, normalisation
 from images.shards import shard_sources
-from utils import UserError, say
+from utils import UserError, printable, say
 
 
 def imagefolder(
@@ -39,6 +40,7 @@ def imagefolder(
     valid: int | Tensor = 0,
     seed: int = 0,
     eval_batch_size: int | None = None,
+    classes: Sequence[str] | None = None,
     share: tuple[int, int] | None = None,
 ) -> Data:
     """ImageNet, or any set of image files: random resized crops and mirroring to train, centre crops to evaluate.
@@ -58,14 +60,19 @@ def imagefolder(
         train: whether train/ must exist. If not, the training images are listed only when they are iterated over, with
             the test transform, and those to hold out are left out of `Data.valid` with a message if they are missing.
         train_crop: side of augmented training images, where it is not `crop`.
+        classes: without `train`, the names of the classes of the network that is to be evaluated: labels are those of
+            the network, whichever of its classes the images are of.
         subset, valid, seed, eval_batch_size, share: as in `cifar`.
 
     Raises:
-        UserError: a value is out of range, a folder is missing or empty, or the classes of train and val differ.
+        UserError: a value is out of range, a folder is missing or empty, the classes of train and val differ,
+            or there are others than `classes`.
     """
     check_batch_sizes(batch_size, eval_batch_size)
     if workers < 0:
         raise UserError(f"--workers {workers} must be 0 or more processes")
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f"--min_scale {scale[0]:g} must be above 0 and at most {min(scale[1], 1):g}", exit_code=2)
     mean, std = normalisation("ilsvrc", mean, std)
     options = dict(mean=mean, std=std, workers=workers, seed=seed, share=share)
     eval_size = eval_batch_size or batch_size
@@ -78,28 +85,29 @@ def imagefolder(
 
     def training_images(held_out: bool) -> DiskBatches:
         """Training images for an evaluation: those that the run held out, or the others that it trained on."""
-        source = sources.train()
+        source = sources.train(classes, classes is not None)
         index = split(len(source.labels), subset, valid, seed)[held_out]
         return batches(source, index, eval_size, shuffle=not held_out)
 
-    train_source = sources.train() if train else None
-    test_source = sources.test()
+    train_source = sources.train(None, False) if train else None
+    test_source = sources.test(train_source.classes if train else classes, not train and classes is not None)
     test = batches(test_source, np.arange(len(test_source.labels)), eval_size)
-    shape = (3, crop, crop)
+    shape, name = (3, crop, crop), data_set_name(test_source, sources.name)
     if not train:
         held_out = _held_out(lambda: training_images(True)) if isinstance(valid, Tensor) else None
         others = LazyBatches(lambda: training_images(False))
         valid_index = None if held_out is None else valid
-        return Data(others, test, held_out, test_source.classes, shape, sources.description, valid_index)
+        return Data(others, test, held_out, test_source.classes, shape, sources.description, valid_index, name)
     train_index, valid_index = split(len(train_source.labels), subset, valid, seed)
     return Data(
         batches(train_source, train_index, batch_size, shuffle=True),
         test,
         batches(train_source, valid_index, eval_size) if len(valid_index) else None,
-        max(train_source.classes, test_source.classes, key=len),
+        train_source.classes,
         shape,
         sources.description,
         torch.from_numpy(valid_index) if len(valid_index) else None,
+        name,
     )
 
 
@@ -117,6 +125,19 @@ def _held_out(list_images: Callable[[], DiskBatches]) -> DiskBatches | None:
     except UserError as error:
         say(f"the images that the run held out are missing, so no thresholds can be found ({error})")
         return None
+
+
+def data_set_name(source: Source, own: str) -> str:
+    """What to call a data set: ilsvrc where its images are of all classes of ImageNet, else by its own name.
+
+    Args:
+        own: name of the folder, or fake.
+    """
+    classes = [source.classes[label] for label in np.unique(source.labels)]
+    if own != "fake" and (are_synsets(classes) or (len(classes) == 1000 and are_numbers(classes))):
+        return "ilsvrc"
+    own = printable(own)
+    return f"{own}, {len(classes)} classes" if own in ("", "ilsvrc", *USUAL) else own
 
 
 def _find_sources(path: str, side: int) -> Sources:

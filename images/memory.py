@@ -11,6 +11,7 @@ from torch import Tensor
 
 from images.batches import Batches
 from images.normalise import Normalise
+from utils import UserError
 
 
 def augment(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int, mode: str = "zeros") -> Tensor:
@@ -54,6 +55,9 @@ class MemoryBatches(Batches):
         index: int64, which of the images belong to this set, in its order.
         mean, std: of the three channels, for pixels from 0 to 1.
         padding, padding_mode, mirror: augmentation in shuffled epochs; 0 and False switch it off.
+
+    Raises:
+        UserError: a label is negative, which torch's losses would skip or crash on.
     """
 
     def __init__(
@@ -73,6 +77,9 @@ class MemoryBatches(Batches):
         share: tuple[int, int] | None = None,
     ):
         super().__init__(len(index), batch_size, shuffle, seed, share)
+        if (labels < 0).any():
+            row = int((labels < 0).int().argmax())
+            raise UserError(f"the label in row {row} (from 0) is {labels[row].item()}; classes are numbered from 0")
         self.pixels, self.labels, self.index = pixels, labels, index
         self.normalise = Normalise(mean, std, pixels.shape[2], pixels.device)
         self.padding, self.padding_mode, self.mirror = padding, padding_mode, mirror

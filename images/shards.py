@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from images.data import Sources
-from images.folders import first_few
+from images.reading import first_few, is_stray
 from utils import UserError, say
+
+MOST_CLASSES = 100_000  # where nothing else says how many there are; a wrong label must not make a list of 10^10 names
+MOST_SHARDS = 1_000_000
 
 
 class Shards:
@@ -22,38 +28,22 @@ class Shards:
 
     Args:
         paths: of the tar files.
+        classes: names of the classes, by label; None takes as many as the largest label asks for.
 
     Raises:
-        UserError: a file cannot be read, or an image has no label.
+        UserError: a file cannot be read, an image has no label or two, or a label is no class.
     """
 
-    def __init__(self, paths: list[str]):
-        from webdataset.tariterators import base_plus_ext
-
+    def __init__(self, paths: list[str], classes: Sequence[str] | None = None):
         self.paths, places, labels = paths, [], []
         for number, path in enumerate(paths):
-            images, classes = {}, {}
-            try:
-                with tarfile.open(path, "r:") as tar:
-                    for member in tar:
-                        key, extension = base_plus_ext(member.name)
-                        if key is None or not member.isfile():
-                            continue
-                        if f".{extension.lower()}" in IMG_EXTENSIONS:
-                            images[key] = (number, member.offset_data, member.size)
-                        elif extension == "cls":
-                            classes[key] = int(tar.extractfile(member).read())
-            except (OSError, tarfile.TarError, ValueError) as error:
-                raise UserError(f"cannot read the shard {path}: {error}; shards are uncompressed tar files") from error
-            incomplete = sorted(images.keys() ^ classes.keys())
-            if incomplete:
-                raise UserError(f"{path}: {first_few(incomplete)} must have both an image and its label in a .cls file")
-            places += images.values()
-            labels += [classes[key] for key in images]
+            samples = _read_shard(path, len(classes) if classes else MOST_CLASSES)
+            places += [(number, offset, size) for offset, size, _ in samples]
+            labels += [label for _, _, label in samples]
         if not labels:
             raise UserError(f"{first_few(paths)} hold no images; name shards of images with their labels in .cls files")
         self.places, self.labels = np.array(places, np.int64), np.array(labels, np.int64)
-        self.classes = [str(label) for label in range(self.labels.max() + 1)]
+        self.classes = list(classes or map(str, range(self.labels.max() + 1)))
 
     def name(self, index: int) -> str:
         number, offset, _ = self.places[index]
@@ -66,16 +56,73 @@ class Shards:
             return file.read(size)
 
 
+def _read_shard(path: str, classes: int) -> list[tuple[int, int, int]]:
+    """Offset, size and label of each image of a shard, in the order of the images."""
+    from webdataset.tariterators import base_plus_ext
+
+    images, labels = {}, {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, extension = base_plus_ext(member.name)
+                if key is None or not member.isfile() or any(map(is_stray, Path(member.name).parts)):
+                    continue
+                if f".{extension.lower()}" in IMG_EXTENSIONS:
+                    kind, value = images, (member.offset_data, member.size)
+                elif extension == "cls":
+                    kind, value = labels, _label(tar.extractfile(member).read(100), classes, f"{path}: {member.name}")
+                else:
+                    continue
+                if key in kind:
+                    raise UserError(
+                        f"{path}: {key} has two {'labels' if kind is labels else 'images'}; keep one of them"
+                    )
+                kind[key] = value
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive can raise anything
+        raise UserError(f"cannot read the shard {path}: {error}; shards are uncompressed tar files") from error
+    incomplete = sorted(images.keys() ^ labels.keys())
+    if incomplete:
+        raise UserError(f"{path}: {first_few(incomplete)} must have both an image and its label in a .cls file")
+    return [(*place, labels[key]) for key, place in images.items()]
+
+
+def _label(content: bytes, classes: int, name: str) -> int:
+    """The label in a .cls file. Raises UserError if it is no class."""
+    text = content.strip().decode("ascii", "backslashreplace")
+    if not text.isdigit() or len(text) > 10 or int(text) >= classes:
+        raise UserError(f"{name} holds {text[:20]!r}, which is no class; labels are integers from 0 to {classes - 1}")
+    return int(text)
+
+
+def _count_shards(pattern: str) -> int:
+    """The most files that a brace pattern can name: the product of the lengths of its ranges and lists."""
+    count, commas = 1, []
+    for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern):
+        count *= abs(int(last) - int(first)) + 1
+    for mark in pattern:
+        if mark == "{":
+            commas.append(1)
+        elif mark == "," and commas:
+            commas[-1] += 1
+        elif mark == "}" and commas:
+            count *= commas.pop()
+    return count
+
+
 def shard_sources(pattern: str) -> Sources:
     """The images of the shards that a brace pattern names. Raises UserError if a shard is missing."""
     try:
         from webdataset.shardlists import expand_urls
 
-        paths = expand_urls(pattern)
+        paths = expand_urls(pattern) if _count_shards(pattern) <= MOST_SHARDS else None
     except ImportError as error:
         raise UserError(f"shards such as {pattern} need the package webdataset: pip install webdataset") from error
     except ValueError as error:
         raise UserError(f"--dataset_path {pattern} is not a brace pattern: {error}") from error
+    if paths is None:
+        raise UserError(f"--dataset_path {pattern} names over {MOST_SHARDS:,} shards; shorten its ranges", exit_code=2)
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise UserError(
@@ -86,10 +133,15 @@ def shard_sources(pattern: str) -> Sources:
     for path in paths:
         parts["val" if "val" in os.path.basename(path) else "train"].append(path)
 
-    def list_images(name: str) -> Shards:
+    def list_images(name: str, classes: Sequence[str] | None) -> Shards:
         if not parts[name]:
             raise UserError(f"{pattern} names no {name} shards; name both: {{train-{{000..146}},val-{{00..06}}}}.tar")
         say(f"listing the images of {len(parts[name])} {name} shards")
-        return Shards(parts[name])
+        return Shards(parts[name], classes)
 
-    return Sources(lambda: list_images("train"), lambda: list_images("val"), f"{len(paths)} shards of {pattern}")
+    return Sources(
+        lambda classes, some: list_images("train", classes),
+        lambda classes, some: list_images("val", classes),
+        f"{len(paths)} shards of {pattern}",
+        Path(paths[0]).resolve().parent.name,
+    )

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import multiprocessing.util
+import os
+import shutil
 import signal
+import sys
+import threading
 import weakref
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +21,32 @@ from torch import Tensor
 
 from images.data import Source
 from images.decoding import decode
+from utils import UserError, say
 
-Failure = tuple[str, str]  # the name of an image, and why it cannot be read
+#: why a worker or an image failed that may be quite in order
+FULL = "the memory is full: use fewer --workers or a smaller --batch_size"
+
+
+class Failure(NamedTuple):
+    """What could not be read.
+
+    Args:
+        name: of the image.
+        reason: why.
+        fatal: whether it is not the image that is at fault.
+    """
+
+    name: str
+    reason: str
+    fatal: bool = False
 
 
 class Decoded(torch.utils.data.Dataset):
     """The images that workers make of keys (epoch, index), where evaluation has None for the epoch.
 
     Items are a uint8 image (3, S, S), its label, and what could not be read. In training, neighbours stand in for an
-    unreadable image; where none can be read the item is (None, -1, failures).
+    unreadable image; where none can be read the item is (None, -1, failures). No error leaves a worker as an exception,
+    because it would arrive without its cause.
 
     Args:
         source: where encoded images come from.
@@ -41,10 +66,19 @@ class Decoded(torch.utils.data.Dataset):
             which = (index + step) % len(self.source.labels)
             try:
                 pixels = decode(self.source.read(which))
+                if epoch is None:
+                    pixels = self.test(pixels)  # which refuses what is too narrow to be resized
             except (OSError, ValueError) as error:
-                failures.append((self.source.name(which), getattr(error, "strerror", None) or str(error)))
+                failures.append(Failure(self.source.name(which), getattr(error, "strerror", None) or str(error)))
                 continue
-            pixels = self.test(pixels) if epoch is None else self._augment(pixels, epoch, index)
+            except MemoryError:
+                return None, -1, [Failure(self.source.name(which), FULL, fatal=True)]
+            try:
+                pixels = pixels if epoch is None else self._augment(pixels, epoch, index)
+            except Exception as error:
+                if sys.flags.dev_mode:
+                    raise
+                return None, -1, [Failure(self.source.name(which), _reason(error), fatal=True)]
             return pixels, int(self.source.labels[which]), failures
         return None, -1, failures
 
@@ -59,14 +93,25 @@ class Decoded(torch.utils.data.Dataset):
             generator.set_state(state)
 
 
-def collate(samples: list[tuple[Tensor | None, int, list[Failure]]]) -> tuple[Tensor | None, Tensor, list[Failure]]:
-    """uint8 (N, 3, S, S), or None where an image is missing; int64 (N,); and what could not be read."""
+def collate(samples: list[tuple[Tensor | None, int, list[Failure]]], share: bool, pipes: bool) -> tuple:
+    """uint8 (N, 3, S, S), or None where an image is missing; int64 (N,); and what could not be read.
+
+    Args:
+        share: move tensors into shared memory. Left to torch it would happen too late for an error to be noticed.
+        pipes: return arrays, which travel through a pipe; done too where shared memory turns out to be full.
+    """
     pixels, labels, failures = zip(*samples)
-    return (
-        None if any(image is None for image in pixels) else torch.stack(pixels),
-        torch.tensor(labels),
-        [failure for found in failures for failure in found],
-    )
+    failures = [failure for found in failures for failure in found]
+    labels = torch.tensor(labels)
+    if any(image is None for image in pixels):
+        return None, labels.numpy(), failures
+    pixels = torch.stack(pixels)
+    if share and not pipes:
+        try:
+            return pixels.share_memory_(), labels.share_memory_(), failures
+        except RuntimeError:
+            pipes = True
+    return (pixels.numpy(), labels.numpy(), failures) if pipes else (pixels, labels, failures)
 
 
 class Loader(torch.utils.data.DataLoader):
@@ -75,22 +120,115 @@ class Loader(torch.utils.data.DataLoader):
     A signal to the whole process group, such as Ctrl-C, is the main process's to handle: it may finish a step and save
     before it ends, for which it needs its workers.
 
+    Iterating raises UserError where workers cannot be started, or one of them has died.
+
     Args:
         workers: how many; 0 works in the main process.
+        batch_bytes: of the images of a batch; where /dev/shm has no room for those under way, they go through pipes.
         options: as for DataLoader.
     """
 
-    def __init__(self, dataset: torch.utils.data.Dataset, workers: int, **options):
+    prefetch = 4  # batches under way for each worker
+
+    def __init__(self, dataset: torch.utils.data.Dataset, workers: int, batch_bytes: int, **options):
+        pipes = bool(workers) and not _fits_shared_memory(batch_bytes * self.prefetch * workers)
+        together = functools.partial(collate, share=bool(workers), pipes=pipes)
         if workers:
-            options |= {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _leave_signals}
-        super().__init__(dataset, num_workers=workers, **options)
+            options |= {"persistent_workers": True, "prefetch_factor": self.prefetch}
+            options |= {"worker_init_fn": _leave_signals}
+        super().__init__(dataset, num_workers=workers, collate_fn=together, **options)
+        self._own: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()
 
     def __iter__(self):
-        iterator = super().__iter__()
-        if self.num_workers:
-            _kill_at_exit()
-            _workers.update(iterator._workers)
-        return iterator
+        try:
+            yield from self._batches() if self.num_workers else super().__iter__()
+        except (RuntimeError, OSError, MemoryError) as error:
+            if sys.flags.dev_mode or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
+                raise
+            raise UserError(_explain(error, self._own)) from error
+
+    def _batches(self):
+        before = set(multiprocessing.active_children())
+        # this also takes back the handler that torch installs, which raises wherever the main process happens to be
+        with _noticing_deaths(self._own):
+            iterator = super().__iter__()
+        self._own.update(set(multiprocessing.active_children()) - before)
+        _workers.update(self._own)
+        _kill_at_exit()
+        while True:
+            with _noticing_deaths(self._own):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
+
+@contextlib.contextmanager
+def _noticing_deaths(workers: Iterable[multiprocessing.Process]):
+    """Within this context the death of a worker raises RuntimeError, at once even where a pipe is being read."""
+    if threading.current_thread() is not threading.main_thread():  # only that may handle signals
+        yield
+        return
+
+    def check(number: int | None = None, frame: object = None) -> None:
+        if any(worker.exitcode for worker in workers):
+            raise RuntimeError("a DataLoader worker died")
+        if callable(before) and number is not None:
+            before(number, frame)
+
+    before = signal.getsignal(signal.SIGCHLD)
+    signal.signal(signal.SIGCHLD, check)
+    try:
+        check()
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return FULL
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+
+
+def _explain(error: Exception, workers: Iterable[multiprocessing.Process]) -> str:
+    """One sentence on why workers could not be started, or stopped working."""
+    died = [-worker.exitcode for worker in workers if worker.exitcode]
+    if signal.SIGBUS in died:
+        return "the shared memory is full: give the container more (docker run --shm-size=8g), or use --workers=0"
+    if signal.SIGKILL in died:
+        return f"a worker process was killed, as the system does when {FULL}"
+    if died:
+        how = f"by {signal.Signals(died[0]).name}" if died[0] > 0 else f"with exit code {-died[0]}"
+        return f"a worker process ended {how}; --workers=0 works without them"
+    if isinstance(error, OSError):
+        reason = "no room in /dev/shm (docker run --shm-size=8g)" if error.errno == errno.ENOSPC else error.strerror
+        return f"workers cannot run: {reason or error}; use fewer --workers, or --workers=0"
+    return f"images cannot be put together: {_reason(error)}"
+
+
+def _fits_shared_memory(size: int) -> bool:
+    """Whether /dev/shm has room for so many bytes of images under way; containers often have 64 MB.
+
+    Half of what is free is left to others, and the processes that torchrun started share the rest.
+    """
+    try:
+        free = shutil.disk_usage("/dev/shm").free if os.access("/dev/shm", os.W_OK) else 0
+    except OSError:
+        free = 0
+    if not os.path.isdir("/dev/shm") or size * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= free // 2:
+        return True  # systems without this folder keep shared memory elsewhere
+    _announce_pipes(free)
+    return False
+
+
+@functools.cache
+def _announce_pipes(free: int) -> None:
+    say(
+        f"/dev/shm has {free / 1e6:,.0f} MB, too little for the images under way, which now go through pipes: larger "
+        "shared memory (docker run --shm-size=8g), fewer --workers or a smaller --batch_size is faster"
+    )
 
 
 def _leave_signals(_: int) -> None:
@@ -110,8 +248,6 @@ def _kill_at_exit() -> None:
 
 
 def _kill_workers() -> None:
-    alive = [worker for worker in _workers if worker.is_alive()]
-    if alive:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report a killed worker as an accident
-    for worker in alive:
-        worker.kill()
+    for worker in list(_workers):
+        if worker.is_alive():
+            worker.kill()

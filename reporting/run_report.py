@@ -57,7 +57,7 @@ def write(
     folder = utils.make_folder(folder)
     record = {
         "model": flags["model"],
-        "dataset": flags["dataset"],
+        "dataset": data.name or flags["dataset"],  # of the images; that of the network is among the flags
         "flags": flags,
         "command": shlex.join(["python3", *sys.argv]),
         "code": code or utils.code_version(),
@@ -110,11 +110,6 @@ def latency_columns(times: Sequence[Iterable[dict]], batches: Iterable[int]) -> 
         brief = screen.Column(f"ms, b{batch}", medians, rank=2)
         columns.append(screen.Column(f"ms, batch {batch}", full, brief, rank=2))
     return columns
-
-
-def latency_head(batches: Iterable[int]) -> str:
-    """Heads of the columns that `latency_text` fills."""
-    return "".join(f"  {f'ms, batch {batch}':>24}" for batch in batches)
 
 
 def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:

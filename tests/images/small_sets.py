@@ -51,3 +51,15 @@ def write_python(root, layout):
     names = {layout.python_names[1]: [f"name{i}" for i in range(layout.classes)]}
     names["coarse_label_names"] = [f"coarse{i}" for i in range(20)]
     (folder / layout.python_names[0]).write_bytes(pickle.dumps(names, 2))
+
+
+def write_binary(root, layout):
+    folder = root / layout.binary
+    folder.mkdir()
+    for name, (images, labels, coarse) in zip(layout.binary_files, parts_of(layout)):
+        columns = [labels] if layout.label_bytes == 1 else [coarse, labels]
+        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        rows = np.concatenate([np.stack(columns, 1).astype(np.uint8), planes], 1)
+        (folder / name).write_bytes(rows.tobytes())
+    (folder / layout.binary_names).write_text("\n".join(f"name{i}" for i in range(layout.classes)) + "\n\n")
+    (folder / "coarse_label_names.txt").write_text("\n".join(f"coarse{i}" for i in range(20)) + "\n\n")

@@ -9,19 +9,7 @@ import torch
 
 import dataloader
 from images import cifar_files
-from tests.images.small_sets import TEST, TRAIN, parts_of, write_python
-
-
-def write_binary(root, layout):
-    folder = root / layout.binary
-    folder.mkdir()
-    for name, (images, labels, coarse) in zip(layout.binary_files, parts_of(layout)):
-        columns = [labels] if layout.label_bytes == 1 else [coarse, labels]
-        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-        rows = np.concatenate([np.stack(columns, 1).astype(np.uint8), planes], 1)
-        (folder / name).write_bytes(rows.tobytes())
-    (folder / layout.binary_names).write_text("\n".join(f"name{i}" for i in range(layout.classes)) + "\n\n")
-    (folder / "coarse_label_names.txt").write_text("\n".join(f"coarse{i}" for i in range(20)) + "\n\n")
+from tests.images.small_sets import TEST, TRAIN, parts_of, write_binary, write_python
 
 
 def write_npz(root, layout):

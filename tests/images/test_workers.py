@@ -25,7 +25,7 @@ def test_a_killed_worker_is_reported(folder):
             os.kill(os.getpid(), 9)
 
     data.train.dataset.train = Killer()
-    with pytest.raises(ValueError, match=r"DataLoader worker .*--workers"):
+    with pytest.raises(ValueError, match=r"a worker process was killed, .*--workers"):
         list(data.train.epoch(0))
 
 

@@ -1,0 +1,92 @@
+"""Files that say which class the images of a plain folder are of."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Container, Sequence
+from pathlib import Path, PurePath
+
+from images.reading import first_few
+from utils import UserError
+
+#: names of such files, in the folder or beside it
+NAMES = ("val.txt", "val_map.txt", "val_labels.txt", "val_annotations.txt", "LOC_val_solution.csv")
+
+
+def find_mapping(root: Path) -> Path | None:
+    """The file that maps the images of a folder to classes; None if there is none."""
+    return next((path for folder in (root, root.parent) for name in NAMES if (path := folder / name).is_file()), None)
+
+
+def mapped_labels(mapping: Path, root: Path, images: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The label of each image of a plain folder, from a file in Caffe's, Kaggle's or Tiny ImageNet's form, or your own.
+
+    A line has the name of an image, with or without its folder and ending, and its class, by name or as a number. They
+    are separated by a tab, a comma, a semicolon or blanks, and may be quoted. Other columns and a first line of
+    headings are skipped.
+
+    Args:
+        images: paths below `root`.
+
+    Raises:
+        UserError: the file cannot be read, names what is not a class, or does not have one class for each image.
+    """
+    labels = {name: label for label, name in enumerate(classes)}
+    if not any(name.isdigit() for name in classes):
+        labels |= {str(label): label for label in range(len(classes))}
+    names = [PurePath(path).relative_to(root) for path in images]
+    spellings = [(str(name), str(name.with_suffix("")), name.name, name.stem) for name in names]
+    known = {spelling for all_of_one in spellings for spelling in all_of_one}
+    found: dict[str, int] = {}
+    for number, (line, columns) in enumerate(_rows(mapping), 1):
+        name, kind = _name_and_class(columns, known, labels, root.name)
+        if kind not in labels:
+            if number == 1 and name not in known:
+                continue  # headings
+            what = f"{kind!r} is not one of the {len(classes)} classes" if kind else "there is no class"
+            raise UserError(f"{mapping}, line {line}: {what} for {name!r}; name a class or its number, from 0")
+        if found.setdefault(name, labels[kind]) != labels[kind]:
+            raise UserError(f"{mapping}, line {line}: {name!r} has another class in a line above; keep one of them")
+    mapped = [next((found[name] for name in all_of_one if name in found), None) for all_of_one in spellings]
+    unknown = [name.name for name, label in zip(names, mapped, strict=True) if label is None]
+    if unknown:
+        raise UserError(f"{mapping} has no class for {first_few(unknown)} in {root}; add a line for each")
+    return mapped
+
+
+def _rows(mapping: Path) -> list[tuple[int, list[str]]]:
+    """Lines that are not empty: their number, from 1, and their columns."""
+    number = 1
+    try:  # bytes that are no UTF-8 are read as they are in the names of files
+        text = mapping.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        form = {"delimiter": next((mark for mark in "\t,;" if all(mark in line for _, line in lines)), " ")}
+        form |= {"skipinitialspace": True, "strict": True}
+        rows = []
+        for number, line in lines:
+            rows.append((number, [word.strip() for word in next(csv.reader([line], **form))]))
+        return rows
+    except (OSError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot read {mapping}, line {number}: {reason}; it needs the name of an image and a class"
+        ) from error
+
+
+def _name_and_class(columns: Sequence[str], known: set[str], classes: Container[str], folder: str) -> tuple[str, str]:
+    """The name of an image and its class in a line; "" for a class that is missing.
+
+    Args:
+        known: spellings of the names of images.
+        classes: spellings of classes.
+        folder: which names may begin with.
+    """
+    for count in range(len(columns) - 1, 0, -1):  # blanks may separate the words of a name too
+        name = " ".join(columns[:count]).removeprefix("./").removeprefix(f"{folder}/")
+        if name in known:
+            break
+    else:
+        name, count = columns[0], 1
+    rest = columns[count:] or [""]
+    readings = (" ".join(rest), rest[0], rest[0].partition(" ")[0])  # words of a name; other columns; Kaggle's boxes
+    return name, next((kind for kind in readings if kind in classes), rest[0])

@@ -1,0 +1,80 @@
+"""Files and folders on disk: which of them belong to a data set, and the bytes of files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+MOST_BYTES = 1 << 30  # of a file; no image within Pillow's limit of pixels and no file of CIFAR has more
+
+#: what file managers, archives and network drives leave in folders, beside names that begin with a dot
+STRAY = frozenset(
+    {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "__pycache__"}
+    | {"lost+found"}
+)
+
+
+def is_stray(name: str) -> bool:
+    """Whether a file or folder of this name is no part of a data set: hidden, or left there by another program."""
+    return name in STRAY or (name.startswith(".") and name not in (".", ".."))
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, is larger than 1 GB, or is a pipe, a socket or a device: those may never end.
+    """
+    # a pipe that nobody writes to would already wait in open()
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file")
+        if status.st_size > MOST_BYTES:
+            raise OSError(f"it has {status.st_size:,} bytes, more than any image that is read here")
+        return file.read()
+
+
+def class_folders(root: str | os.PathLike) -> list[str]:
+    """The names of the folders in a folder, sorted: their positions are the labels. Stray ones are left out."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if not is_stray(entry.name) and entry.is_dir())
+
+
+def image_paths(folder: str | os.PathLike) -> list[str]:
+    """The image files in a folder and in those below it, in the order of torchvision's ImageFolder.
+
+    Files count by the ending of their name. Stray ones, pipes, sockets and devices are left out.
+    """
+    found = [(str(where), name) for where, names in _walk(Path(folder), ()) for name in names]
+    return [os.path.join(where, name) for where, name in sorted(found)]
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders with the names of their image files.
+
+    Args:
+        above: device and inode of the folders on the way here, because a link may lead back to one of them.
+    """
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in above:
+        return
+    above = (*above, (status.st_dev, status.st_ino))
+    names = []
+    with os.scandir(folder) as entries:
+        entries = [entry for entry in entries if not is_stray(entry.name)]
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), above)
+        elif entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file():
+            names.append(entry.name)
+    yield folder, names
+
+
+def first_few(names: list[str], most: int = 3) -> str:
+    """The first few names of a list, for messages."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
