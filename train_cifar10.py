@@ -28,7 +28,9 @@ def main(argv=None):
     model = create_model(args.model, args.dataset, **args.model_flags)
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
     if args.checkpoint:
-        args.checkpoint.load_into(model)
+        args.checkpoint.load_into(model, args.new_head)
+        args.model_flags = dict(model.built_as.flags)  # weights of another project may need one more
+    objective.check(model)
     data = load_data(args, device)
     folder = args.save or f"checkpoint/{cli.folder_name(args)}"
     run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))

@@ -41,16 +41,16 @@ def evaluate(
     checkpoint.load_prepared(model, run_images.expected(vars(args) | args.run_images))
     budget = _budget(model, args)
     within = _points_within(budget, whole, model, args, device) if budget else None
-    folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
-    for file in (args.query_table, args.extract and args.extract[1]):
-        if file:
-            make_folder(Path(file).parent, "its flag")
     if args.extract:
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     data = load()
     if budget or args.query_table:
         points = within or points or model.points
+    folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")  # a refused command leaves none
+    for file in (args.query_table, args.extract and args.extract[1]):
+        if file:
+            make_folder(Path(file).parent, "its flag")
     wrapped = parallel(model, device, compiled=False)
     rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
     if rank() != 0:

@@ -338,6 +338,9 @@ class Objective:
         """Yield scalar losses. `model` is wrapped as it trains; `unwrap(model)` is the network itself."""
         raise TypeError(f"{type(self).__name__} does not implement __call__")
 
+    def check(self, model: AdaptiveModel) -> None:
+        """Raise UserError or ValueError where something that training needs is missing, before a run is begun."""
+
     def begin_epoch(self, model: AdaptiveModel, epoch: int) -> Phase:
         """Say what `epoch` (from 0) trains; called with the unwrapped network in train mode, again when a run resumes.
 

@@ -116,6 +116,9 @@ class EmbeddedLoss(Objective):
             return (int(draw) == 0,)
         return (False, True) if self.teacher else (True, False)
 
+    def check(self, model):
+        self.load_teacher(model)
+
     def begin_epoch(self, model, epoch):
         self.passes = self.passes_of(epoch)
         self.load_teacher(model)
@@ -137,11 +140,11 @@ class EmbeddedLoss(Objective):
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}], fresh)
 
     def load_teacher(self, model: Embedded) -> None:
-        """Build the teacher beside the network, once."""
-        if self.teacher in (None, "full") or self.teaching is not None:
+        """Build the teacher once, and keep it where the network is."""
+        if self.teacher in (None, "full"):
             return
         weight = next(model.parameters())
-        teacher = load_teacher(self.teacher, self.teacher_model, model)
+        teacher = self.teaching or load_teacher(self.teacher, self.teacher_model, model)
         self.teaching = teacher.to(weight.device, weight.dtype, memory_format=torch.channels_last)
 
     def teach(self, images: Tensor) -> Tensor | None:
