@@ -22,6 +22,7 @@ SPELLINGS = {
     "lr_scheduler": "lr_schedule",
     "lr_type": "lr_schedule",
     "start_epoch": "starting_epoch",
+    "target": "target_rate",
     "wd": "weight_decay",
     "weights": "pretrained",
 }
@@ -36,7 +37,7 @@ VALUES = {
 }
 #: flags that name a file to evaluate, and switches that ask for an evaluation, in scripts that train too
 EVALUATED_FILE = ("evaluate_from",)
-EVALUATIONS = ("eval", "evalmode", "evaluate", "test_only")
+EVALUATIONS = ("eval", "evalmode", "evaluate", "test", "test_only")
 MODES = ("anytime", "dynamic")
 TRANSLATED = {
     *(*SPELLINGS, *EVALUATED_FILE, *EVALUATIONS, "data", "use_valid", "optimizer", "decay_rate"),

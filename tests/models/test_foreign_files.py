@@ -192,7 +192,7 @@ def test_every_released_checkpoint_builds_its_network():
     for entry in published.list_checkpoints():
         flags = {key: value for key, value in entry.flags.items() if key not in ("crop", "resize")}
         with torch.device("meta"):
-            assert create_model(entry.model, entry.dataset, **flags).points, entry.name
+            create_model(entry.model, entry.dataset, **flags)
 
 
 def test_the_original_pages_links_are_listed():
