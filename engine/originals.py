@@ -39,9 +39,11 @@ VALUES = {
 EVALUATED_FILE = ("evaluate_from",)
 EVALUATIONS = ("eval", "evalmode", "evaluate", "test", "test_only")
 MODES = ("anytime", "dynamic")
+OURS = {"dataset", "lr_schedule"}  # flags of the scripts, of which values are translated
 TRANSLATED = {
+    *OURS,
     *(*SPELLINGS, *EVALUATED_FILE, *EVALUATIONS, "data", "use_valid", "optimizer", "decay_rate"),
-    *("print_freq", "workers", "dataset", "lr_schedule"),
+    *("print_freq", "workers"),
 }
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -70,7 +72,8 @@ def translate(
             done.append(f"--dataset_path={word}")
             continue
         name, equals, value = _split(word)
-        if name is None or name not in TRANSLATED or name in own():
+        ours = name in OURS or (name == "workers" and images_on_disk)
+        if name is None or name not in TRANSLATED or (not ours and name in own()):
             done.append(word if name is None else f"--{name}{equals}{value}")
             continue
 
@@ -159,7 +162,7 @@ def _use_recipe(word: str, others: Sequence[str]) -> str:
     app = Path(word.removeprefix("app:")).name
     found = [path for path in sorted(RECIPES.iterdir()) if f"apps/{app}" in path.read_text()]
     if not found:
-        return f"{word} has no recipe here: ls recipes/ lists what there is, --list_models the networks"
+        return f"{word} has no recipe here: --list_recipes lists what there is"
     recipe = next((path for path in found if "cifar100" in path.name), found[0])  # as the file itself has it
     script = "cifar10" if recipe.name.startswith("cifar") else "ilsvrc"
     path = "" if script == "cifar10" else " --dataset_path=<path>"

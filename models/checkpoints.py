@@ -204,12 +204,11 @@ class Checkpoint:
         model, dataset, num_classes, flags = self._resolved(model, dataset, num_classes, flags)
         stored = {value.untyped_storage().data_ptr(): value for value in self.weights.values()}
         numbers = sum(value.untyped_storage().nbytes() // value.element_size() for value in stored.values())
-        limit = 4 * numbers + 1_000_000  # the network may have parts that the file lacks
         for name, value in {"num_classes": num_classes or 0, **flags}.items():
-            if isinstance(value, int) and value > limit:
+            if isinstance(value, int) and value > 4 * numbers + 1_000_000:  # the file may lack parts of the network
                 raise ValueError(f"{self.path} holds {numbers} numbers, too few for {name} {value:.3g}")
         try:
-            with torch.device("meta"), _no_more_parameters_than(limit, self.path):
+            with torch.device("meta"), _no_more_tensors_than(4 * len(self.weights) + 10_000):
                 network = self._empty(model, dataset, num_classes, flags)
         except (TypeError, ArithmeticError, LookupError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
@@ -364,18 +363,15 @@ def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) ->
 
 
 @contextlib.contextmanager
-def _no_more_parameters_than(limit: int, path: Path) -> Iterator[None]:
-    """Raise ValueError as soon as the networks built within have more parameters than `limit`."""
-    count, seen = 0, {}
+def _no_more_tensors_than(limit: int) -> Iterator[None]:
+    """Raise RuntimeError as soon as the networks built within have more parameters, as tensors, than `limit`."""
+    count = 0
 
     def add(module, name, parameter):
         nonlocal count
-        if parameter is None or id(parameter) in seen:  # several layers may share one
-            return
-        seen[id(parameter)] = parameter
-        count += parameter.numel()
+        count += 1
         if count > limit:
-            raise ValueError(f"{path} holds far too few numbers for the network that its flags describe")
+            raise RuntimeError("they ask for far more layers than the file has")
 
     handle = register_module_parameter_registration_hook(add)
     try:

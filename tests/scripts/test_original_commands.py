@@ -12,7 +12,7 @@ import train_cifar10
 import train_ilsvrc
 from engine import cli, originals
 from models import create_model, registry
-from tests.scripts.test_scripts import ROOT, call
+from tests.scripts.commands import ROOT, call
 
 NET = "--arch msdnet --nBlocks 5 --stepmode even --step 4 --base 4 --nChannels 32"
 FACTORS = "--growthRate 16 --grFactor 1-2-4-4 --bnFactor 1-2-4-4"
