@@ -33,7 +33,8 @@ def main(argv=None):
     if teacher := Teacher.of(objective, args.dataset):
         objective.teacher = teacher.build(model)
     if args.checkpoint:
-        args.checkpoint.load_into(model)
+        args.checkpoint.load_into(model, args.new_head)
+        args.model_flags = dict(model.built_as.flags)  # weights of another project may need one more
     data = load_data(args, device)
     folder = args.save or f"checkpoint/{cli.folder_name(args)}"
     run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))

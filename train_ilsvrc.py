@@ -57,6 +57,7 @@ def main(argv=None):
         objective.teacher = teacher.build(model)
     if args.checkpoint:
         args.checkpoint.load_into(model, args.new_head)
+        args.model_flags = dict(model.built_as.flags)  # weights of another project may need one more
     folder = args.save or f"checkpoint/{cli.folder_name(args)}"
     run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))
     utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")

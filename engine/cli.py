@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from engine import failures, lists, run_images
+from engine import failures, lists, originals, run_images
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.recipe import lr_steps
@@ -74,7 +75,7 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = _parser(script)
     try:
-        argv = normalise(sys.argv[1:] if argv is None else argv)
+        argv = _translated(script, normalise(sys.argv[1:] if argv is None else argv))
         entry, dataset, checkpoint, described = _find_network(parser, script, argv)
     except ValueError as error:
         parser.error(str(error))
@@ -110,14 +111,17 @@ def complete(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def check_network(args: argparse.Namespace, side: int) -> None:
-    """Refuse what the network cannot do before any image is looked for: the images' size, points, tiny batches.
+    """Refuse what cannot work before any image is looked for: weights, the images' size, points, tiny batches.
 
     Args:
         side: of the images, in pixels.
 
     Raises:
+        ValueError: the file of --pretrained is of another network, or unusable.
         UserError: the network cannot run on such images, has no such point, or cannot train on such batches.
     """
+    if args.checkpoint:  # whatever its number of classes, which the images decide
+        args.checkpoint.check(args.model, args.dataset, new_head=True, **args.model_flags)
     point = args.checkpoint and args.checkpoint.extracted_point
     with torch.device("meta"):
         model = registry.create_model(args.model, args.dataset, **args.model_flags)
@@ -158,6 +162,23 @@ def _parser(script: Script) -> Parser:
     return parser
 
 
+def _translated(script: Script, argv: list[str]) -> list[str]:
+    """A command with the authors' spellings replaced, but for those that are flags of the network itself."""
+
+    @functools.cache
+    def own() -> frozenset[str]:
+        parser = Parser(add_help=False, allow_abbrev=False)
+        for flag in ("--model", "--pretrained", "--cache"):
+            parser.add_argument(flag)
+        known, _ = parser.parse_known_args(argv)
+        checkpoint = Checkpoint.open(known.pretrained, cache=known.cache) if known.pretrained else None
+        name = known.model or _described(checkpoint).get("model")
+        entries = [entry for entry in registry.entries() if entry.name == name]
+        return frozenset(flag.name for e in entries for flag in (*e.model_flags(), *e.objective_flags()))
+
+    return originals.translate(argv, script.training, script.datasets, own)
+
+
 def _find_network(
     parser: Parser, script: Script, argv: list[str]
 ) -> tuple[registry.Entry, str, Checkpoint | None, dict]:
@@ -171,17 +192,23 @@ def _find_network(
         sys.exit(0)
     given = known.pretrained
     checkpoint = Checkpoint.open(given, known.dataset, known.cache) if given else None
-    described = _described(checkpoint, script)
+    described = _described(checkpoint)
     if described.get("dataset", script.datasets[0]) not in script.datasets:
+        if script.training:  # its weights may be for another dataset, of which nothing is known
+            return *_network(parser, argv), checkpoint, {}
         raise UserError(f"{given} is of {described['dataset']}, which another script evaluates")
     parser.set_defaults(**{key: described[key] for key in ("model", "dataset") if key in described})
+    return *_network(parser, argv), checkpoint, described
+
+
+def _network(parser: Parser, argv: list[str]) -> tuple[registry.Entry, str]:
     known, _ = parser.parse_known_args(_without_help(argv))
-    return registry.entry(known.model, known.dataset), known.dataset, checkpoint, described
+    return registry.entry(known.model, known.dataset), known.dataset
 
 
-def _described(checkpoint: Checkpoint | None, script: Script) -> dict:
-    """A checkpoint's description of its own network, so that an evaluation need not repeat it."""
-    if script.training or checkpoint is None:
+def _described(checkpoint: Checkpoint | None) -> dict:
+    """A checkpoint's description of its own network, so that a command need not repeat it."""
+    if checkpoint is None:
         return {}
     try:
         return checkpoint.describe()
@@ -243,23 +270,8 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
 
 
-#: the names of some of our flags in the authors' scripts
-SPELLINGS = {
-    "arch": "model",
-    "data": "dataset",
-    "data_path": "dataset_path",
-    "data_root": "dataset_path",
-    "gpu": "visible_device",
-    "lr_type": "lr_schedule",
-    "start_epoch": "starting_epoch",
-    "wd": "weight_decay",
-    "weights": "pretrained",
-}
-LETTERS = {"-T": "T", "-b": "batch_size", "-j": "workers"}
-
-
 def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
-    """Replace `@file` by its content, and other spellings of flags by ours, with underscores for hyphens."""
+    """Replace `@file` by its content, and hyphens in the names of flags by underscores."""
     words = []
     for word in argv:
         if word.startswith("@"):
@@ -273,10 +285,9 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
             words += normalise(inner, (*inside, file))
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            words.append(f"--{SPELLINGS.get(name, name)}{equals}{value}")
+            words.append(f"--{name.replace('-', '_')}{equals}{value}")
         else:
-            words.append(f"--{LETTERS[word]}" if word in LETTERS else word)
+            words.append(word)
     return words
 
 

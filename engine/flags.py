@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from engine import recipe
@@ -161,8 +162,15 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="epochs already trained by --pretrained (default: 0)",
     )
+    add("--new_head", action="store_true", help="begin with a fresh classifier: --pretrained has other classes")
     add("--save", metavar="DIR", help="folder of the run (default: ./checkpoint/<dataset>-<model>-<flags>)")
-    add("--resume", metavar="auto|FILE", help="continue this run from its newest checkpoint, or from FILE")
+    add(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|FILE",
+        help="continue this run from its newest checkpoint, or from FILE",
+    )
     add("--checkpoint_steps", type=natural, default=0, metavar="N", help="save every N steps too (default: each epoch)")
     add("--fallback", choices=("digits",), help="images to use, with a loud warning, if no source of the dataset works")
     add("--tensorboard", action="store_true", help="also write TensorBoard's event files into the folder")
@@ -193,7 +201,6 @@ def add_image_training(parser: argparse.ArgumentParser) -> None:
         help="smallest share of an image's area in a crop (default: 0.08)",
     )
     add("--color_jitter", type=fraction, default=0.0, help="change of brightness, contrast, saturation, e.g. 0.4")
-    add("--new_head", action="store_true", help="keep a fresh classifier if --pretrained has other classes")
 
 
 class _Words(argparse.Action):
@@ -259,7 +266,8 @@ def add_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
 
 def _sequence(kind: Callable) -> Callable:
     def parse(text: str) -> tuple:
-        return tuple(kind(part) for part in text.replace("-", ",").replace(" ", ",").split(",") if part)
+        # a hyphen between two numbers separates them, any other is a sign
+        return tuple(kind(part) for part in re.split(r"[ ,]|(?<=[\d.])-(?=[\d.])", text) if part)
 
     parse.__name__ = f"list of {kind.__name__}"
     return parse

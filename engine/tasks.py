@@ -51,6 +51,10 @@ def evaluate(
             make_folder(Path(file).parent, "its flag")
     if budget or args.query_table:
         points = within or points or model.points
+    folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")  # a refused command leaves none
+    for file in (args.query_table, args.extract and args.extract[1]):
+        if file:
+            make_folder(Path(file).parent, "its flag")
     wrapped = parallel(model, device, compiled=False)
     rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
     if rank() != 0:

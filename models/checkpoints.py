@@ -16,34 +16,25 @@ In files from elsewhere the weights are recognised. All are read with `weights_o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import difflib
+import io
 import os
-import pickle
-import struct
-import zipfile
-import zlib
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from models import published, registry
+from models import checkpoint_files, published, recorded, registry
 from models.adaptive import AdaptiveModel, Point, unwrap
-from models.state_dicts import load_state
+from models.checkpoint_files import DAMAGE, FORMATS
+from models.state_dicts import fit_state, load_state
 from utils import UserError, write_tensors
-
-#: what torch and zipfile raise for a file that they cannot read, depending on where it is damaged
-DAMAGE = (
-    *(ValueError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
-    *(struct.error, zipfile.BadZipFile, zlib.error),
-)
-#: where a file may keep its weights, and what such files are called in messages
-FORMATS = {"net_state_dict": "Net_RL2", "state_dict": "ImageNet example", "model": "torchvision reference"}
 
 
 class Checkpoint:
@@ -92,19 +83,29 @@ class Checkpoint:
     @cached_property
     def _content(self) -> dict:
         """Everything in the file, without verifying its tensors."""
-        return _read(self.path, mapped=True)
+        return checkpoint_files.read(self.path, mapped=True)
 
     @cached_property
     def _verified(self) -> dict:
         """Everything in the file, verified."""
         content = self._content
-        _verify_checksums(self.path)
+        checkpoint_files.verify_checksums(self.path)
         return content
 
-    def _part(self, key: str) -> dict:
-        """What a file of this project keeps under `training` or `extracted`; empty for other files."""
-        part = None if self._entry else self._content.get(key)
-        return part if isinstance(part, dict) else {}
+    @cached_property
+    def _training(self) -> dict:
+        """What a training run of this project keeps under `training`; empty for other files."""
+        return {} if self._entry else recorded.training_of(self._content, self.path)
+
+    @cached_property
+    def _extracted(self) -> dict:
+        """What the file of a sub-network keeps under `extracted`; empty for other files."""
+        return {} if self._entry else recorded.extracted_of(self._content, self.path)
+
+    @cached_property
+    def _released(self) -> published.PublishedCheckpoint | None:
+        """The released checkpoint that this is, by its name or by the sha256 of the file; None if it is none."""
+        return self._entry or published.recognise(self.path)
 
     # What it is
 
@@ -112,29 +113,40 @@ class Checkpoint:
         """`model`, `dataset` and the flags of the network and of its images; empty if they are unknown.
 
         Nothing is downloaded for it, and no weights are read.
+
+        Raises:
+            ValueError: what the file records of them has types that this project does not write.
         """
-        if self._entry:
-            return {"model": self._entry.model, "dataset": self._entry.dataset, **self._entry.flags}
-        if extracted := self._part("extracted"):
-            images = {key: value for key, value in extracted.get("data", {}).items() if key != "classes"}
+        if self._released:
+            return {"model": self._released.model, "dataset": self._released.dataset, **self._released.flags}
+        if extracted := self._extracted:
+            images = {key: value for key, value in extracted["data"].items() if key != "classes"}
             return {"model": extracted["model"], "dataset": extracted["dataset"], **extracted["flags"], **images}
-        return dict(self._part("training").get("flags", {}))
+        return dict(self._training.get("flags", {}))
 
     @property
     def classes(self) -> list[str] | None:
         """Names of the classes that the network tells apart, by label; None if they are unknown."""
-        return self._part("extracted").get("data", {}).get("classes") or self._part("training").get("classes")
+        return self._extracted.get("data", {}).get("classes") or self._training.get("classes")
 
     @property
     def extracted_point(self) -> str | None:
         """The point whose sub-network it is; None for a whole network, of a released file too."""
-        return self._part("extracted").get("point")
+        return self._extracted.get("point")
 
     @property
     def held_out(self) -> Tensor | int:
-        """Positions of the training images that the run behind the file held out; 0 where it held none."""
-        index = self._part("training").get("valid_index")
-        return 0 if index is None else self._verified["training"]["valid_index"].clone()
+        """Positions of the training images that the run behind the file held out; 0 where it held none.
+
+        The authors of MSDNet keep them in a file of their own, `index.pth`, beside the weights or in the folder above.
+        """
+        if self._training or self._extracted:
+            index = self._training.get("valid_index")
+            return 0 if index is None else self._verified["training"]["valid_index"].clone()
+        path = published.kept_at(self._entry, self._cache) if self._entry else self.path
+        folders = path.absolute().parents[: 1 if self._entry else 2]
+        index = next((f / "index.pth" for f in folders if (f / "index.pth").is_file()), None)
+        return 0 if index is None else recorded.held_out_by_authors(index)
 
     @property
     def format(self) -> str:
@@ -151,18 +163,11 @@ class Checkpoint:
     @cached_property
     def _recognised(self) -> tuple[dict[str, Tensor], str]:
         """The weights, and the name of the format."""
-        content = self._verified
-        key = next((key for key in FORMATS if isinstance(content.get(key), dict)), None)
-        ours = self._part("training") or self._part("extracted")
-        form = f"{'this project' if ours else FORMATS[key]} ({key})" if key else "bare state dict"
-        state = content[key] if key else content
-        state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        if not state:
-            raise ValueError(f"{self.path} holds no weights: no {', '.join(FORMATS)} or tensors of its own")
-        for prefix in ("module.", "_orig_mod."):
-            if all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): value for name, value in state.items()}
-        return state, form
+        state, key = checkpoint_files.find_weights(self._verified, self.path)
+        if key is None:
+            return state, "bare state dict"
+        ours = self._training or self._extracted
+        return state, f"{'this project' if ours else FORMATS.get(key, 'a file of others')} ({key})"
 
     def build(
         self, model: str | None = None, dataset: str | None = None, num_classes: int | None = None, **flags
@@ -175,6 +180,47 @@ class Checkpoint:
         Raises:
             ValueError: the file is of another network, or does not record which one.
         """
+        model, dataset, num_classes, flags = self._resolved(model, dataset, num_classes, flags)
+        self.check(model, dataset, num_classes, **flags)
+        network = self._empty(model, dataset, num_classes, flags)
+        self.load_into(network)
+        return network
+
+    def check(
+        self,
+        model: str | None = None,
+        dataset: str | None = None,
+        num_classes: int | None = None,
+        new_head: bool = False,
+        **flags,
+    ) -> None:
+        """Raise ValueError where the weights do not suit a network; takes no memory for it.
+
+        Args:
+            model, dataset, **flags: as for `build`.
+            num_classes: by default as many as the file has; those of the data set where that is unknown.
+            new_head: as for `load_state`.
+        """
+        model, dataset, num_classes, flags = self._resolved(model, dataset, num_classes, flags)
+        stored = {value.untyped_storage().data_ptr(): value for value in self.weights.values()}
+        numbers = sum(value.untyped_storage().nbytes() // value.element_size() for value in stored.values())
+        for name, value in {"num_classes": num_classes or 0, **flags}.items():
+            if isinstance(value, int) and value > 4 * numbers + 1_000_000:  # the file may lack parts of the network
+                raise ValueError(f"{self.path} holds {numbers} numbers, too few for {name} {value:.3g}")
+        try:
+            with torch.device("meta"), _no_more_tensors_than(4 * len(self.weights) + 10_000):
+                network = self._empty(model, dataset, num_classes, flags)
+        except (TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"the flags of {self.path} make no {model}: {reason}") from error
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # said when it is loaded
+            warnings.simplefilter("ignore")
+            fit_state(network, self.weights, self.path, new_head)
+
+    def _resolved(
+        self, model: str | None, dataset: str | None, num_classes: int | None, flags: dict
+    ) -> tuple[str, str, int | None, dict]:
+        """The arguments of `create_model`, with what the file records where they are not given."""
         described = self.describe()
         model = model or described.get("model")
         if model is None:
@@ -182,14 +228,14 @@ class Checkpoint:
         own = described if described.get("model") == model else {}
         dataset = dataset or own.get("dataset") or _first_dataset(model)
         if num_classes is None and described.get("dataset", dataset) == dataset:
-            num_classes = len(self.classes or ()) or self._part("extracted").get("num_classes")
+            num_classes = len(self.classes or ()) or self._extracted.get("num_classes")
         known = {flag.name for flag in registry.entry(model, dataset).model_flags()}
-        flags = {name: value for name, value in own.items() if name in known} | flags
+        return model, dataset, num_classes, {name: value for name, value in own.items() if name in known} | flags
+
+    def _empty(self, model: str, dataset: str, num_classes: int | None, flags: dict) -> AdaptiveModel:
+        """The network of this file, or the sub-network that it holds, without its weights."""
         network = registry.create_model(model, dataset, num_classes, **flags)
-        if extracted := self._part("extracted"):
-            network = network.extract(extracted["point"], empty=True)
-        self.load_into(network)
-        return network
+        return network.extract(self._extracted["point"], empty=True) if self._extracted else network
 
     def load_into(self, model: torch.nn.Module, new_head: bool = False) -> None:
         """Load the weights into a network, which may be wrapped; arguments and errors as of `load_state`."""
@@ -199,13 +245,21 @@ class Checkpoint:
 
     @cached_property
     def training(self) -> dict:
-        """What a training run needs to resume from here, in memory; empty for other files."""
-        return copy.deepcopy(self._verified["training"]) if self._part("training") else {}
+        """What a training run needs to resume from here, in memory; empty for other files.
+
+        Raises:
+            ValueError: something is missing or has types that this project does not write.
+        """
+        if not self._training:
+            return {}
+        recorded.check_resumable(self._verified, self.path)
+        return copy.deepcopy(self._verified["training"])
 
     @property
     def optimizer(self) -> dict | None:
         """The state dict of the optimizer, in memory; None where the file has none."""
-        return copy.deepcopy(self._verified.get("optimizer_state_dict"))
+        state = self._verified.get("optimizer_state_dict")
+        return copy.deepcopy(state) if recorded.is_optimizer_state(state) else None
 
     # What an evaluation prepared for these weights
 
@@ -225,8 +279,8 @@ class Checkpoint:
         """
         if self._prepared_file.is_file():
             with contextlib.suppress(*DAMAGE):  # if it is damaged, it is prepared again
-                content = _read(self._prepared_file)
-                _verify_checksums(self._prepared_file)
+                content = checkpoint_files.read(self._prepared_file)
+                checkpoint_files.verify_checksums(self._prepared_file)
                 if all(content["images"].get(key, model) == value for key, value in images.items()):
                     model.load_prepared_state(content["state"])
                     return content["images"]
@@ -252,7 +306,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load weights into a network from a file or from a released checkpoint.
 
-    Recognises `net_state_dict`, `state_dict`, `model` and bare state dicts, with or without `module.`.
+    Recognises the keys of `checkpoint_files.FORMATS` and bare state dicts, with or without the prefixes of wrappers.
 
     Args:
         source: a path, or a name that `list_checkpoints` returns.
@@ -313,50 +367,22 @@ def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) ->
     }
 
 
-# Reading
-
-
-def _read(path: Path, mapped: bool = False) -> dict:
-    """Read a file onto the CPU without running anything in it. Raises ValueError where it cannot be read.
-
-    Args:
-        mapped: leave the tensors in the file until they are used.
-    """
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: the program that wrote it was interrupted; use another copy")
-    with (
-        _explaining_damage(path),
-        torch.serialization.safe_globals([argparse.Namespace]),
-    ):  # torchvision's files have one
-        # files of old PyTorch versions are no zip archives, and cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    return content
-
-
-def _verify_checksums(path: Path) -> None:
-    """Raises ValueError where a part of the file is damaged; torch.load does not check."""
-    part = None
-    with _explaining_damage(path):
-        if zipfile.is_zipfile(path):  # others have no checksums
-            with zipfile.ZipFile(path) as file:
-                part = file.testzip()
-    if part is not None:
-        raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
-
-
 @contextlib.contextmanager
-def _explaining_damage(path: Path) -> Iterator[None]:
-    """Turn what readers raise for a file into a ValueError of one sentence."""
+def _no_more_tensors_than(limit: int) -> Iterator[None]:
+    """Raise RuntimeError as soon as the networks built within have more parameters, as tensors, than `limit`."""
+    count = 0
+
+    def add(module, name, parameter):
+        nonlocal count
+        count += 1
+        if count > limit:
+            raise RuntimeError("they ask for far more layers than the file has")
+
+    handle = register_module_parameter_registration_hook(add)
     try:
         yield
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise ValueError(f"{path} holds more than weights (pickled code), which is never loaded") from error
-        raise ValueError(f"{path} is not a checkpoint, or is damaged") from error
-    except DAMAGE as error:
-        raise ValueError(f"{path} is truncated or not a checkpoint: copy or download it again") from error
+    finally:
+        handle.remove()
 
 
 def _first_dataset(model: str) -> str:

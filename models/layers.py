@@ -203,7 +203,7 @@ class DenseNetLayer(nn.Module):
 class InvertedResidual(Block):
     """MobileNetV2's block as these authors wrote it: 1x1 to more channels (also at expansion 1), depthwise 3x3, 1x1.
 
-    ReLU, not ReLU6, after the first two; PyTorch's own initialisation.
+    ReLU, not ReLU6, after the first two unless `relu6` is set; PyTorch's own initialisation.
 
     Args:
         shortcut: "equal" adds the input where stride is 1 and widths are equal; "always" wherever the stride is 1,
@@ -212,6 +212,8 @@ class InvertedResidual(Block):
     """
 
     norms_of = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+    #: clip at 6 after the first two convolutions, as torchvision's network does
+    relu6 = False
 
     def __init__(
         self,
@@ -243,10 +245,13 @@ class InvertedResidual(Block):
         layer.reset_parameters()
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        out = F.relu_(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
-        out = F.relu_(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
+        out = self.activation(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
+        out = self.activation(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
         out = self.layer("bn3", skip)(self.layer("conv3", skip)(out))
         return out if self.shortcut is None else out + self.shortcut(x)
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.hardtanh_(x, 0.0, 6.0) if self.relu6 else F.relu_(x)
 
 
 def full_precision(x: Tensor) -> torch.autocast:

@@ -5,19 +5,28 @@ Families add theirs with `publish`.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import os
+import shutil
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from models import registry
+from models import checkpoint_files, registry
+
+#: seconds without a byte after which a part of a download belongs to nobody any more
+ABANDONED = 3600
+#: endings of the one file in a zip archive that is unpacked
+WEIGHTS = (".pt", ".pth", ".tar")
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,9 @@ class PublishedCheckpoint:
     Args:
         name: the row's name in their tables; `ResNet56-S16U1*` may also be typed `ResNet56-S16U1-Double`.
         model, dataset, flags: what `create_model` needs to build its network.
-        url: direct address, or "drive:<id>" for a file on Google Drive.
-        file: name under which it is kept.
+        url: direct address, "drive:<id>" for a file on Google Drive, or "hand:<address>" for a page that only a person
+            can use.
+        file: name under which it is kept; a folder before it may hold further files of these authors.
         size, sha256: of the file, None where they are not known.
         top1_error: published, in percent.
         note: what a user should know before trusting it.
@@ -53,8 +63,8 @@ class PublishedCheckpoint:
     @property
     def link(self) -> str:
         """The address to open in a browser."""
-        kind, _, drive_id = self.url.partition(":")
-        return f"https://drive.google.com/file/d/{drive_id}/view" if kind == "drive" else self.url
+        kind, _, rest = self.url.partition(":")
+        return {"drive": f"https://drive.google.com/file/d/{rest}/view", "hand": rest}.get(kind, self.url)
 
 
 _published: list[PublishedCheckpoint] = []
@@ -66,15 +76,19 @@ def publish(**entry) -> None:
 
 
 def list_checkpoints(pattern: str = "*", dataset: str | None = None) -> list[PublishedCheckpoint]:
-    """Released checkpoints whose name or model matches a shell pattern, for one dataset or all."""
-    registry.entries()  # imports the families, which publish theirs
+    """Released checkpoints whose name or model matches a shell pattern, for one dataset or all.
+
+    They come in the order of `registry.entries`: by dataset, system and network.
+    """
+    places = {(entry.name, entry.dataset): place for place, entry in enumerate(registry.entries())}
     pattern = pattern.lower()
-    return [
+    found = [
         p
         for p in _published
         if dataset in (None, p.dataset)
         and any(fnmatch.fnmatchcase(text.lower(), pattern) for text in (p.name, p.typed, p.model))
     ]
+    return sorted(found, key=lambda p: places[p.model, p.dataset])
 
 
 def find(name: str, dataset: str | None = None) -> PublishedCheckpoint | None:
@@ -83,8 +97,24 @@ def find(name: str, dataset: str | None = None) -> PublishedCheckpoint | None:
     return next((entry for entry in called if entry.dataset == dataset), next(iter(called), None))
 
 
+def recognise(path: Path) -> PublishedCheckpoint | None:
+    """The released checkpoint of which this is a copy, by size and sha256; None where there is none."""
+    size = path.stat().st_size
+    candidates = [entry for entry in list_checkpoints() if entry.sha256 and entry.size == size]
+    digest = _sha256(path) if candidates else None
+    return next((entry for entry in candidates if entry.sha256 == digest), None)
+
+
+def kept_at(entry: PublishedCheckpoint, cache: str | os.PathLike | None = None) -> Path:
+    """Where a released checkpoint is kept once it is there; `cache` as for `fetch`."""
+    return Path(cache or Path(torch.hub.get_dir()) / "checkpoints") / entry.file
+
+
 def fetch(entry: PublishedCheckpoint, cache: str | os.PathLike | None = None) -> Path:
-    """Download a released checkpoint once and verify it.
+    """Download a released checkpoint once and verify it. Several processes may do so at once.
+
+    A file whose sha256 nobody has recorded is kept only if it can be read as a checkpoint. A zip archive of one such
+    file is unpacked.
 
     Args:
         cache: folder for the files; by default that of torch.hub, which `TORCH_HOME` moves.
@@ -92,57 +122,141 @@ def fetch(entry: PublishedCheckpoint, cache: str | os.PathLike | None = None) ->
     Raises:
         ValueError: it could not be fetched or is not the recorded file; the message says where to put it by hand.
     """
-    path = Path(cache or Path(torch.hub.get_dir()) / "checkpoints") / entry.file
-    if not path.exists():
+    path = kept_at(entry, cache)
+    if path.exists():
+        _verify(path, entry)
+        return path
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(path.suffix + ".part")
-        try:
+        with _own_part(path) as part:
             _download(entry, part)
             _verify(part, entry)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"could not download {entry.typed} ({error}); open {entry.link} in a browser and save it as {path}"
-            ) from error
-        os.replace(part, path)
-    _verify(path, entry)
+            os.replace(part, path)
+    except (OSError, ValueError) as error:
+        reason = str(error).removesuffix("; try again")
+        raise ValueError(
+            f"could not download {entry.typed} ({reason}); open {entry.link} in a browser and save it as {path}"
+        ) from error
     return path
 
 
+@contextlib.contextmanager
+def _own_part(path: Path) -> Iterator[Path]:
+    """The file that this process downloads to; what an interrupted download left is continued."""
+    for other in path.parent.glob(f"{path.name}.*.part"):
+        with contextlib.suppress(OSError):  # another process has just finished with it
+            if time.time() - other.stat().st_mtime > ABANDONED:
+                other.unlink()
+    left, part = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        os.rename(left, part)  # one process gets it, the others begin afresh
+    try:
+        yield part
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.replace(part, left)
+        raise
+
+
 def _download(entry: PublishedCheckpoint, part: Path) -> None:
-    if entry.url.startswith("drive:"):
-        try:
-            import gdown
-        except ImportError:
-            raise ValueError("Google Drive needs the package gdown: python3 -m pip install gdown") from None
-        try:
-            done = gdown.download(id=entry.url.removeprefix("drive:"), output=str(part), resume=True)
-        except Exception as error:  # gdown raises its own classes for quota pages and private files
-            raise ValueError(str(error).partition("\n")[0]) from error
-        if done is None:
-            raise ValueError("Google Drive refused it")
+    kind, _, rest = entry.url.partition(":")
+    if kind == "hand":
+        raise ValueError("its page answers browsers only")
+    if kind == "drive":
+        _download_from_drive(rest, part)
         return
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(entry.url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        resumed = response.status == 206
-        total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
+    try:
+        response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        part.unlink()  # there is nothing behind what we have, so it is not a part of this file
+        response = urllib.request.urlopen(entry.url, timeout=30)
+    with response:
+        resumed = getattr(response, "status", None) == 206 and _begins_at(response, have)
+        length = response.headers.get("Content-Length")
+        total = int(length) + (have if resumed else 0) if length else None
         with (
             open(part, "ab" if resumed else "wb") as file,
-            tqdm(total=total or None, initial=file.tell(), unit="B", unit_scale=True, desc=entry.typed) as bar,
+            tqdm(total=total, initial=file.tell(), unit="B", unit_scale=True, desc=entry.typed) as bar,
         ):
             while block := response.read(1 << 16):
                 file.write(block)
                 bar.update(len(block))
+            if total is not None and file.tell() < total:
+                raise OSError(f"the connection ended after {file.tell()} of {total} bytes")
+
+
+def _begins_at(response, position: int) -> bool:
+    """Whether the part that a server sends is the one that was asked for."""
+    described = response.headers.get("Content-Range")
+    return described is None or described.strip().startswith(f"bytes {position}-")
+
+
+def _download_from_drive(drive_id: str, part: Path) -> None:
+    try:
+        import gdown
+    except ImportError:
+        raise ValueError("Google Drive needs the package gdown: python3 -m pip install gdown") from None
+    try:
+        done = gdown.download(id=drive_id, output=str(part))
+    except Exception as error:  # gdown raises its own classes for quota pages and private files
+        raise ValueError(str(error).partition("\n")[0]) from error
+    if done is None:
+        raise ValueError("Google Drive refused it")
 
 
 def _verify(path: Path, entry: PublishedCheckpoint) -> None:
-    size = path.stat().st_size
-    if entry.size is not None and size != entry.size:
-        path.unlink()
-        raise ValueError(f"{path} had {size} bytes instead of {entry.size} and was removed; try again")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if entry.sha256 is None:
-        print(f"{path.name}: sha256 {digest} (none recorded to compare with)")
-    elif digest != entry.sha256:
-        path.unlink()
-        raise ValueError(f"{path} was not the released file (sha256 {digest[:12]}...) and was removed; try again")
+    """Check a file, after unpacking a zip archive of one; remove it where it is not the released one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        _unpack(path)
+        size = path.stat().st_size
+        if entry.size is not None and size != entry.size:
+            raise ValueError(f"{path} had {size} bytes instead of {entry.size}")
+        digest = _sha256(path)
+        if entry.sha256 is None:
+            checkpoint_files.find_weights(checkpoint_files.read(path, mapped=True), path)
+            checkpoint_files.verify_checksums(path)
+            print(f"{entry.file}: sha256 {digest} (none recorded to compare with)")
+        elif digest != entry.sha256:
+            raise ValueError(f"{path} was not the released file (sha256 {digest[:12]}...)")
+    except ValueError as error:
+        path.unlink(missing_ok=True)
+        raise ValueError(f"{error} and was removed; try again") from error
+
+
+def _unpack(path: Path) -> None:
+    """Replace a zip archive by the one file of weights in it. Raises ValueError where it holds several files."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = [part for part in archive.infolist() if not part.is_dir() and "__MACOSX" not in part.filename]
+        if any(part.filename.endswith("data.pkl") for part in parts):
+            return  # PyTorch's own format
+        weights = [part for part in parts if part.filename.endswith(WEIGHTS)]
+        if len(weights) != 1:
+            raise ValueError(f"{path} was an archive of {len(weights)} files of weights instead of one")
+        if weights[0].file_size > 100 * path.stat().st_size:  # weights hardly become smaller
+            raise ValueError(f"{path} was an archive that claims {weights[0].file_size} bytes")
+        inner = path.with_name(f"{path.name}.{os.getpid()}.unpacked.part")
+        try:
+            with archive.open(weights[0]) as source, open(inner, "wb") as target:
+                shutil.copyfileobj(source, target)
+        except (zipfile.BadZipFile, RuntimeError, EOFError) as error:  # a wrong checksum, or a password
+            inner.unlink(missing_ok=True)
+            raise ValueError(f"{path} was a damaged archive") from error
+    os.replace(inner, path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -18,54 +18,94 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
 
     Args:
         path: its name in messages.
-        new_head: keep tensors whose shape in the file differs only in the first dimension, the number of classes.
+        new_head: keep the network's own tensors where their shape depends on the number of classes.
 
     Raises:
-        ValueError: it is of another network; the message lists missing, unexpected and misshapen keys together.
+        ValueError: it is of another network (the message lists missing, unexpected and misshapen keys together), or has
+            weights that are no numbers.
     """
+    model.load_state_dict(fit_state(model, state, path, new_head), strict=False)
+
+
+def fit_state(
+    model: AdaptiveModel, given: dict[str, Tensor], path: str | os.PathLike, new_head: bool = False
+) -> dict[str, Tensor]:
+    """What `load_state` loads, in the names of the network, which may be on the meta device."""
     own = model.state_dict(keep_vars=True)
-    state = _share(own, _rename_classifier(own, model.adapt_state_dict(state)), path)
+    state = _rename_classifier(own, model.adapt_state_dict(given))
     if new_head:
-        heads = [key for key in state if key in own and _differ_in_classes(state[key], own[key])]
-        state |= {key: own[key].detach() for key in heads}
+        heads = _heads(model, own, state)
+        state = state | {key: own[key].detach() for key in heads}
         print(f"fresh weights for {', '.join(heads) or 'nothing'}, the rest from {path}")
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    names = _names_of_shared(own)
+    missing = [shared for shared in names if not any(key in state for key in shared)]
+    missing = [key for shared in missing for key in shared if not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
-    misshapen = [
-        f"{key} {list(value.shape)} instead of {list(own[key].shape)}"
-        for key, value in state.items()
-        if key in own and value.shape != own[key].shape
-    ]
+    misshapen = [key for key, value in state.items() if key in own and value.shape != own[key].shape]
+    shapes = [f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}" for key in misshapen]
     problems = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
         if keys
     ]
     if problems:
         name = model.built_as.model if model.built_as else type(model).__name__
-        raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}{_owner(model, state)}")
-    model.load_state_dict(state, strict=False)
+        only_classes = not missing and not unexpected and set(misshapen) <= set(_heads(model, own, state))
+        hint = OTHER_CLASSES if only_classes else _owner(model, given)
+        raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}{hint}")
+    _check_numbers(state, path)
+    return _share(names, state, path)
 
 
-def _owner(model: AdaptiveModel, state: dict[str, Tensor]) -> str:
-    """A hint at the network of similar name that has exactly these keys, if there is one."""
+#: what to do where only the number of classes differs
+OTHER_CLASSES = "; only the number of classes differs: a training takes the rest of the file with --new_head"
 
-    def named(tensors):
-        return {key for key in tensors if not key.endswith("num_batches_tracked")}
 
-    if model.built_as is None:
-        return ""
-    name, dataset = model.built_as.model, model.built_as.dataset
-    for entry in registry.list_models(f"{name.partition('_')[0]}*", dataset):
+def _heads(model: AdaptiveModel, own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    """The tensors of a file whose shape depends on the number of classes: classifiers, and what reads their logits."""
+    built = model.built_as
+    if built is None:
+        return []
+    try:
         with torch.device("meta"):
-            other = registry.create_model(entry.name, dataset)
-        if entry.name != name and named(other.state_dict()) == named(state):
-            return f"; it is one of {entry.name}: use --model={entry.name}"
-    return ""
+            other = registry.create_model(built.model, built.dataset, built.num_classes + 1, **built.flags).state_dict()
+    except ValueError:  # a network that is made for certain classes only
+        return [key for key in state if key in own and _differ_in_classes(state[key], own[key])]
+    return [key for key in state if key in own and key in other and other[key].shape != own[key].shape]
 
 
 def _differ_in_classes(theirs: Tensor, ours: Tensor) -> bool:
     return theirs.dim() > 0 and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours)
+
+
+def _check_numbers(state: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """Raises ValueError where a weight or a statistic is not a finite number."""
+    wrong = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
+    if wrong:
+        raise ValueError(
+            f"{path} holds weights that are not finite numbers, in {len(wrong)} of {len(state)} tensors "
+            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): its training diverged; use an earlier file"
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    return value.is_meta or bool(value.isfinite().all())
+
+
+def _owner(model: AdaptiveModel, given: dict[str, Tensor]) -> str:
+    """A hint at the network of similar name that has exactly these keys, if there is one."""
+    if model.built_as is None:
+        return ""
+    name, dataset = model.built_as.model, model.built_as.dataset
+    for entry in registry.list_models(f"{name.partition('_')[0]}*", dataset):
+        if entry.name == name:
+            continue
+        with torch.device("meta"):
+            own = registry.create_model(entry.name, dataset).state_dict(keep_vars=True)
+        needed = [shared for shared in _names_of_shared(own) if not shared[0].endswith("num_batches_tracked")]
+        if given.keys() <= own.keys() and all(any(key in given for key in shared) for shared in needed):
+            return f"; it is one of {entry.name}: use --model={entry.name}"
+    return ""
 
 
 def _rename_classifier(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -76,13 +116,18 @@ def _rename_classifier(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict
     return state
 
 
-def _share(own: dict[str, Tensor], state: dict[str, Tensor], path) -> dict[str, Tensor]:
-    """Give every name of a shared tensor the file's value. Raises ValueError where the file's copies differ."""
+def _names_of_shared(own: dict[str, Tensor]) -> list[list[str]]:
+    """The names of a network's tensors, those of one shared tensor together."""
     names: dict[int, list[str]] = {}
     for key, tensor in own.items():
         names.setdefault(id(tensor), []).append(key)
+    return list(names.values())
+
+
+def _share(names: list[list[str]], state: dict[str, Tensor], path: str | os.PathLike) -> dict[str, Tensor]:
+    """Give every name of a shared tensor the file's value. Raises ValueError where the file's copies differ."""
     state = dict(state)
-    for shared in names.values():
+    for shared in names:
         given = [key for key in shared if key in state]
         for key in given[1:]:
             if not torch.equal(state[key], state[given[0]]):

@@ -6,10 +6,12 @@ and the logits, and how checkpoints name it, is written here once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -78,6 +80,12 @@ class ResNetTrunk(AdaptiveModel):
 
     def fold(self, batches=()):
         return folding.folded_copy(self)
+
+    def adapt_state_dict(self, state):
+        """torchvision calls `downsample` what is called `shortcut` here."""
+        if not any(".shortcut." in key for key in self.state_dict()):
+            return state
+        return {key.replace(".downsample.", ".shortcut."): value for key, value in state.items()}
 
 
 class ResNeXtTrunk(ResNetTrunk):
@@ -156,9 +164,10 @@ class MobileNetV2Trunk(AdaptiveModel):
     Args:
         small: for 32x32 images instead of 224x224.
         stages: the blocks of stage1 to stage7; one block alone is kept as itself, as checkpoints have it.
+        relu6: clip at 6 within the blocks too, as torchvision does.
     """
 
-    def __init__(self, small: bool, stages: Sequence[Group], num_classes: int):
+    def __init__(self, small: bool, stages: Sequence[Group], num_classes: int, relu6: bool = False):
         super().__init__()
         first = nn.Conv2d(3, 32, 1, padding=1) if small else nn.Conv2d(3, 32, 3, 2, padding=1)
         self.pre = nn.Sequential(first, nn.BatchNorm2d(32), nn.ReLU6(inplace=True))
@@ -175,6 +184,13 @@ class MobileNetV2Trunk(AdaptiveModel):
             self.conv2 = nn.Conv2d(1280, num_classes, 1)
         else:
             self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
+        if relu6:
+            self._clip()
+
+    def _clip(self) -> None:
+        for block in self.modules():
+            if isinstance(block, InvertedResidual):
+                block.relu6 = True
 
     def compute(self, images, point):
         x = self.pre(images)
@@ -185,6 +201,49 @@ class MobileNetV2Trunk(AdaptiveModel):
 
     def fold(self, batches=()):
         return folding.folded_copy(self)
+
+    def adapt_state_dict(self, state):
+        """Also take torchvision's network, and from then on be it: blocks that clip at 6 (`relu6`).
+
+        What this network has besides becomes the identity: two biases, and a 1x1 convolution with its norm in the first
+        block.
+        """
+        if self.small or "features.18.0.weight" not in state or "stage3.1.conv1.weight" not in self.state_dict():
+            return state
+        self._clip()
+        if self.built_as and not self.built_as.flags.get("relu6"):
+            self.built_as = replace(self.built_as, flags={**self.built_as.flags, "relu6": True})
+            print("torchvision's MobileNetV2: its blocks clip at 6, and so do those of this network now (--relu6)")
+        channels = self.stage1.conv1.in_channels
+        norm = self.stage1.bn1
+        identity = {
+            "pre.0.bias": torch.zeros(channels),
+            "conv1.0.bias": torch.zeros(self.conv1[0].out_channels),
+            "stage1.conv1.weight": torch.eye(channels)[:, :, None, None],
+            "stage1.bn1.weight": torch.ones(channels),
+            "stage1.bn1.bias": torch.zeros(channels),
+            "stage1.bn1.running_mean": torch.zeros(channels),
+            "stage1.bn1.running_var": torch.full((channels,), 1 - norm.eps),
+        }
+        return identity | {_from_torchvision(key): value for key, value in state.items()}
+
+
+def _from_torchvision(key: str) -> str:
+    """features.4.conv.0.1.bias -> stage3.0.bn1.bias: torchvision numbers all blocks in one row, from 0 to 18."""
+    found = re.fullmatch(r"features\.(\d+)\.(?:conv\.)?([\d.]+)\.(\w+)", key)
+    if not found:
+        return key
+    number, inside, tensor = int(found[1]), found[2], found[3]
+    if number in (0, 18):
+        return f"{'conv1' if number else 'pre'}.{inside}.{tensor}"
+    stage, block = 1, number - 1
+    while block >= MOBILENETV2_STAGES[stage - 1][2]:  # blocks of this stage
+        block -= MOBILENETV2_STAGES[stage - 1][2]
+        stage += 1
+    place = f"stage{stage}" if MOBILENETV2_STAGES[stage - 1][2] == 1 else f"stage{stage}.{block}"
+    layers = ("0.0", "0.1", "1.0", "1.1", "2", "3") if stage > 1 else ("", "", "0.0", "0.1", "1", "2")
+    index = layers.index(inside)
+    return f"{place}.{('conv', 'bn')[index % 2]}{index // 2 + 1}.{tensor}"
 
 
 #: expansion, channels, blocks and stride of MobileNetV2's stages for 224x224 images; stage 6 has stride 1 on CIFAR

@@ -166,6 +166,7 @@ class Embedded(AdaptiveModel):
     # Files of other networks
 
     def adapt_state_dict(self, state):
+        state = super().adapt_state_dict(state)
         own = self.state_dict()
         missing = [key for key in own if "_skip" in key and key not in state]
         needed = [key for key in missing if not key.endswith("num_batches_tracked")]

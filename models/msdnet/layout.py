@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+#: more than this is a mistake
+MOST_LAYERS = 10_000
+
 
 @dataclass(frozen=True)
 class Part:
@@ -51,6 +54,11 @@ class Layout:
         for flag in ("nBlocks", "base", "step", "nChannels", "growthRate"):
             if getattr(self, flag) < 1:
                 raise ValueError(f"--{flag} {getattr(self, flag)} leaves an exit without layers; use 1 or more")
+        if self.nBlocks > MOST_LAYERS or self.layers > MOST_LAYERS:
+            raise ValueError(
+                f"--nBlocks {self.nBlocks}, --base {self.base} and --step {self.step} make more than {MOST_LAYERS} "
+                "layers; use less"
+            )
         if self.stepmode is None and self.nBlocks > 1:
             raise ValueError(f"--nBlocks {self.nBlocks} needs --stepmode even or --stepmode lin_grow")
         if len(self.bnFactor) != self.scales:

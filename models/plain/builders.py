@@ -146,9 +146,13 @@ def mobilenetv2_cifar(num_classes: int) -> MobileNetV2Trunk:
 
 
 @register("MobileNetV2", ("ilsvrc",), defaults=ILSVRC_MOBILENET_TRAINING)
-def mobilenetv2_ilsvrc(num_classes: int) -> MobileNetV2Trunk:
-    """MobileNetV2 for 224x224 images, with biases in its first and last convolution."""
-    return MobileNetV2Trunk(False, mobilenetv2_stages(small=False), num_classes)
+def mobilenetv2_ilsvrc(num_classes: int, relu6: bool = False) -> MobileNetV2Trunk:
+    """MobileNetV2 for 224x224 images, with biases in its first and last convolution.
+
+    Args:
+        relu6: clip at 6 within the blocks too, as torchvision's network does; its weights switch this on.
+    """
+    return MobileNetV2Trunk(False, mobilenetv2_stages(small=False), num_classes, relu6)
 
 
 @register("mobilenet_v2", ("ilsvrc",), defaults={**DMNN_ILSVRC_TRAINING, "weight_decay": 4e-5})

@@ -1,5 +1,5 @@
 """Slimmable networks, US-Nets, AutoSlim and MutualNet: one set of weights, any width, any resolution."""
 
-from models.slimmable import builders
+from models.slimmable import builders, published
 
-__all__ = ["builders"]
+__all__ = ["builders", "published"]

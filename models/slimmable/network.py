@@ -386,7 +386,9 @@ class Slimmable(AdaptiveModel):
 
 
 def evenly(low: float, high: float, step: float) -> tuple[float, ...]:
-    """Widths from `low` to `high`, both included, in steps."""
+    """Widths from `low` to `high`, both included, in steps. Raises ValueError where there are very many."""
+    if not 0 <= high - low < 10_000 * step:
+        raise ValueError(f"--width_mult_range {low:g},{high:g} is not a range of widths; give the smaller one first")
     return tuple(round(low + step * i, 4) for i in range(round((high - low) / step) + 1))
 
 

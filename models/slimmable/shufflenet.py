@@ -20,6 +20,13 @@ def shuffle(x: Tensor) -> Tensor:
     return x.unflatten(1, (GROUPS, -1)).transpose(1, 2).flatten(1, 2)
 
 
+class Shuffle(nn.Module):
+    """`shuffle` as a layer: in the authors' checkpoints it has a place before the depthwise convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return shuffle(x)
+
+
 class ShuffleBlock(Sliced, nn.Module):
     """Bottleneck of three parallel pointwise convolutions around a depthwise one.
 
@@ -40,7 +47,7 @@ class ShuffleBlock(Sliced, nn.Module):
         seen, third, last = (
             form.each(n // GROUPS for n in counts) for counts in (inputs.counts, middle.counts, computed)
         )
-        self.b = Chain(SlimConv2d(middle, middle, 3, stride, depthwise=True), form.norm(middle))
+        self.b = Chain(Shuffle(), SlimConv2d(middle, middle, 3, stride, depthwise=True), form.norm(middle))
         for group in range(GROUPS):
             conv = SlimConv2d(inputs if whole else seen, third, 1)
             self.add_module(f"a_{group}", Chain(conv, form.norm(third), nn.ReLU(inplace=True)))
@@ -50,7 +57,7 @@ class ShuffleBlock(Sliced, nn.Module):
     def forward(self, x: Tensor, cut: Cut | None) -> Tensor:
         parts = [x] * GROUPS if self.whole else x.chunk(GROUPS, dim=1)
         out = torch.cat([self.get_submodule(f"a_{i}")(part, cut) for i, part in enumerate(parts)], dim=1)
-        parts = self.b(shuffle(out), cut).chunk(GROUPS, dim=1)
+        parts = self.b(out, cut).chunk(GROUPS, dim=1)
         out = torch.cat([self.get_submodule(f"c_{i}")(part, cut) for i, part in enumerate(parts)], dim=1)
         if self.stride == 1:
             return F.relu(out + x, inplace=True)

@@ -155,6 +155,8 @@ def trained(tmp_path, model, **more):
         "epoch": 3,
         "step": 0,
         "best": {"full": (50.0, 2)},
+        "objective": {},
+        "scaler": {},
         "rng": {"cpu": torch.get_rng_state()},
         "flags": {"model": built.model, "dataset": built.dataset, "lr": 0.1, **built.flags},
         "valid_index": torch.tensor([4, 2]),

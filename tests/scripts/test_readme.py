@@ -14,7 +14,7 @@ import eval_cifar10
 import eval_ilsvrc
 import train_cifar10
 import train_ilsvrc
-from engine import cli
+from engine import cli, originals
 from models import registry
 from reporting import __main__ as reporting_command
 from reporting import pages
@@ -141,7 +141,7 @@ def known_flags(capsys):
     names = set(re.findall(r"--(\w+)", "\n".join(texts)))
     for entry in registry.entries():
         names |= {flag.name for flag in (*entry.model_flags(), *entry.objective_flags())}
-    return names | {f"no_{name}" for name in names} | FOREIGN | set(cli.SPELLINGS)
+    return names | {f"no_{name}" for name in names} | FOREIGN | set(originals.SPELLINGS)
 
 
 def test_every_flag_that_is_named_exists(capsys):

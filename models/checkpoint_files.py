@@ -1,0 +1,261 @@
+"""Reading a checkpoint file of any origin: without running anything in it, and without trusting what it claims.
+
+`read` returns what the file holds; `find_weights` finds the state dict in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib
+import pathlib
+import pickle
+import re
+import struct
+import types
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+#: what torch and zipfile raise for a file that they cannot read, depending on where it is damaged
+DAMAGE = (
+    *(ValueError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
+    *(MemoryError, RecursionError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+#: where a file may keep its weights, and what such files are called in messages
+FORMATS = {
+    "net_state_dict": "Net_RL2",
+    "state_dict": "ImageNet example",
+    "model_state_dict": "PyTorch tutorial",
+    "model": "torchvision reference",
+    "net": "pytorch-cifar",
+}
+#: what wrappers put before all names (DataParallel, Lightning) and into them (torch.compile, FSDP, checkpointing)
+PREFIXES = ("module.", "model.")
+INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def read(path: Path, mapped: bool = False) -> dict:
+    """Read a checkpoint. Raises ValueError where it is none; arguments as for `read_any`."""
+    content = read_any(path, mapped)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def read_any(path: Path, mapped: bool = False) -> object:
+    """Read a file onto the CPU without running anything in it. Raises ValueError where it cannot be read.
+
+    Beside the weights there may be plain data: numbers and arrays of numpy, paths, dates, `argparse.Namespace`.
+
+    Args:
+        mapped: leave the tensors in the file until they are used.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path} is empty: the program that wrote it was interrupted; use another copy")
+    if _is_safetensors(path, size):
+        return _read_safetensors(path)
+    with _explaining_damage(path):
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _check_zip(path, size)
+        with torch.serialization.safe_globals(_plain_data()):
+            # files of old PyTorch versions are no zip archives, and cannot be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+
+
+def verify_checksums(path: Path) -> None:
+    """Raises ValueError where a part of the file is damaged; torch.load does not check."""
+    part = None
+    with _explaining_damage(path):
+        if zipfile.is_zipfile(path):  # others have no checksums
+            with zipfile.ZipFile(path) as file:
+                part = file.testzip()
+    if part is not None:
+        raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
+
+
+class _Refused(Exception):
+    """Carries a sentence through `_explaining_damage`."""
+
+
+@contextlib.contextmanager
+def _explaining_damage(path: Path) -> Iterator[None]:
+    """Turn what readers raise for a file into a ValueError of one sentence."""
+    try:
+        yield
+    except _Refused as error:
+        raise ValueError(f"{path} {error}") from None
+    except pickle.UnpicklingError as error:
+        code = re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]*)", str(error))
+        if code:
+            raise ValueError(
+                f"{path} holds more than weights (pickled code: {code[1]}), which is never loaded: "
+                "save model.state_dict() alone where the file comes from"
+            ) from error
+        if zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} is damaged, or holds something beside the weights that cannot be read safely: "
+                "save model.state_dict() alone where the file comes from"
+            ) from error
+        raise ValueError(f"{path} is not a checkpoint, or is damaged") from error
+    except DAMAGE as error:
+        raise ValueError(f"{path} is truncated or not a checkpoint: copy or download it again") from error
+
+
+def _check_zip(path: Path, size: int) -> None:
+    """Refuse archives that torch.save did not write, before anything of them is unpacked."""
+    with zipfile.ZipFile(path) as file:
+        parts = file.infolist()
+    if not any(part.filename.endswith("data.pkl") for part in parts):
+        names = [part.filename for part in parts if not part.is_dir()]
+        inside = f" of {', '.join(map(ascii, names[:3]))}{', ...' if len(names) > 3 else ''}" if names else ""
+        raise _Refused(f"is a zip archive{inside}, not a checkpoint: unpack it and name the file in it")
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+        raise _Refused("is a compressed archive, which PyTorch does not write: pack it again with zip -0")
+
+
+def _plain_data() -> list:
+    """Classes and functions of plain data, for torch's safe reader. None of them runs code of the file."""
+    allowed = [argparse.Namespace, types.SimpleNamespace, torch.torch_version.TorchVersion]
+    allowed += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
+        kind = getattr(pathlib, name)
+        # unpickling a path of the other system fails, and what it stands for is of no use here
+        made = kind if name in ("PurePosixPath", "PureWindowsPath") else _path
+        allowed += [(made, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
+    return allowed + _numpy_data()
+
+
+def _path(*parts: str) -> pathlib.PurePath:
+    """Stands in for the classes of paths that exist on one kind of system only."""
+    return pathlib.PurePosixPath(*parts)
+
+
+def _numpy_data() -> list:
+    """What numpy's scalars and arrays are pickled as, under the module names of its versions 1 and 2."""
+    try:
+        import numpy as np
+    except ImportError:  # then a file with such data is refused
+        return []
+    kinds = [np.dtype(code) for code in np.typecodes["All"] if code != "O"]
+    allowed = [np.ndarray, np.dtype, *{type(kind) for kind in kinds}, *{kind.type for kind in kinds if kind != "V"}]
+    for module in ("numpy._core", "numpy.core"):
+        with contextlib.suppress(ImportError, AttributeError):
+            inner = importlib.import_module(f"{'numpy._core' if hasattr(np, '_core') else 'numpy.core'}.multiarray")
+            allowed += [(getattr(inner, name), f"{module}.multiarray.{name}") for name in ("scalar", "_reconstruct")]
+    return allowed
+
+
+# Weights
+
+
+def find_weights(content: Mapping, path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The state dict in what a file holds, without the prefixes of wrappers, and the key that it stands under.
+
+    Raises:
+        ValueError: there is none, there are several, or a tensor in it is none that a layer could have.
+    """
+    key = next((key for key in FORMATS if _is_state_dict(content.get(key))), None)
+    if key is None and not any(isinstance(value, Tensor) for value in content.values()):
+        found = [name for name, value in content.items() if isinstance(name, str) and _is_state_dict(value)]
+        if len(found) > 1:
+            raise ValueError(f"{path} holds several networks ({_listed(found)}): save one of them under state_dict")
+        key = found[0] if found else None
+    state = content if key is None else content[key]
+    state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path} holds no weights: no {', '.join(FORMATS)} or tensors of its own")
+    for name, tensor in state.items():
+        if fault := fault_of(tensor):
+            raise ValueError(f"{path} holds no usable weights: {ascii(name)[1:-1]} {fault}")
+    return _unwrapped(state, "pytorch-lightning_version" in content, path), key
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
+
+
+def _unwrapped(state: dict[str, Tensor], lightning: bool, path: Path) -> dict[str, Tensor]:
+    """A state dict without the prefixes of wrappers, of any kind, number and order."""
+    if lightning and any(name.startswith("model.") for name in state):  # beside it losses and metrics have tensors
+        state = {name: value for name, value in state.items() if name.startswith("model.")}
+    if any(name.startswith("module.") for name in state):  # the counter of torch.optim.swa_utils.AveragedModel
+        state.pop("n_averaged", None)
+    bare = {_without(name): value for name, value in state.items()}
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), None):
+        bare = {name.removeprefix(prefix): value for name, value in bare.items()}
+    if len(bare) < len(state):
+        raise ValueError(f"{path} holds weights twice, with and without {' or '.join(INFIXES)} in their names")
+    return bare
+
+
+def _without(name: str) -> str:
+    for infix in INFIXES:
+        name = name.replace(infix, "")
+    return name
+
+
+def fault_of(tensor: Tensor) -> str:
+    """What keeps a tensor of a file from being used, in words; "" if nothing does. Reads none of its numbers."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        return "is a sparse or quantized tensor"
+    if tensor.device.type != "cpu":
+        return f"has no numbers (it was on the device {tensor.device.type!r})"
+    if tensor.is_complex():
+        return "is complex"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tensor.numel():.3g} numbers and holds fewer"
+    return ""
+
+
+def check_tensors(content: object, path: Path) -> None:
+    """Raises ValueError where a tensor anywhere in nested containers cannot be used."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:  # a small file can refer to one container in very many places
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor) and (fault := fault_of(value)):
+            raise ValueError(f"{path} is damaged or not of this project: a tensor in it {fault}")
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(ascii(name)[1:-1] for name in names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+# safetensors
+
+
+def _is_safetensors(path: Path, size: int) -> bool:
+    """Whether a file begins as one of safetensors does: the length of a JSON header (8 bytes), and the header."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= size - 8
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError(
+            f"{path} is a safetensors file, which needs its package: python3 -m pip install safetensors"
+        ) from None
+    try:
+        return load_file(path)
+    except (SafetensorError, *DAMAGE) as error:
+        raise ValueError(f"{path} is a safetensors file that is damaged: copy or download it again") from error

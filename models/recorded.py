@@ -1,0 +1,171 @@
+"""What files of this project record beside their weights, checked before anything is done with it.
+
+A file that came from somewhere may hold anything under these names: each function returns what this project wrote, an
+empty dictionary for a file of others, and raises ValueError where the types are none that this project writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models import registry
+from models.checkpoint_files import check_tensors, fault_of, read_any
+
+#: types of the flags that say how the training images were loaded
+IMAGES = {"subset": int, "seed": int, "padding_mode": str, "min_scale": (int, float), "color_jitter": (int, float)}
+#: the largest side of an image, in pixels, that a file may ask for
+LARGEST_SIDE = 100_000
+
+
+def training_of(content: Mapping, path: Path) -> dict:
+    """What a training run keeps under `training`: flags, classes, held-out images, and the state to resume from."""
+    training = content.get("training")
+    if not isinstance(training, dict) or "flags" not in training:
+        return {}  # other projects have a key of this name too
+    _check_flags(training["flags"], "training.flags", path)
+    _check_classes(training.get("classes"), "training.classes", path)
+    index = training.get("valid_index")
+    if index is not None and not is_index(index):
+        _refuse(path, "training.valid_index")
+    return training
+
+
+def extracted_of(content: Mapping, path: Path) -> dict:
+    """What the file of a sub-network keeps under `extracted`: network, number of classes, flags, point, images."""
+    extracted = content.get("extracted")
+    if extracted is None:
+        return {}
+    kinds = {"model": str, "dataset": str, "num_classes": int, "flags": dict, "point": str, "data": dict}
+    for name, kind in kinds.items():
+        if not isinstance(extracted, dict) or not isinstance(extracted.get(name), kind):
+            _refuse(path, f"extracted.{name}")
+    if extracted["num_classes"] < 1:
+        _refuse(path, "extracted.num_classes")
+    images = {key: value for key, value in extracted["data"].items() if key != "classes"}
+    _check_flags({**images, **extracted["flags"], "model": extracted["model"]}, "extracted.flags", path)
+    _check_classes(extracted["data"].get("classes"), "extracted.data.classes", path)
+    return extracted
+
+
+def check_resumable(content: Mapping, path: Path) -> None:
+    """Raise ValueError where a training run could not continue with what a file of this project holds."""
+    training = content["training"]
+    kinds = {"epoch": int, "step": int, "best": dict, "objective": dict, "scaler": dict, "rng": dict}
+    for name, kind in kinds.items():
+        if not isinstance(training.get(name), kind):
+            _refuse(path, f"training.{name}")
+    if training["epoch"] < 0 or training["step"] < 0:
+        _refuse(path, "training.epoch")
+    for point, best in training["best"].items():
+        if not isinstance(point, str) or not _is_plain(best) or not isinstance(best, (tuple, list)) or len(best) != 2:
+            _refuse(path, "training.best")
+    generator = training["rng"].get("cpu")
+    if not isinstance(generator, Tensor) or generator.dtype != torch.uint8:
+        _refuse(path, "training.rng")
+    if not is_optimizer_state(content.get("optimizer_state_dict"), or_none=True):
+        _refuse(path, "optimizer_state_dict")
+    check_tensors([training, content.get("optimizer_state_dict")], path)
+
+
+def held_out_by_authors(path: Path) -> Tensor:
+    """The training images that MSDNet's authors held out, from their `index.pth`: int64 (N,).
+
+    The file is the order in which their `--use-valid` went through all training images; the last 5,000 of CIFAR's and
+    50,000 of ImageNet's are held out. A list of some of the images is taken for the held-out ones themselves.
+
+    Raises:
+        ValueError: the file is none of these.
+    """
+    index = read_any(path)
+    index = torch.tensor(index) if isinstance(index, list) and _is_numbers(index) else index
+    if not is_index(index) or not len(index):
+        raise ValueError(f"{path} is no list of images held out: remove it, or put the authors' file there")
+    held_out = 5_000 if len(index) <= 50_000 else 50_000
+    if len(index) > held_out and torch.equal(index.sort().values, torch.arange(len(index))):
+        index = index[-held_out:]
+    print(f"{path}: the {len(index)} training images in it were held out")
+    return index.clone()
+
+
+def is_optimizer_state(state: object, or_none: bool = False) -> bool:
+    """Whether this is the state dict of an optimizer, as torch writes it."""
+    if state is None:
+        return or_none
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+        return False
+    groups = state.get("param_groups")
+    return isinstance(groups, list) and all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    )
+
+
+def is_index(value: object) -> bool:
+    """Whether this is a list of positions: int64 (N,), none below 0."""
+    if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != torch.int64 or fault_of(value):
+        return False
+    return not len(value) or value.min().item() >= 0
+
+
+def _check_flags(flags: object, where: str, path: Path) -> None:
+    if not isinstance(flags, dict) or not all(
+        isinstance(key, str) and _is_plain(value) for key, value in flags.items()
+    ):
+        _refuse(path, where)
+    for name in ("model", "dataset"):
+        if not isinstance(flags.get(name, ""), str):
+            _refuse(path, f"{where}.{name}")
+    for name in ("resize", "crop"):
+        side = flags.get(name, 1)
+        if not isinstance(side, int) or not 0 < side <= LARGEST_SIDE:
+            _refuse(path, f"{where}.{name}")
+    for name, kind in IMAGES.items():
+        if flags.get(name) is not None and not isinstance(flags[name], kind):
+            _refuse(path, f"{where}.{name}")
+    for name in ("mean", "std"):
+        colours = flags.get(name)
+        if colours is not None and not (_is_numbers(colours) and len(colours) == 3):
+            _refuse(path, f"{where}.{name}")
+    known = [e for e in registry.entries() if e.name == flags.get("model")]
+    for flag in [flag for entry in known for flag in entry.model_flags()]:
+        if flag.name in flags and not _suits(flags[flag.name], flag):
+            _refuse(path, f"{where}.{flag.name}")
+
+
+def _suits(value: object, flag: registry.Flag) -> bool:
+    """Whether a flag can have this value, as far as its type says."""
+    if value is None or value == flag.default:
+        return True
+    if flag.many:
+        return isinstance(value, (tuple, list)) and all(isinstance(each, _types(flag.type)) for each in value)
+    if flag.choices:
+        return value in flag.choices
+    return isinstance(value, _types(flag.type)) and (flag.type is bool or not isinstance(value, bool))
+
+
+def _types(kind: type) -> tuple[type, ...]:
+    return (int, float) if kind is float else (kind,)
+
+
+def _check_classes(names: object, where: str, path: Path) -> None:
+    if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
+        _refuse(path, where)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(each, (int, float)) for each in value)
+
+
+def _is_plain(value: object, depth: int = 3) -> bool:
+    """Whether this is a number, a text, None, or a short sequence of these."""
+    if isinstance(value, (tuple, list)):
+        return depth > 0 and len(value) <= 10_000 and all(_is_plain(each, depth - 1) for each in value)
+    return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _refuse(path: Path, where: str) -> None:
+    raise ValueError(f"{path} is damaged or not of this project: its {where} is none that a training here writes")

@@ -1,0 +1,267 @@
+"""Files whose content lies: one sentence, at once, and no memory; and downloads that go wrong."""
+
+import http.server
+import io
+import threading
+import zipfile
+
+import pytest
+import torch
+
+from models import Checkpoint, checkpoint_files, create_model, published
+from models.checkpoints import extracted_content, training_content
+
+RANK = {"shared_rank": 4}
+
+
+def content(**training):
+    """What a training run of this project writes, with some of it replaced."""
+    model = create_model("ResNet20")
+    training = {
+        "epoch": 3,
+        "step": 0,
+        "best": {"full": (50.0, 2)},
+        "objective": {},
+        "scaler": {},
+        "rng": {"cpu": torch.get_rng_state()},
+        "flags": {"model": "ResNet20", "dataset": "cifar10"},
+        "valid_index": None,
+        "classes": list("abcdefghij"),
+    } | training
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    return training_content(model.state_dict(), optimizer.state_dict(), 50.0, training)
+
+
+def saved(tmp_path, what):
+    torch.save(what, tmp_path / "file.pth")
+    return Checkpoint.open(tmp_path / "file.pth")
+
+
+def refused(action, match):
+    """The action raises one sentence; one that believed the file would take hours, or all memory."""
+    with pytest.raises(ValueError, match=match) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("flags", None),
+        ("flags", [1]),
+        ("flags", {"model": 5}),
+        ("flags", {"model": "ResNet20", "dataset": ["cifar10"]}),
+        ("flags", {"model": "ResNet32_SingleShared", "dataset": "cifar10", "shared_rank": "many"}),
+        ("flags", {"model": "ResNet20", "dataset": "cifar10", "crop": 10**12}),
+        ("flags", {"model": "ResNet20", "dataset": "cifar10", "mean": (0.5, "x", 0.5)}),
+        ("classes", [1, 2]),
+        ("valid_index", "abc"),
+        ("valid_index", torch.tensor([-1])),
+        ("valid_index", torch.zeros(1, dtype=torch.int64).expand(10**12)),
+    ],
+)
+def test_wrong_types_among_what_is_recorded(tmp_path, part, value):
+    refused(saved(tmp_path, content(**{part: value})).build, f"not of this project: its training.{part}")
+
+
+@pytest.mark.parametrize("part", ["epoch", "best", "objective", "scaler", "rng"])
+def test_a_run_does_not_resume_from_odd_keys(tmp_path, part):
+    refused(lambda: saved(tmp_path, content(**{part: torch.ones(1)})).training, f"training.{part} is none")
+
+
+def test_a_run_does_not_resume_from_tensors_that_lie(tmp_path):
+    odd = content(objective={"means": [torch.zeros(1).expand(10**12)]})
+    refused(lambda: saved(tmp_path, odd).training, "claims 1e")
+
+
+def test_many_references_to_one_list_take_no_time():
+    nested = [torch.ones(1)]
+    for _ in range(60):
+        nested = [nested, nested]
+    checkpoint_files.check_tensors(nested, "file")
+
+
+def test_another_projects_training_key_is_its_own_business(tmp_path):
+    checkpoint = saved(tmp_path, {"state_dict": create_model("ResNet20").state_dict(), "training": {"lr": 1}})
+    assert (checkpoint.describe(), checkpoint.training) == ({}, {})
+
+
+@pytest.mark.parametrize("value", [[1], {}, {"model": "ResNet20"}])
+def test_a_sub_network_without_its_description(tmp_path, value):
+    refused(saved(tmp_path, content() | {"extracted": value}).build, r"extracted\.\w+ is none")
+
+
+def test_ten_thousand_million_classes(tmp_path):
+    whole = create_model("ResNet32_ADN")
+    lie = extracted_content(whole, "TTT", {})
+    lie["extracted"]["num_classes"] = 10**10
+    refused(saved(tmp_path, lie).build, "too few for num_classes 1e")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("mutualnet_wrn28_10", {"depth": 600_004}),
+        ("mutualnet_wrn28_10", {"widen_factor": 100_000}),
+        ("mutualnet_wrn28_10", {"width_mult_range": (0.25, 1e9)}),
+        ("msdnet", {"nBlocks": 900_000, "stepmode": "lin_grow"}),
+        ("ResNet32_SingleShared", {"shared_rank": 10**9}),
+        ("ResNet32_SingleShared", {"shared_rank": -3}),
+    ],
+)
+def test_flags_of_a_network_that_is_not_in_the_file(tmp_path, name, flags):
+    lie = content(flags={"model": name, "dataset": "cifar10", **flags})
+    refused(saved(tmp_path, lie).build, r"file\.pth|--width_mult_range|--nBlocks|shared_rank")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "match"),
+    [
+        (torch.zeros(1).expand(10**6, 10**6), "claims 1e"),
+        (torch.zeros(16, 3, 3, 3).to_sparse(), "sparse"),
+        (torch.zeros(16, 3, 3, 3, device="meta"), "no numbers"),
+        (torch.zeros(16, 3, 3, 3, dtype=torch.complex64), "complex"),
+    ],
+)
+def test_weights_that_no_layer_can_have(tmp_path, tensor, match):
+    state = create_model("ResNet20").state_dict() | {"conv1.weight": tensor}
+    refused(lambda: saved(tmp_path, {"net_state_dict": state}).build("ResNet20"), rf"conv1\.weight .*{match}")
+
+
+@pytest.mark.parametrize("name", ["ResNet20", "ResNet32_SingleShared"])
+@pytest.mark.parametrize("key", ["conv1.weight", "bn1.running_var"])
+def test_weights_that_are_not_finite_are_said_to_be(tmp_path, name, key):
+    state = create_model(name).state_dict()
+    state[key][0] = float("nan" if "conv" in key else "inf")
+    refused(lambda: saved(tmp_path, state).build(name), rf"not finite numbers, in 1 of \d+ tensors \({key}\)")
+
+
+def test_archives_that_are_no_checkpoints(tmp_path):
+    path = tmp_path / "file.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/weights.pt", b"x")
+    refused(lambda: checkpoint_files.read(path), r"is a zip archive of 'net/weights\.pt', .* unpack it")
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "file.pth")
+    with zipfile.ZipFile(tmp_path / "file.pth") as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in source.infolist():
+            archive.writestr(part.filename, source.read(part))
+    refused(lambda: checkpoint_files.read(path), "compressed archive")
+
+
+# Downloads
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves the bytes in `files`; `slow` ones in many pieces; `half` ones end too early."""
+
+    files: dict[str, bytes]
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        blob, start = self.files[self.path], 0
+        if asked := self.headers.get("Range"):
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(blob):
+                self.send_error(416)
+                return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(blob) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(blob) - 1}/{len(blob)}")
+        self.end_headers()
+        self.wfile.write(blob[start : len(blob) // 2] if "half" in self.path else blob[start:])
+        self.close_connection = True
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts serving; returns a function from a path and its bytes to a released checkpoint."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(Server, "files", {}, raising=False)
+
+    def entry(path, blob, **known):
+        Server.files[path] = blob
+        url = f"http://127.0.0.1:{server.server_port}{path}"
+        return published.PublishedCheckpoint("x", "ResNet20", "cifar10", url, "x.pth", **known)
+
+    yield entry
+    server.shutdown()
+    server.server_close()
+
+
+def packed(what):
+    memory = io.BytesIO()
+    torch.save(what, memory)
+    return memory.getvalue()
+
+
+def only_file(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+@pytest.mark.parametrize("path", ["/page", "/half"])
+def test_what_is_no_checkpoint_is_not_kept(tmp_path, serve, path):
+    blob = b"<!DOCTYPE html>Quota exceeded" if path == "/page" else packed({"a": torch.zeros(10**5)})
+    with pytest.raises(ValueError, match=r"could not download x .*save it as"):
+        published.fetch(serve(path, blob), tmp_path)
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_a_download_without_hash_is_kept_if_it_is_one(tmp_path, serve):
+    path = published.fetch(serve("/x", packed({"a": torch.ones(3)})), tmp_path)
+    assert torch.equal(Checkpoint.open(path).weights["a"], torch.ones(3))
+    assert only_file(tmp_path) == ["x.pth"]
+
+
+def test_an_interrupted_download_goes_on(tmp_path, serve):
+    blob = packed({"a": torch.ones(3)})
+    (tmp_path / "x.pth.part").write_bytes(blob[:100])
+    assert published.fetch(serve("/x", blob), tmp_path).read_bytes() == blob
+
+
+def test_a_part_that_is_too_long_starts_afresh(tmp_path, serve):
+    blob = packed({"a": torch.ones(3)})
+    (tmp_path / "x.pth.part").write_bytes(blob + b"more than there is")
+    assert published.fetch(serve("/x", blob), tmp_path).read_bytes() == blob
+
+
+def test_two_downloads_of_a_file_do_not_meet(tmp_path, serve, monkeypatch):
+    """The second begins while the first is in the middle; each has a part of its own."""
+    blob = packed({"a": torch.ones(3)})
+    entry, parts = serve("/x", blob), []
+    download = published._download
+
+    def begin_another(entry, part):
+        parts.append(part)
+        if len(parts) == 1:
+            part.write_bytes(b"the first has begun")
+            with monkeypatch.context() as patch:
+                patch.setattr(published.os, "getpid", lambda: 1)
+                assert published.fetch(entry, tmp_path).read_bytes() == blob
+            part.unlink()
+        download(entry, part)
+
+    monkeypatch.setattr(published, "_download", begin_another)
+    assert published.fetch(entry, tmp_path).read_bytes() == blob
+    assert len(set(parts)) == 2
+    assert only_file(tmp_path) == ["x.pth"]
+
+
+def test_an_archive_of_one_file_is_unpacked(tmp_path, serve):
+    memory, inner = io.BytesIO(), packed({"a": torch.ones(3)})
+    with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("../../s_net.pt", inner)  # the name in it decides nothing
+        archive.writestr("__MACOSX/._s_net.pt", b"x")
+    folder = tmp_path / "cache"
+    assert published.fetch(serve("/x", memory.getvalue()), folder).read_bytes() == inner
+    assert only_file(folder) == ["x.pth"]
+    assert only_file(tmp_path) == ["cache"]
+
+
+def test_a_page_for_browsers_is_named(tmp_path):
+    entry = next(entry for entry in published.list_checkpoints() if entry.url.startswith("hand:"))
+    with pytest.raises(ValueError, match=r"open https://\S+ in a browser and save it as"):
+        published.fetch(entry, tmp_path)
