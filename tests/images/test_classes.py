@@ -16,7 +16,7 @@ from images.imagefolder import data_set_name
 from models import create_model
 from reporting import run_report
 from reporting.curves import Curve
-from tests.scripts.test_scripts import call
+from tests.scripts.commands import call
 
 SMALL = {"nBlocks": 2, "base": 1, "stepmode": "even", "nChannels": 4, "growthRate": 2}
 NETWORK = ["--model=msdnet", *(f"--{name}={value}" for name, value in SMALL.items()), "--resize=144", "--crop=132"]

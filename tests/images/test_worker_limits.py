@@ -14,7 +14,7 @@ import dataloader
 import train_ilsvrc
 from images import processors, workers
 from images.processors import default_workers, usable_processors
-from tests.scripts.test_scripts import call
+from tests.scripts.commands import call
 
 
 @pytest.fixture
