@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torchvision import datasets
 
 from images.classes import check_labels
 from images.data import Arrays
@@ -28,7 +27,6 @@ class Layout:
         binary, binary_files, binary_names: folder, files and file of class names of the binary layout.
         train_images, test_images: in each file.
         label_bytes: before each image of the binary layout.
-        archive: torchvision's data set, which knows the address and the checksum of the python layout.
     """
 
     name: str
@@ -43,7 +41,13 @@ class Layout:
     test_images: int
     label_bytes: int
     classes: int
-    archive: type[datasets.CIFAR10]
+
+    @property
+    def archive(self) -> type:
+        """torchvision's data set, which knows the address and the checksum of the python layout."""
+        from torchvision import datasets  # takes seconds to import
+
+        return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
 
 
 LAYOUTS = {
@@ -60,7 +64,6 @@ LAYOUTS = {
         test_images=10_000,
         label_bytes=1,
         classes=10,
-        archive=datasets.CIFAR10,
     ),
     "cifar100": Layout(
         name="cifar100",
@@ -75,7 +78,6 @@ LAYOUTS = {
         test_images=10_000,
         label_bytes=2,
         classes=100,
-        archive=datasets.CIFAR100,
     ),
 }
 

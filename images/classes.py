@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torchvision.models import ResNet50_Weights
 
 from images.reading import class_folders, first_few
 from utils import UserError
@@ -41,6 +40,8 @@ def class_names(dataset: str, path: str | os.PathLike | None = None, stored: Seq
         return list(DIGITS)
     if dataset in ("cifar10", "cifar100"):
         return list(stored or (CIFAR10 if dataset == "cifar10" else CIFAR100))
+    from torchvision.models import ResNet50_Weights  # takes seconds to import
+
     imagenet = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     folders = (class_folders(part) for part in (Path(path or "", "train"), Path(path or "", "val")) if part.is_dir())
     names = list(stored or next(filter(None, folders), imagenet))

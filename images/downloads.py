@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.utils import download_and_extract_archive
 
 from images import classes
 from images.cifar_files import IMAGE_BYTES, Layout
@@ -91,6 +90,8 @@ def _publish(folder: Path, target: Path) -> None:
 
 def _from_university(layout: Layout, folder: Path) -> Path:
     """Download the python layout as torchvision does, but without waiting for a network that is not there."""
+    from torchvision.datasets.utils import download_and_extract_archive  # takes seconds to import
+
     _check_reachable(layout.archive.url)
     say(f"downloading {layout.title} (about 170 MB) from {layout.archive.url}")
     before = socket.getdefaulttimeout()

@@ -7,8 +7,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 MOST_BYTES = 1 << 30  # of a file; no image within Pillow's limit of pixels and no file of CIFAR has more
 
 #: what file managers, archives and network drives leave in folders, beside names that begin with a dot
@@ -50,14 +48,19 @@ def image_paths(folder: str | os.PathLike) -> list[str]:
 
     Files count by the ending of their name. Stray ones, pipes, sockets and devices are left out.
     """
-    found = [(str(where), name) for where, names in _walk(Path(folder), ()) for name in names]
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # takes seconds to import
+
+    found = [(str(where), name) for where, names in _walk(Path(folder), IMG_EXTENSIONS, ()) for name in names]
     return [os.path.join(where, name) for where, name in sorted(found)]
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, list[str]]]:
+def _walk(
+    folder: Path, endings: tuple[str, ...], above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[Path, list[str]]]:
     """Folders with the names of their image files.
 
     Args:
+        endings: of an image file's name, in lower case.
         above: device and inode of the folders on the way here, because a link may lead back to one of them.
     """
     status = folder.stat()
@@ -69,8 +72,8 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Pa
         entries = [entry for entry in entries if not is_stray(entry.name)]
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(Path(entry.path), above)
-        elif entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file():
+            yield from _walk(Path(entry.path), endings, above)
+        elif entry.name.lower().endswith(endings) and entry.is_file():
             names.append(entry.name)
     yield folder, names
 
