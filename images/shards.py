@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 
 import numpy as np
@@ -11,6 +12,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from images.data import Sources
 from images.folders import first_few
 from utils import UserError, say
+
+MOST_SHARDS = 1_000_000
 
 
 class Shards:
@@ -66,11 +69,21 @@ class Shards:
             return file.read(size)
 
 
+def _check_number(pattern: str) -> None:
+    """Raises ValueError for a pattern of a few characters that names more files than memory can list."""
+    number = (pattern.count(",") + 1) ** pattern.count("{")  # at most
+    for first, last in re.findall(r"(-?\d+)\.\.(-?\d+)", pattern):
+        number *= abs(int(last) - int(first)) + 1
+    if number > MOST_SHARDS:
+        raise ValueError(f"it names more than {MOST_SHARDS:,} files")
+
+
 def shard_sources(pattern: str) -> Sources:
     """The images of the shards that a brace pattern names. Raises UserError if a shard is missing."""
     try:
         from webdataset.shardlists import expand_urls
 
+        _check_number(pattern)
         paths = expand_urls(pattern)
     except ImportError as error:
         raise UserError(f"shards such as {pattern} need the package webdataset: pip install webdataset") from error
