@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -270,6 +271,10 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
 
 
+#: arguments that a file may stand for, and bytes that it may have
+MOST_ARGUMENTS, LONGEST_FILE = 10_000, 1_000_000
+
+
 def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
     """Replace `@file` by its content, and hyphens in the names of flags by underscores."""
     words = []
@@ -279,10 +284,17 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
             if file in inside:
                 raise UserError(f"the argument file {file} contains itself", exit_code=2)
             try:
+                if os.path.exists(file) and not os.path.isfile(file):  # a device or a pipe may have no end
+                    raise ValueError("it is not a file")
+                if os.path.getsize(file) > LONGEST_FILE:
+                    raise ValueError("it is far too long")
                 inner = shlex.split(Path(file).read_text(), comments=True)
             except (OSError, ValueError) as error:
                 raise UserError(f"cannot read the arguments in {file}: {error}", exit_code=2) from error
-            words += normalise(inner, (*inside, file))
+            named = normalise(inner, (*inside, file))
+            if len(named) > MOST_ARGUMENTS:  # files that name others twice, which name others twice ...
+                raise UserError(f"the argument file {file} stands for {len(named)} arguments: too many", exit_code=2)
+            words += named
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             words.append(f"--{name.replace('-', '_')}{equals}{value}")

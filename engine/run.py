@@ -323,10 +323,6 @@ class Run:
                 signal.signal(number, handler)
 
 
-#: what the training part of a checkpoint must hold
-PARTS = {"epoch": int, "step": int, "best": dict, "objective": dict, "scaler": dict, "rng": dict, "flags": dict}
-
-
 def _read_checkpoint(path: Path) -> Checkpoint:
     """Open a training checkpoint of this project. Raises ValueError if the file is of another kind, or damaged."""
     if path.is_dir():
@@ -336,10 +332,6 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     checkpoint = Checkpoint.open(path)
     if not checkpoint.training:
         raise UserError(f"{path} was not written by this project's training; start from it with --pretrained")
-    for name, kind in PARTS.items():
-        value = checkpoint.training.get(name)
-        if not isinstance(value, kind) or (kind is int and value < 0):
-            raise UserError(f"{path} lacks the part training.{name} that a run continues from, or holds another there")
     return checkpoint
 
 

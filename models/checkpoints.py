@@ -208,7 +208,7 @@ class Checkpoint:
             if isinstance(value, int) and value > 4 * numbers + 1_000_000:  # the file may lack parts of the network
                 raise ValueError(f"{self.path} holds {numbers} numbers, too few for {name} {value:.3g}")
         try:
-            with torch.device("meta"), _no_more_tensors_than(4 * len(self.weights) + 10_000):
+            with torch.device("meta"), _no_more_tensors_than(4 * len(self.weights) + 5_000):
                 network = self._empty(model, dataset, num_classes, flags)
         except (TypeError, ArithmeticError, LookupError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]

@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import torch
 
+from images.shards import shard_sources
 from models import Checkpoint, checkpoint_files, create_model, published
 from models.checkpoints import extracted_content, training_content
 
@@ -265,3 +266,8 @@ def test_a_page_for_browsers_is_named(tmp_path):
     entry = next(entry for entry in published.list_checkpoints() if entry.url.startswith("hand:"))
     with pytest.raises(ValueError, match=r"open https://\S+ in a browser and save it as"):
         published.fetch(entry, tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["x-{0..999999999}.tar", "{a,b}" * 40 + ".tar", "{0..9999}{0..9999}.tar"])
+def test_brace_patterns_of_very_many_files(pattern):
+    refused(lambda: shard_sources(pattern), "names more than|needs? the package webdataset")
