@@ -158,7 +158,8 @@ def test_batches_of_one_image_are_fine_where_maps_are_larger():
     ],
 )
 def test_commands_that_cannot_work_end_at_once(script, flags, sentence, tmp_path, monkeypatch, capsys):
-    torch.save({}, tmp_path / "weights.pth")
+    name = flags[0].partition("=")[2]
+    torch.save(create_model(name, script.SCRIPT.datasets[0]).state_dict(), tmp_path / "weights.pth")
     flags = [flag.replace("FILE", str(tmp_path / "weights.pth")) for flag in flags]
     missing = ["--dataset_path=/nowhere"]
     monkeypatch.chdir(tmp_path)
