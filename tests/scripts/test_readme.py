@@ -25,8 +25,8 @@ PAGES = [*WRITTEN, ROOT / "results" / "README.md"]
 SCRIPTS = {f"{script.__name__}.py": script for script in (train_cifar10, train_ilsvrc, eval_cifar10, eval_ilsvrc)}
 #: packages that are commands
 PACKAGES = (["-m", "benchmarks"], ["-m", "reporting"])
-#: flags of other programs
-FOREIGN = {"nproc_per_node"}
+#: flags of other programs: torchrun, docker
+FOREIGN = {"nproc_per_node", "shm_size"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
