@@ -22,7 +22,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: type(part).__name__)
-def test_every_figure_says_what_it_shows_of_which_network_and_images(part, tmp_path, monkeypatch):
+def test_every_figure_says_what_it_shows_of_which_images(part, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure.get_suptitle()))
     record = {"model": "dmnn50", "dataset": "cifar100", "flags": {"num_paths": 4}}

@@ -78,7 +78,7 @@ def test_runs_over_target_rates_are_one_curve(tmp_path):
     assert line == [[120, 70], [150, 71], [180, 72]]
 
 
-def test_other_networks_and_other_training_are_curves_of_their_own(tmp_path):
+def test_other_networks_and_other_training_are_other_curves(tmp_path):
     records = [
         gated(tmp_path / "a", 0.4, 70.0),
         gated(tmp_path / "b", 0.5, 71.0, params=2000),

@@ -26,7 +26,7 @@ def test_lines_are_no_longer_than_the_terminal(width, tmp_path, monkeypatch, cap
     assert "63.20%" in text if width > 24 else "point-1" in text
 
 
-def test_a_wide_terminal_has_all_and_a_narrow_one_the_most_important(monkeypatch):
+def test_a_narrow_terminal_has_what_matters_most(monkeypatch):
     model = create_model("ResNet20")
     monkeypatch.setenv("COLUMNS", "200")
     wide = run_report.results_table(rows(), model, (3, 32, 32))
