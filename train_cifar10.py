@@ -12,7 +12,7 @@ with startup.importing(__name__):
     import dataloader
     import engine
     import utils
-    from engine import cli
+    from engine import cli, run_images
     from models import create_model, create_objective, registry
     from models.teachers import Teacher
     from reporting import run_report
@@ -46,7 +46,7 @@ def main(argv=None):
 def load_data(args, device):
     """The images, or with `--fallback` the digits, with a loud warning, if no source of the dataset works."""
     options = dict(padding_mode=args.padding_mode, seed=args.seed)
-    own = dict(subset=args.subset, valid=cli.held_out(args), mean=args.mean, std=args.std)
+    own = dict(subset=args.subset, valid=run_images.held_out(args), mean=args.mean, std=args.std)
     try:
         return dataloader.cifar(args.dataset, args.dataset_path, args.batch_size, device, **own, **options)
     except dataloader.NoSource as error:

@@ -12,7 +12,7 @@ with startup.importing(__name__):
     import dataloader
     import engine
     import utils
-    from engine import cli, flags
+    from engine import cli, flags, run_images
     from models import create_model, create_objective
     from models.teachers import Teacher
     from reporting import run_report
@@ -47,7 +47,7 @@ def main(argv=None):
         scale=(args.min_scale, 1.0),
         jitter=args.color_jitter,
         subset=args.subset,
-        valid=cli.held_out(args),
+        valid=run_images.held_out(args),
         seed=args.seed,
         mean=args.mean,
         std=args.std,

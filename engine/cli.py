@@ -360,33 +360,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(error.exit_code if isinstance(error, UserError) else 1)
 
 
-def held_out(args: argparse.Namespace) -> int | torch.Tensor:
-    """What a training holds out: as many images as --valid says, or the very ones that the file of --pretrained names.
-
-    Weights that were chosen, or are to be judged, on held-out images must not be trained on them in a second stage.
-
-    Returns:
-        A number of images, or their positions in the training set.
-
-    Raises:
-        UserError: --valid asks for another number than the file holds out.
-    """
-    file = args.checkpoint
-    if file is None or getattr(args, "new_head", False) or file.describe().get("dataset") != args.dataset:
-        return args.valid  # other images, in which positions mean nothing
-    held = file.held_out
-    if isinstance(held, int):
-        return args.valid
-    if args.valid not in (0, len(held)):
-        raise UserError(
-            f"--valid {args.valid}: the run behind {file.path} held out {len(held)} images, which are held out here "
-            "too; leave --valid out",
-            exit_code=2,
-        )
-    say(f"holding out the {len(held)} images that {file.path} names")
-    return held
-
-
 def folder_name(args: argparse.Namespace) -> str:
     """dataset-model-flags, for the folders of runs and reports."""
     flags = {**args.model_flags, **args.objective_flags}

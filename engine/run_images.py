@@ -1,4 +1,4 @@
-"""Which training images a network is prepared on: those of the run behind its file, loaded as that run loaded them.
+"""Which training images belong to a file: those that its run held out, and those that a network is prepared on.
 
 A network that calibrates batch-norm statistics must see the images of its own training, augmented alike. What the file
 records counts, not the flags of an evaluation; what a file from elsewhere does not record is as published for the
@@ -7,17 +7,47 @@ network.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from models.adaptive import AdaptiveModel
 from models.checkpoints import Checkpoint
-from utils import say
+from utils import UserError, say
 
 #: flags of a training that decide which of its images there are, and how they are augmented; their usual values
 RECORDED = {"subset": None, "seed": 0, "padding_mode": "zeros", "min_scale": 0.08, "color_jitter": 0.0, "crop": 224}
 #: further flags on which it depends what a network sees of them
 COMMON = ("dataset", "mean", "std")
+
+
+def held_out(args: argparse.Namespace) -> int | torch.Tensor:
+    """What a training holds out: as many images as --valid says, or the very ones that the file of --pretrained names.
+
+    Weights that were chosen, or are to be judged, on held-out images must not be trained on them in a second stage.
+
+    Returns:
+        A number of images, or their positions in the training set.
+
+    Raises:
+        UserError: --valid asks for another number than the file holds out.
+    """
+    file = args.checkpoint
+    if file is None or getattr(args, "new_head", False) or file.describe().get("dataset") != args.dataset:
+        return args.valid  # other images, in which positions mean nothing
+    held = file.held_out
+    if isinstance(held, int):
+        return args.valid
+    if args.valid not in (0, len(held)):
+        raise UserError(
+            f"--valid {args.valid}: the run behind {file.path} held out {len(held)} images, which are held out here "
+            "too; leave --valid out",
+            exit_code=2,
+        )
+    say(f"holding out the {len(held)} images that {file.path} names")
+    return held
 
 
 def of_file(described: Mapping[str, object], published: Mapping[str, object], flags: Mapping[str, object]) -> dict:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import create_model, list_models, profile, registry
-from models.adaptive import AdaptiveModel
+from models.adaptive import AdaptiveModel, Point
 from utils import UserError
 
 
@@ -136,5 +136,5 @@ def test_latency_takes_all_images_in_turn_in_batches_of_one_size():
             return images
 
     images = torch.arange(3.0).view(3, 1, 1, 1)
-    profile.latency(Network(), images, batch=2, seconds=0.0)
+    profile.latency(Network(), images, Point("any"), batch=2, seconds=0.0)
     assert seen[:4] == [(0, 1), (2, 0), (0, 1), (2, 0)]

@@ -5,7 +5,7 @@ import torch
 
 import dataloader
 import train_cifar10
-from engine import cli
+from engine import cli, run_images
 from models import create_model
 from utils import UserError
 
@@ -40,17 +40,17 @@ def test_stage_2_holds_out_what_stage_1_held_out(stage1, flags):
 
 def test_another_number_of_held_out_images_is_refused(stage1):
     with pytest.raises(UserError, match="leave --valid out") as error:
-        cli.held_out(parse(stage1[0], "--valid=50"))
+        run_images.held_out(parse(stage1[0], "--valid=50"))
     assert error.value.exit_code == 2
 
 
 def test_files_without_held_out_images_leave_it_to_the_command(tmp_path):
     torch.save(create_model("msdnet_ge", "digits", **BUILD).state_dict(), tmp_path / "bare.pth")
-    assert cli.held_out(parse(tmp_path / "bare.pth", "--valid=50")) == 50
-    assert cli.held_out(cli.parse(train_cifar10.SCRIPT, ["--valid=50"])) == 50
+    assert run_images.held_out(parse(tmp_path / "bare.pth", "--valid=50")) == 50
+    assert run_images.held_out(cli.parse(train_cifar10.SCRIPT, ["--valid=50"])) == 50
 
 
 def test_positions_of_another_data_set_mean_nothing(stage1):
     args = parse(stage1[0], "--valid=50")
     args.dataset = "cifar10"
-    assert cli.held_out(args) == 50
+    assert run_images.held_out(args) == 50

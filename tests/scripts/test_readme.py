@@ -26,7 +26,7 @@ SCRIPTS = {f"{script.__name__}.py": script for script in (train_cifar10, train_i
 #: packages that are commands
 PACKAGES = (["-m", "benchmarks"], ["-m", "reporting"])
 #: flags of other programs: torchrun, docker
-FOREIGN = {"nproc_per_node", "shm_size"}
+FOREIGN = {"nproc_per_node", "require_hashes", "shm_size"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
@@ -141,7 +141,7 @@ def known_flags(capsys):
     names = set(re.findall(r"--(\w+)", "\n".join(texts)))
     for entry in registry.entries():
         names |= {flag.name for flag in (*entry.model_flags(), *entry.objective_flags())}
-    return names | {f"no_{name}" for name in names} | FOREIGN | set(originals.SPELLINGS)
+    return names | {f"no_{name}" for name in names} | FOREIGN | originals.TRANSLATED
 
 
 def test_every_flag_that_is_named_exists(capsys):
