@@ -189,7 +189,7 @@ def _find_network(
     """
     known, _ = parser.parse_known_args(_without_help(argv))
     if any(pattern is not None for pattern in (known.list_models, known.list_checkpoints, known.list_recipes)):
-        _print_lists(known, script)
+        lists.show(known, script.datasets)
         sys.exit(0)
     given = known.pretrained
     checkpoint = Checkpoint.open(given, known.dataset, known.cache) if given else None
@@ -322,18 +322,6 @@ def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry:
     close = difflib.get_close_matches(flag, known, n=2)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{flag} is not a flag of {entry.name}; {hint}its own flags are {', '.join(own) or 'none'}; --help shows all"
-
-
-def _print_lists(known: argparse.Namespace, script: Script) -> None:
-    datasets = tuple(dict.fromkeys(registry.SAME_NETWORKS.get(dataset, dataset) for dataset in script.datasets))
-    asked = (
-        (known.list_models, lists.models_text),
-        (known.list_checkpoints, lists.checkpoints_text),
-        (known.list_recipes, lists.recipes_text),
-    )
-    for pattern, text in asked:
-        if pattern is not None:
-            print(text(pattern, datasets))
 
 
 def run(main: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import fnmatch
 import re
@@ -16,6 +17,23 @@ from models import list_checkpoints, profile, registry
 from utils import UserError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def show(asked: argparse.Namespace, datasets: Sequence[str]) -> None:
+    """Print the lists that a command asks for. Raises UserError where nothing matches.
+
+    Args:
+        datasets: of the script.
+    """
+    datasets = tuple(dict.fromkeys(registry.SAME_NETWORKS.get(dataset, dataset) for dataset in datasets))
+    texts = (
+        (asked.list_models, models_text),
+        (asked.list_checkpoints, checkpoints_text),
+        (asked.list_recipes, recipes_text),
+    )
+    for pattern, text in texts:
+        if pattern is not None:
+            print(text(pattern, datasets))
 
 
 def models_text(pattern: str, datasets: Sequence[str]) -> str:
