@@ -67,21 +67,27 @@ def _typed(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 
+def recipes() -> dict[str, Path]:
+    """The argument files, by what is typed behind `@recipes/`."""
+    files = sorted(path for path in RECIPES.rglob("*") if path.is_file() and path.suffix != ".sh")
+    return {path.relative_to(RECIPES).as_posix(): path for path in files}
+
+
 def recipes_text(pattern: str, datasets: Sequence[str]) -> str:
     """The recipes of these data sets, and what each reproduces with which published number: its first line."""
-    recipes = {}
-    for path in sorted(RECIPES.iterdir()):
+    sources = {}
+    for name, path in recipes().items():
         first, *rest = path.read_text().splitlines()
         flags = dict(re.findall(r"--(\w+)=(\S+)", "\n".join(line for line in rest if not line.startswith("#"))))
-        if first.startswith("# ") and flags.get("dataset", datasets[0]) in datasets:
-            recipes[path.name] = first.removeprefix("# ")
-    matching = _matching(pattern, recipes, "recipe", "--list_recipes", datasets)
+        if flags.get("dataset", datasets[0]) in datasets:
+            sources[name] = first.removeprefix("# ")
+    matching = _matching(pattern, sources, "recipe", "--list_recipes", datasets)
     width = max(map(len, matching))
     columns = max(60, shutil.get_terminal_size((10**6, 24)).columns)
     lines = []
-    for name in recipes:
+    for name, source in sources.items():
         if name in matching:
-            lines += textwrap.wrap(f"{name:{width}}  {recipes[name]}", columns, subsequent_indent=" " * (width + 2))
+            lines += textwrap.wrap(f"{name:{width}}  {source}", columns, subsequent_indent=" " * (width + 2))
     return "\n".join([*lines, "", "python3 train_*.py @recipes/NAME trains one; flags that follow it change it"])
 
 

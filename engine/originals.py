@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from engine import lists
 from utils import UserError, say
 
 #: the names of some of our flags in the authors' scripts
@@ -45,7 +46,6 @@ TRANSLATED = {
     *(*SPELLINGS, *EVALUATED_FILE, *EVALUATIONS, "data", "use_valid", "optimizer", "decay_rate"),
     *("print_freq", "workers"),
 }
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def translate(
@@ -160,7 +160,7 @@ def _evaluation(name: str, value: str, training: bool, command: str, file: str) 
 def _use_recipe(word: str, others: Sequence[str]) -> str:
     """What to type instead of `app:apps/<name>.yml`, of which a recipe that says so has the settings."""
     app = Path(word.removeprefix("app:")).name
-    found = [path for path in sorted(RECIPES.iterdir()) if f"apps/{app}" in path.read_text()]
+    found = [path for path in lists.recipes().values() if f"apps/{app}" in path.read_text()]
     if not found:
         return f"{word} has no recipe here: --list_recipes lists what there is"
     recipe = next((path for path in found if "cifar100" in path.name), found[0])  # as the file itself has it

@@ -10,7 +10,7 @@ import eval_cifar10
 import eval_ilsvrc
 import train_cifar10
 import train_ilsvrc
-from engine import cli, originals
+from engine import cli, lists, originals
 from models import create_model, registry
 from tests.scripts.commands import ROOT, call
 
@@ -82,7 +82,7 @@ def test_what_is_another_command_here_is_named(monkeypatch, tmp_path, capsys, sc
 
 
 def test_every_recipe_that_an_answer_names_exists(capsys):
-    for app in {app for path in originals.RECIPES.iterdir() for app in re.findall(r"apps/\w+\.yml", path.read_text())}:
+    for app in {app for path in lists.recipes().values() for app in re.findall(r"apps/\w+\.yml", path.read_text())}:
         (recipe,) = re.findall(r"@(recipes/[\w.-]+)", originals._use_recipe(f"app:{app}", []))
         assert (ROOT / recipe).is_file()
 

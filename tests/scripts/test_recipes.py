@@ -8,24 +8,23 @@ import pytest
 
 import train_cifar10
 import train_ilsvrc
-from engine import cli
+from engine import cli, lists
 from reporting import published
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 #: "cifar" and "ilsvrc" hold the usual values of each script, the line of a recipe the rest
 RECORD = json.loads(Path(__file__).with_name("recipes.json").read_text())
-FILES = sorted(path for path in RECIPES.iterdir() if path.suffix != ".sh")
+FILES = lists.recipes()
 #: for any network, which the user names beside them
-FOR_ANY_NETWORK = {"demo", "short"}
+FOR_ANY_NETWORK = {"demo", "short", "zoo/training"}
 #: the number of processor cores
 DEPENDS_ON_MACHINE = {"workers"}
 
-every_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+every_recipe = pytest.mark.parametrize("name", FILES)
 
 
-def lines(path):
+def lines(name):
     """The arguments in a recipe, one on each line."""
-    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return [line for line in FILES[name].read_text().splitlines() if line and not line.startswith("#")]
 
 
 def resolved(name, words):
@@ -37,27 +36,27 @@ def resolved(name, words):
 
 
 @every_recipe
-def test_a_recipe_resolves_to_its_recorded_flags(path):
-    flags = resolved(path.name, [f"@{path}"])
-    usual = RECORD["ilsvrc" if path.name.startswith("ilsvrc-") else "cifar"]
+def test_a_recipe_resolves_to_its_recorded_flags(name):
+    flags = resolved(name, [f"@{FILES[name]}"])
+    usual = RECORD["ilsvrc" if name.startswith("ilsvrc-") else "cifar"]
     own = {flag: value for flag, value in flags.items() if flag not in usual or usual[flag] != value}
-    line = f'"{path.name}": {json.dumps(own)}'
-    assert flags == usual | RECORD.get(path.name, {}), f"if meant, its line in recipes.json beside this test is\n{line}"
+    line = f'"{name}": {json.dumps(own)}'
+    assert flags == usual | RECORD.get(name, {}), f"if meant, its line in recipes.json beside this test is\n{line}"
 
 
 def test_every_recorded_recipe_exists():
-    assert RECORD.keys() - {"cifar", "ilsvrc"} == {path.name for path in FILES}
+    assert RECORD.keys() - {"cifar", "ilsvrc"} == set(FILES)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name not in FOR_ANY_NETWORK], ids=lambda p: p.name)
-def test_no_recipe_repeats_a_default(path):
-    flags, words = resolved(path.name, [f"@{path}"]), lines(path)
+@pytest.mark.parametrize("name", [name for name in FILES if name not in FOR_ANY_NETWORK])
+def test_no_recipe_repeats_a_default(name):
+    flags, words = resolved(name, [f"@{FILES[name]}"]), lines(name)
     repeated = []
     for word in words:
         if not word.startswith(("--model=", "--dataset=")):
             rest = [other for other in words if other != word]
             try:
-                unchanged = resolved(path.name, rest) == flags
+                unchanged = resolved(name, rest) == flags
             except SystemExit:  # the network cannot be built without this flag
                 unchanged = False
             repeated += [word] * unchanged
@@ -65,10 +64,11 @@ def test_no_recipe_repeats_a_default(path):
 
 
 @every_recipe
-def test_a_recipe_begins_with_its_source(path):
-    first, text = path.read_text().partition("\n")[0], path.read_text()
+def test_a_recipe_begins_with_its_source(name):
+    text = FILES[name].read_text()
+    first = text.partition("\n")[0]
     assert first.startswith("# ")
-    if path.name not in FOR_ANY_NETWORK:
+    if name not in FOR_ANY_NETWORK:
         assert any(part in first for part in ("arXiv ", "wchkang/", "this project's own"))
     assert all(len(line) <= 120 for line in text.splitlines())
 
@@ -76,7 +76,7 @@ def test_a_recipe_begins_with_its_source(path):
 @pytest.mark.parametrize("row", [row for row in published.published_rows() if row.recipe], ids=lambda r: f"{r.recipe}")
 def test_a_published_row_is_of_its_recipes_network(row):
     typed = [f"--dataset={row.dataset}", f"--model={row.model}", *shlex.split(row.flags)]
-    flags = resolved(row.recipe, [f"@{RECIPES / row.recipe}"])
+    flags = resolved(row.recipe, [f"@{FILES[row.recipe]}"])
     named = {word.removeprefix("--").removeprefix("no_").partition("=")[0] for word in typed}
     expected = resolved(row.recipe, typed)
     assert {name: flags[name] for name in named} == {name: expected[name] for name in named}
