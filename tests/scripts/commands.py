@@ -1,5 +1,6 @@
 """The scripts as commands: in a process of their own, or by their `main` in this one."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,12 @@ QUICK = ["--dataset=digits", "--subset=192", "--batch_size=32", "--model=ResNet2
 
 def command(script, *flags):
     return [sys.executable, str(ROOT / script), *map(str, flags)]
+
+
+def heed_signals():
+    """In a new process: take back that nohup has its children ignore SIGHUP, and a shell's background job SIGINT."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def shell(script, *flags, **options):

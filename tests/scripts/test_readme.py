@@ -14,7 +14,7 @@ import eval_cifar10
 import eval_ilsvrc
 import train_cifar10
 import train_ilsvrc
-from engine import cli, originals
+from engine import cli, lists, originals
 from models import registry
 from reporting import __main__ as reporting_command
 from reporting import pages
@@ -83,7 +83,7 @@ def mistake(words, monkeypatch, capsys):
     try:
         with monkeypatch.context() as patch:
             patch.chdir(ROOT)
-            patch.setattr(cli, "_print_lists", lambda known, script: None)
+            patch.setattr(lists, "show", lambda asked, datasets: None)
             if script in SCRIPTS:
                 cli.parse(SCRIPTS[script].SCRIPT, argv)
                 return ""

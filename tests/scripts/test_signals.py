@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from tests.scripts.commands import QUICK, command, shell
+from tests.scripts.commands import QUICK, command, heed_signals, shell
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
@@ -41,6 +41,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
@@ -59,6 +60,7 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:

@@ -12,7 +12,7 @@ import torch
 
 import train_cifar10
 from engine import failures, streams
-from tests.scripts.commands import QUICK, ROOT, call, command
+from tests.scripts.commands import QUICK, ROOT, call, command, heed_signals
 
 FAST = [*QUICK, "--epochs=1"]
 
@@ -86,7 +86,10 @@ def test_importing_a_script_changes_no_handler():
 
 def test_a_closed_terminal_saves_like_sigterm(tmp_path):
     run = subprocess.Popen(
-        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"), stdout=subprocess.PIPE, text=True
+        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
