@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from engine import cli
@@ -19,6 +20,17 @@ def heed_signals():
     """In a new process: take back that nohup has its children ignore SIGHUP, and a shell's background job SIGINT."""
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+
+
+def begun(folder, **options):
+    """The process of a long training in `folder` that has saved its first epoch."""
+    run = subprocess.Popen(
+        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={folder}"), preexec_fn=heed_signals, **options
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return run
 
 
 def shell(script, *flags, **options):

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from tests.scripts.commands import QUICK, command, heed_signals, shell
+from tests.scripts.commands import QUICK, begun, command, shell
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
@@ -36,16 +36,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
-    run = subprocess.Popen(
-        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    run = begun(tmp_path / "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run.send_signal(number)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 128 + number
@@ -55,16 +46,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
 
 
 def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
-    run = subprocess.Popen(
-        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    run = begun(tmp_path / "run", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     run.send_signal(signal.SIGINT)
     time.sleep(0.01)
     run.send_signal(signal.SIGINT)

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 import train_cifar10
 from engine import failures, streams
-from tests.scripts.commands import QUICK, ROOT, call, command, heed_signals
+from tests.scripts.commands import QUICK, ROOT, begun, call, command
 
 FAST = [*QUICK, "--epochs=1"]
 
@@ -85,15 +84,7 @@ def test_importing_a_script_changes_no_handler():
 
 
 def test_a_closed_terminal_saves_like_sigterm(tmp_path):
-    run = subprocess.Popen(
-        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={tmp_path}/run"),
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    run = begun(tmp_path / "run", stdout=subprocess.PIPE, text=True)
     run.send_signal(signal.SIGHUP)
     run.send_signal(signal.SIGHUP)  # the kernel's and the shell's
     out, _ = run.communicate(timeout=60)
