@@ -150,7 +150,7 @@ class Loader(torch.utils.data.DataLoader):
     def _batches(self):
         before = set(multiprocessing.active_children())
         # this also takes back the handler that torch installs, which raises wherever the main process happens to be
-        with _noticing_deaths(self._own):
+        with _noticing_deaths(self._own), _signals_waiting():
             iterator = super().__iter__()
         self._own.update(set(multiprocessing.active_children()) - before)
         _workers.update(self._own)
@@ -231,11 +231,27 @@ def _announce_pipes(free: int) -> None:
     )
 
 
+#: what asks a run to stop
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def _signals_waiting():
+    """Within this context signals that stop a run wait; they are blocked in the processes that are started here."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals(_: int) -> None:
     # however long the main process needs: torch ends workers whose main process has ended
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 _workers: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()  # that loaders of this module started
