@@ -32,7 +32,7 @@ def describe(model: AdaptiveModel, data: Data, recipe: Recipe) -> str:
     cost = f"{' to '.join(costs)} multiply-accumulates an image" if costs else "each image costs what it needs"
     return (
         f"{profile.count_params(model):,} parameters; {cost}; {data.train.num_images:,} images, "
-        f"{len(data.train):,} steps an epoch, {recipe.epochs} epochs"
+        f"{len(data.train):,} steps an epoch, {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     )
 
 
