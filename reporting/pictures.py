@@ -94,7 +94,8 @@ def _outside(curves: Iterable[Curve], panels: Sequence[Panel]) -> dict[str, str]
     for curve in curves:
         if curve.published and not any(id(row) in seen for row in curve.all_rows):
             values = [row["top1"] for row in curve.all_rows]
-            texts[curve.name] = f"{curve.name}: top-1 {min(values):.1f} to {max(values):.1f} %\n(outside the axes)"
+            ends = dict.fromkeys(f"{value:.1f}" for value in (min(values), max(values)))
+            texts[curve.name] = f"{curve.name}: top-1 {' to '.join(ends)} %\n(outside the axes)"
     return texts
 
 
