@@ -100,29 +100,24 @@ def latency_columns(times: Sequence[Iterable[dict]], batches: Iterable[int]) -> 
     """Columns of medians and quartiles in milliseconds, in a narrow terminal of medians, one for each batch size.
 
     Args:
-        times: of each line of the table, fields of `profile.Latency`, as an evaluation's JSON has them.
+        times: of each line of the table, fields of `profile.Latency`, as an evaluation's JSON has them; a line without
+            one for a batch size gets "-".
     """
     columns = []
     for batch in batches:
-        found = [next((timing for timing in row if timing["batch"] == batch), None) for row in times]
-        medians = [f"{1e3 * timing['median']:.2f}{noise_mark(timing)}" if timing else "-" for timing in found]
-        full = [latency_text([timing] if timing else [], [batch]).strip() for timing in found]
+        medians, full = [], []
+        for row in times:
+            timing = next((timing for timing in row if timing["batch"] == batch), None)
+            if timing is None:
+                medians.append("-")
+                full.append("-")
+                continue
+            low, median, high = (f"{1e3 * timing[key]:.2f}" for key in ("low", "median", "high"))
+            medians.append(f"{median}{noise_mark(timing)}")
+            full.append(f"{median} ({low} - {high}){noise_mark(timing)}")
         brief = screen.Column(f"ms, b{batch}", medians, rank=2)
         columns.append(screen.Column(f"ms, batch {batch}", full, brief, rank=2))
     return columns
-
-
-def latency_text(times: Iterable[dict], batches: Iterable[int]) -> str:
-    """Median and quartiles in milliseconds for each of the batch sizes, "-" where one was not timed.
-
-    Args:
-        times: fields of `profile.Latency`, as an evaluation's JSON has them.
-    """
-    texts = {}
-    for timing in times:
-        low, median, high = (1e3 * timing[key] for key in ("low", "median", "high"))
-        texts[timing["batch"]] = f"{median:.2f} ({low:.2f} - {high:.2f}){noise_mark(timing)}"
-    return "".join(f"  {texts.get(batch, '-'):>24}" for batch in batches)
 
 
 def noise_mark(timing: dict) -> str:

@@ -11,7 +11,8 @@ import eval_cifar10
 import eval_ilsvrc
 import hubconf
 from models import Checkpoint, create_model, list_checkpoints, load_checkpoint, published
-from models.checkpoints import extracted_content, training_content
+from models.checkpoints import extracted_content
+from tests.models.files import content_of_training, saved
 from tests.scripts.commands import call
 
 
@@ -19,11 +20,6 @@ from tests.scripts.commands import call
 def model():
     torch.manual_seed(1)
     return create_model("ResNet32_DoubleShared", shared_rank=8)
-
-
-def saved(tmp_path, content):
-    torch.save(content, tmp_path / "file.pth")
-    return tmp_path / "file.pth"
 
 
 def same(model, other):
@@ -148,23 +144,9 @@ def test_damaged_weights_are_refused_and_the_rest_is_readable(tmp_path, model):
 # What a file knows
 
 
-def trained(tmp_path, model, **more):
+def trained(tmp_path, model, **replaced):
     """A file such as a training run writes."""
-    built = model.built_as
-    training = {
-        "epoch": 3,
-        "step": 0,
-        "best": {"full": (50.0, 2)},
-        "objective": {},
-        "scaler": {},
-        "rng": {"cpu": torch.get_rng_state()},
-        "flags": {"model": built.model, "dataset": built.dataset, "lr": 0.1, **built.flags},
-        "valid_index": torch.tensor([4, 2]),
-        "classes": [f"class {number}" for number in range(built.num_classes)],
-        **more,
-    }
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    return saved(tmp_path, training_content(model.state_dict(), optimizer.state_dict(), 50.0, training))
+    return saved(tmp_path, content_of_training(model, **replaced))
 
 
 def test_a_trained_file_records_its_network_classes_and_images(tmp_path):

@@ -15,11 +15,7 @@ import torchvision
 
 from models import Checkpoint, checkpoint_files, create_model, load_checkpoint, profile, published, registry
 from models.msdnet import report
-
-
-def saved(tmp_path, content):
-    torch.save(content, tmp_path / "file.pth")
-    return tmp_path / "file.pth"
+from tests.models.files import saved
 
 
 @pytest.fixture(scope="module")

@@ -10,32 +10,18 @@ import torch
 
 from images.shards import shard_sources
 from models import Checkpoint, checkpoint_files, create_model, published
-from models.checkpoints import extracted_content, training_content
+from models.checkpoints import extracted_content
+from tests.models.files import content_of_training, saved
 
 RANK = {"shared_rank": 4}
 
 
 def content(**training):
-    """What a training run of this project writes, with some of it replaced."""
-    model = create_model("ResNet20")
-    training = {
-        "epoch": 3,
-        "step": 0,
-        "best": {"full": (50.0, 2)},
-        "objective": {},
-        "scaler": {},
-        "rng": {"cpu": torch.get_rng_state()},
-        "flags": {"model": "ResNet20", "dataset": "cifar10"},
-        "valid_index": None,
-        "classes": list("abcdefghij"),
-    } | training
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    return training_content(model.state_dict(), optimizer.state_dict(), 50.0, training)
+    return content_of_training(create_model("ResNet20"), **training)
 
 
-def saved(tmp_path, what):
-    torch.save(what, tmp_path / "file.pth")
-    return Checkpoint.open(tmp_path / "file.pth")
+def opened(tmp_path, what):
+    return Checkpoint.open(saved(tmp_path, what))
 
 
 def refused(action, match):
@@ -62,17 +48,17 @@ def refused(action, match):
     ],
 )
 def test_wrong_types_among_what_is_recorded(tmp_path, part, value):
-    refused(saved(tmp_path, content(**{part: value})).build, f"not of this project: its training.{part}")
+    refused(opened(tmp_path, content(**{part: value})).build, f"not of this project: its training.{part}")
 
 
 @pytest.mark.parametrize("part", ["epoch", "best", "objective", "scaler", "rng"])
 def test_a_run_does_not_resume_from_odd_keys(tmp_path, part):
-    refused(lambda: saved(tmp_path, content(**{part: torch.ones(1)})).training, f"training.{part} is none")
+    refused(lambda: opened(tmp_path, content(**{part: torch.ones(1)})).training, f"training.{part} is none")
 
 
 def test_a_run_does_not_resume_from_tensors_that_lie(tmp_path):
     odd = content(objective={"means": [torch.zeros(1).expand(10**12)]})
-    refused(lambda: saved(tmp_path, odd).training, "claims 1e")
+    refused(lambda: opened(tmp_path, odd).training, "claims 1e")
 
 
 def test_many_references_to_one_list_take_no_time():
@@ -83,20 +69,20 @@ def test_many_references_to_one_list_take_no_time():
 
 
 def test_another_projects_training_key_is_its_own_business(tmp_path):
-    checkpoint = saved(tmp_path, {"state_dict": create_model("ResNet20").state_dict(), "training": {"lr": 1}})
+    checkpoint = opened(tmp_path, {"state_dict": create_model("ResNet20").state_dict(), "training": {"lr": 1}})
     assert (checkpoint.describe(), checkpoint.training) == ({}, {})
 
 
 @pytest.mark.parametrize("value", [[1], {}, {"model": "ResNet20"}])
 def test_a_sub_network_without_its_description(tmp_path, value):
-    refused(saved(tmp_path, content() | {"extracted": value}).build, r"extracted\.\w+ is none")
+    refused(opened(tmp_path, content() | {"extracted": value}).build, r"extracted\.\w+ is none")
 
 
 def test_ten_thousand_million_classes(tmp_path):
     whole = create_model("ResNet32_ADN")
     lie = extracted_content(whole, "TTT", {})
     lie["extracted"]["num_classes"] = 10**10
-    refused(saved(tmp_path, lie).build, "too few for num_classes 1e")
+    refused(opened(tmp_path, lie).build, "too few for num_classes 1e")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +98,7 @@ def test_ten_thousand_million_classes(tmp_path):
 )
 def test_flags_of_a_network_that_is_not_in_the_file(tmp_path, name, flags):
     lie = content(flags={"model": name, "dataset": "cifar10", **flags})
-    refused(saved(tmp_path, lie).build, r"file\.pth|--width_mult_range|--nBlocks|shared_rank")
+    refused(opened(tmp_path, lie).build, r"file\.pth|--width_mult_range|--nBlocks|shared_rank")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +112,7 @@ def test_flags_of_a_network_that_is_not_in_the_file(tmp_path, name, flags):
 )
 def test_weights_that_no_layer_can_have(tmp_path, tensor, match):
     state = create_model("ResNet20").state_dict() | {"conv1.weight": tensor}
-    refused(lambda: saved(tmp_path, {"net_state_dict": state}).build("ResNet20"), rf"conv1\.weight .*{match}")
+    refused(lambda: opened(tmp_path, {"net_state_dict": state}).build("ResNet20"), rf"conv1\.weight .*{match}")
 
 
 @pytest.mark.parametrize("name", ["ResNet20", "ResNet32_SingleShared"])
@@ -134,7 +120,7 @@ def test_weights_that_no_layer_can_have(tmp_path, tensor, match):
 def test_weights_that_are_not_finite_are_said_to_be(tmp_path, name, key):
     state = create_model(name).state_dict()
     state[key][0] = float("nan" if "conv" in key else "inf")
-    refused(lambda: saved(tmp_path, state).build(name), rf"not finite numbers, in 1 of \d+ tensors \({key}\)")
+    refused(lambda: opened(tmp_path, state).build(name), rf"not finite numbers, in 1 of \d+ tensors \({key}\)")
 
 
 def test_archives_that_are_no_checkpoints(tmp_path):
