@@ -92,8 +92,9 @@ def load_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[s
     """
     own = {**flags, **flags["run_images"]}
     kept = checkpoint.load_prepared(model, expected(own))
-    if kept and kept.get("dataset_path") != identity(own)["dataset_path"]:
-        say(f"no training images to calibrate on here: using the statistics of those in {kept.get('dataset_path')}")
+    here = identity(own)["dataset_path"]
+    if kept and kept.get("dataset_path", here) != here:
+        say(f"no training images to calibrate on here: using the statistics of those in {kept['dataset_path']}")
 
 
 def save_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[str, object]) -> None:

@@ -15,9 +15,10 @@ from engine import cli, evaluation, run_images
 from engine.devices import autocast, parallel
 from models import profile
 from models.adaptive import AdaptiveModel, Point
-from models.checkpoints import Checkpoint, extracted_content
+from models.checkpoints import Checkpoint
 from models.deploy import export
 from models.query_table import Budget, QueryTable, latency_conditions
+from models.recorded import extracted_content
 from reporting import figures, screen
 from reporting.run_report import latency_columns, latency_note, write
 from utils import make_folder, printable, rank, replacing, say, world_size, write_json, write_tensors

@@ -37,7 +37,8 @@ from engine.recipe import Recipe
 from engine.run import Run, Stopped
 from engine.steps import check, losses_of
 from models.adaptive import AdaptiveModel, Objective
-from models.checkpoints import Checkpoint, training_content
+from models.checkpoints import Checkpoint
+from models.recorded import training_content
 from utils import UserError, rank, restore_rng_state, rng_state, say, show_progress, world_size
 
 
