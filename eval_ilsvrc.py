@@ -50,6 +50,7 @@ def main(argv=None):
         seed=run["seed"],
         mean=args.mean,
         std=args.std,
+        cache=args.cache,
     )
     if args.image or args.export:  # without images of the data set the number of classes comes from the file
         names = dataloader.class_names(args.dataset, args.dataset_path, checkpoint.classes)

@@ -51,6 +51,7 @@ def main(argv=None):
         seed=args.seed,
         mean=args.mean,
         std=args.std,
+        cache=args.cache,
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     if teacher:

@@ -116,7 +116,7 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
     add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
     add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
     add("--seed", type=seed, default=0, help="seed of weights, order and augmentation (default: 0)")
-    add("--cache", metavar="DIR", help="folder for downloaded checkpoints (default: torch.hub's)")
+    add("--cache", metavar="DIR", help="folder for downloads, and for lists of shards (default: torch.hub's)")
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:

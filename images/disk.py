@@ -79,11 +79,16 @@ class DiskBatches(Batches):
         return self._fetch(self._order(0), self._sampled(images, batch_size), 0)
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.index)
+        return self._shuffled(np.random.default_rng((self.seed, epoch)))
+
+    def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
+        """A random order: the source's own where it has one."""
+        order = getattr(self.dataset.source, "order", None)
+        return order(self.index, generator) if order else generator.permutation(self.index)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # folders are listed class by class, but the first batches of a training set should be a fair sample of it
-        order = np.random.default_rng(self.seed).permutation(self.index) if self.shuffle else self.index
+        order = self._shuffled(np.random.default_rng(self.seed)) if self.shuffle else self.index
         return self._fetch(order, list(self._batches(order, training=False)))
 
     def _fetch(

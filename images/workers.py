@@ -21,6 +21,7 @@ from torch import Tensor
 
 from images.data import Source
 from images.decoding import decode
+from images.shard_files import ShardError
 from utils import UserError, say
 
 #: why a worker or an image failed that may be quite in order
@@ -68,6 +69,8 @@ class Decoded(torch.utils.data.Dataset):
                 pixels = decode(self.source.read(which))
                 if epoch is None:
                     pixels = self.test(pixels)  # which refuses what is too narrow to be resized
+            except ShardError as error:
+                return None, -1, [Failure(self.source.name(which), str(error), fatal=True)]
             except (OSError, ValueError) as error:
                 failures.append(Failure(self.source.name(which), getattr(error, "strerror", None) or str(error)))
                 continue
