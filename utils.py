@@ -65,6 +65,8 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # it would also fill all new memory, to show reads of what was never written: as many launches again on a GPU
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def rng_state() -> dict:
