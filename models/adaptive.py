@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import profile
+from models.built import BuiltAs, MadeFor
 from models.figures import Figure, Table
 from models.running_means import RunningMeans
 from utils import UserError
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 
 @dataclass(frozen=True)
@@ -50,22 +55,6 @@ def resize(images: Tensor, side: int | None) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=True)
 
 
-@dataclass(frozen=True)
-class BuiltAs:
-    """The arguments of `create_model`, so that files and query tables can record which network they belong to.
-
-    Args:
-        model, dataset: the key in the registry.
-        flags: those that were given; the others have their defaults.
-        num_classes: of the classifier.
-    """
-
-    model: str
-    dataset: str
-    flags: Mapping[str, object]
-    num_classes: int
-
-
 class AdaptiveModel(nn.Module):
     """A network that can be run at one or several points.
 
@@ -91,10 +80,26 @@ class AdaptiveModel(nn.Module):
     points: tuple[Point, ...] = (FULL,)
     #: how `create_model` built it, or the network that it was extracted from; None for one that was built by hand
     built_as: BuiltAs | None = None
+    #: which images `create_model` built it for; None for one that was built by hand
+    made_for: MadeFor | None = None
     #: flags of its builder that choose points and change no weight: a query table holds for all their values
     point_flags: frozenset[str] = frozenset()
     #: of a folded copy: which forms were chosen and why, in words
     folded_as: str = ""
+
+    @property
+    def transforms(self) -> v2.Compose:
+        """What an evaluation does to an image, as a transform of torchvision (v2): resize, cut, scale, normalise.
+
+        It takes a PIL image or uint8 pixels (3, H, W), and returns float32 (3, side, side). Raises UserError where the
+        network was built by hand, so that its images are unknown; so does `classes`.
+        """
+        return MadeFor.of(self).transforms()
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes by label: those of the file of its weights, or else of the data set."""
+        return MadeFor.of(self).class_names(self.built_as.num_classes)
 
     @property
     def main_point(self) -> Point:

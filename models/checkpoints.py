@@ -191,6 +191,9 @@ class Checkpoint:
         model, dataset, num_classes, flags = self._resolved(model, dataset, num_classes, flags)
         self.check(model, dataset, num_classes, **flags)
         network = self._empty(model, dataset, num_classes, flags)
+        described = self.describe()
+        own = described if described.get("dataset") == dataset else {}
+        network.made_for = network.made_for.updated(own, self.classes)
         self.load_into(network)
         return network
 
