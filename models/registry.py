@@ -170,8 +170,8 @@ def create_model(
         dataset: cifar10, cifar100, ilsvrc (or digits, which uses the networks of cifar10).
         num_classes: classes of the head, if not those of the dataset.
         pretrained: a file of weights, or what `Checkpoint.open` knows by name; True is the released checkpoint of this
-            network. Its flags, its classes and the normalisation of its images are the network's, and what evaluations
-            prepared for it and kept beside the file is loaded.
+            network, "zoo" the one that was trained here (`models.zoo`). Its flags, its classes and the normalisation of
+            its images are the network's, and what evaluations prepared for it and kept beside the file is loaded.
         cache: folder for downloads; by default that of torch.hub.
         **flags: the builder's own arguments, the same as on the command line.
 
@@ -184,11 +184,12 @@ def create_model(
         ValueError: the file of weights is missing, damaged, or of another network.
     """
     if pretrained:
-        from models import published
+        from models import published, zoo
         from models.checkpoints import Checkpoint  # it builds its networks by this function
 
         _check(name, flags, entry(name, dataset).model_flags())
         source = published.name_for(name, dataset, flags) if pretrained is True else pretrained
+        source = zoo.name_for(name, dataset) if source == "zoo" else source
         checkpoint = Checkpoint.open(source, dataset, cache)
         model = checkpoint.build(name, dataset, num_classes, **flags)
         checkpoint.load_prepared(model, images={})

@@ -57,6 +57,15 @@ def test_a_network_is_named_like_a_checkpoint(weights):
     assert text.splitlines()[1].split() == ["zoo/small", "cifar10", "ResNet32_SingleShared", "8.50", "--shared_rank=8"]
 
 
+def test_create_model_takes_weights_of_the_zoo(weights):
+    torch.manual_seed(0)
+    model = create_model("dmnn32", "cifar10", depth=8)
+    add("dmnn32-t05", model)
+    loaded, images = create_model("dmnn32", "cifar10", pretrained="zoo"), torch.randn(2, 3, 32, 32)
+    assert loaded.classes[3] == "class 3"
+    assert torch.allclose(loaded.eval()(images), model.eval()(images), atol=1e-2)
+
+
 def test_a_model_finds_its_own_row_of_the_zoo(weights):
     model = create_model("dmnn32", "cifar10", depth=8)
     for name in ("dmnn32-t07", "dmnn32-t05"):
