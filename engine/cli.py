@@ -102,11 +102,15 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
 def complete(args: argparse.Namespace, device: torch.device) -> None:
     """Decide what depends on the device: `--amp` where it was not given, and whether `--cuda_graph` can work.
 
+    On a GPU the objective too decides what `--fast` means, see `engine.steps.settle`.
+
     Raises:
         UserError: there is no GPU to record a graph on.
     """
     if getattr(args, "cuda_graph", False) and device.type != "cuda":
         raise UserError("--cuda_graph needs a GPU; leave it out", exit_code=2)
+    if args.fast and hasattr(args, "compile") and device.type != "cuda":
+        args.compile = True
     if args.amp is None:
         args.amp = "bf16" if args.fast and multiplies_bf16() else "off"
 
@@ -239,7 +243,6 @@ def _without_help(argv: list[str]) -> list[str]:
 
 
 def _check_training(parser: Parser, args: argparse.Namespace) -> None:
-    args.compile |= args.fast
     args.lr_steps = lr_steps(args.lr_steps, args.epochs)
     if args.starting_epoch >= args.epochs:
         parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")

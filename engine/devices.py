@@ -102,15 +102,12 @@ def autocast(device: torch.device, amp: str):
 # A network on several devices
 
 
-def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: str | None = None) -> nn.Module:
+def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.Module:
     """Wrap a network for its devices: DataParallel where one process sees several GPUs, torch.compile if `compiled`.
 
     Processes that torchrun starts hold an unwrapped copy each and average gradients once a step.
     DistributedDataParallel would reduce within every backward, and leave out what the step's last sub-network does not
     use.
-
-    Args:
-        mode: passed to torch.compile.
     """
     if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
         if compiled:
@@ -121,7 +118,7 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: s
         # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
         for limit in ("recompile_limit", "accumulated_recompile_limit"):
             setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1000))
-        return torch.compile(model, dynamic=False, mode=mode)
+        return torch.compile(model, dynamic=False)
     return model
 
 
@@ -163,6 +160,11 @@ def average_over_processes(values: dict[str, float], device: torch.device) -> di
     message = torch.tensor(list(values.values()), device=device)
     dist.all_reduce(message)
     return dict(zip(values, (message / dist.get_world_size()).tolist(), strict=True))
+
+
+def average_number(value: float, device: torch.device) -> float:
+    """The mean over the processes of a number that each has."""
+    return average_over_processes({"": value}, device)[""]
 
 
 # Values on a device

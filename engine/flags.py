@@ -145,11 +145,13 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0: no clipping (default: 0)")
     add("--ema", type=fraction, default=0.0, metavar="DECAY", help="evaluate an average of the weights, e.g. 0.999")
     add("--compile", action="store_true", help="torch.compile the network")
-    add("--cuda_graph", action="store_true", help="on a GPU: record the step as a CUDA graph and replay it")
+    add("--cuda_graph", action="store_true", default=None, help="on a GPU: record steps as CUDA graphs and replay them")
+    add("--no_cuda_graph", dest="cuda_graph", action="store_false", help="with --fast: record no steps")
     add(
         "--fast",
         action="store_true",
-        help="train faster: --compile, and bf16 if the device supports it; random widths come from a grid",
+        help="train faster: on a GPU --cuda_graph, with --compile if that is faster still, elsewhere --compile; and "
+        "bf16 if the device supports it; random widths come from a grid",
     )
     add("--deterministic", action="store_true", help="forbid nondeterministic algorithms on a GPU")
     add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="of the random crop (default: zeros)")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,14 +16,17 @@ from tqdm.auto import tqdm
 
 from dataloader import Data
 from engine import cuda_graph
+from engine.cuda_graph import run_at_once
 from engine.devices import (
     average_gradients,
+    average_number,
     average_over_processes,
     broadcast,
     parallel,
     peak_memory,
 )
 from engine.evaluation import Row, evaluate
+from engine.faster_step import FasterStep
 from engine.finite import check_loss, check_weights
 from engine.optimizer import (
     add_momentum,
@@ -35,7 +40,7 @@ from engine.optimizer import (
 from engine.progress import LOOK_EVERY, RunningLoss, describe, duration, print_epoch, say_new_length
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
-from engine.steps import check, losses_of
+from engine.steps import check, parts_of, settle
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint
 from models.recorded import training_content
@@ -60,6 +65,7 @@ class Trainer:
         device: torch.device,
     ):
         check(objective, recipe, device)
+        recipe = settle(recipe, objective, device)
         if objective.teacher_file and objective.teacher is None:
             raise ValueError("the objective has no teacher yet: set `objective.teacher`, see models.teachers")
         if not len(data.train):
@@ -71,13 +77,18 @@ class Trainer:
         broadcast(self.model)
         self.average = copy.deepcopy(model) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-        if recipe.compile:
+        if recipe.compile or recipe.cuda_graph:
             objective.restrict_draws()
-        # where steps differ, torch records a graph for each point, of its forward and its backward pass; between those
-        # graphs gradients must not lie in their memory, which each may reuse
-        self.keeps_gradients = recipe.cuda_graph and objective.draws
-        self.wrapped = parallel(self.model, device, recipe.compile, "reduce-overhead" if self.keeps_gradients else None)
-        self.captured: cuda_graph.CapturedStep | None = None
+        self.wrapped = parallel(self.model, device, compiled=recipe.compile is not False)
+        #: what steps are made with: one network, or both forms of it until it is known which is faster
+        self.forms = {"": self.wrapped}
+        if recipe.compile is None:
+            self.forms = {"recorded": self.model, "compiled and recorded": self.wrapped}
+        self.recorder = cuda_graph.CudaRecorder() if recipe.cuda_graph else None
+        # parts of a step that are recorded one by one leave their gradients where they were
+        self.keeps_gradients = bool(recipe.cuda_graph) and (objective.draws or world_size() > 1)
+        self.captured: cuda_graph.CapturedStep | FasterStep | None = None
+        self.total = torch.zeros((), device=device)  # of a step's losses
         self.optimizer: torch.optim.SGD | None = None
         self.first_optimizer: dict | None = None  # state with which the first optimizer begins
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
@@ -159,20 +170,35 @@ class Trainer:
             add_momentum(self.optimizer)
         if self.step == 0:
             self.objective.means.clear()
+        if isinstance(self.captured, FasterStep):
+            self.captured.restart()
         self.started = time.perf_counter()
 
     def _make_optimizer(self, groups: list[dict]) -> None:
         """A fresh optimizer, and with it what steps with it: a recorded step, or gradients that stay in place."""
         self.optimizer = make_optimizer(groups, self.recipe)
-        if self.recipe.cuda_graph and not self.objective.draws:
-            for group in self.optimizer.param_groups:
-                group["lr"] = torch.tensor(self.recipe.lr, device=self.device)
-            self.captured = cuda_graph.CapturedStep(
-                lambda images, labels: self._step(self.wrapped, images, labels, update=True), self.objective.means
-            )
         if self.keeps_gradients:
             for parameter in trained_parameters(self.optimizer):
                 parameter.grad = torch.zeros_like(parameter)
+        if self.recipe.cuda_graph:
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(self.recipe.lr, device=self.device)
+            self.captured = self._capture()
+
+    def _capture(self) -> cuda_graph.CapturedStep | FasterStep:
+        """A step that is recorded, of the form of the network that turns out to be faster where there are two."""
+        means, recorder = self.objective.means, self.recorder
+        ways = {
+            form: cuda_graph.CapturedStep(partial(self._step_to_capture, network), means, recorder)
+            for form, network in self.forms.items()
+        }
+        if len(ways) == 1:
+            return next(iter(ways.values()))
+        steps = (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
+        return FasterStep(ways, steps, self._keep_form, agree=partial(average_number, device=self.device))
+
+    def _keep_form(self, form: str) -> None:
+        self.forms = {form: self.forms[form]}
 
     def finish_epoch(self) -> None:
         """Evaluate, record, save, print."""
@@ -219,7 +245,11 @@ class Trainer:
     # A step: a backward for each loss, then the optimizer
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch, at the rate of the schedule. Returns the sum of the losses, on the device."""
+        """Train on one batch, at the rate of the schedule.
+
+        Returns:
+            The sum of the losses, on the device; the next step overwrites it.
+        """
         steps = len(self.data.train)
         self._set_rate(self.recipe.rate(self.epoch * steps + self.step, steps))
         self.step += 1
@@ -238,21 +268,37 @@ class Trainer:
             else:
                 group["lr"] = scaled
 
-    def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool) -> Tensor:
-        """`train_step` on the device alone, with `update` saying whether the optimizer steps after the last loss."""
-        total = torch.zeros((), device=self.device)
-        for loss in losses_of(self.objective, model, images, labels, self.recipe.amp):
-            self.scaler.scale(loss / self.recipe.accumulate).backward()
-            total += loss.detach()
-            if self.objective.step_per_loss:
-                self._update()
+    def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool, run=run_at_once) -> Tensor:
+        """`train_step` on the device alone.
+
+        Args:
+            update: whether the optimizer steps after the last loss.
+            run: runs each part of the step that can be recorded by itself, given what tells it from others.
+        """
+        self.total.zero_()
+        for key, losses in parts_of(self.objective, model, images, labels, self.recipe.amp):
+            run(key, partial(self._backward, losses))
         if update and not self.objective.step_per_loss:
-            self._update()
-        return total
+            average_gradients(self.model)
+            run("update", self._update)
+        return self.total
+
+    def _step_to_capture(self, model: nn.Module, images: Tensor, labels: Tensor, run: cuda_graph.Runner) -> Tensor:
+        """`_step` as one recording, or, where its parts differ or gradients are exchanged, with one for each part."""
+        if self.keeps_gradients:
+            return self._step(model, images, labels, True, run)
+        return run("step", partial(self._step, model, images, labels, True))
+
+    def _backward(self, losses: Iterator[Tensor]) -> None:
+        for loss in losses:
+            self.scaler.scale(loss / self.recipe.accumulate).backward()
+            self.total += loss.detach()
+            if self.objective.step_per_loss:
+                average_gradients(self.model)
+                self._update()
 
     def _update(self) -> None:
         """One optimizer step with the gradients of all processes."""
-        average_gradients(self.model)
         if self.recipe.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)

@@ -305,7 +305,8 @@ class Objective:
 
     #: step the optimizer after every loss instead of once after the last
     step_per_loss = False
-    #: whether each step draws sub-networks on the host, so that steps differ
+    #: whether each step draws sub-networks on the host, so that steps differ; then it has `passes_of_step` and
+    #: `loss_of_pass`, and calling it yields the losses of those passes
     draws = False
     #: the trained network that this objective learns from, if there is one. It opens no file itself: whoever builds
     #: it sets `teacher`, see `models.teachers`
@@ -328,8 +329,20 @@ class Objective:
         """
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}])
 
+    def passes_of_step(self, network: AdaptiveModel) -> Sequence[Hashable]:
+        """The forward passes of the next step in their order, drawn anew at each call; equal ones do the same."""
+        raise TypeError(f"{type(self).__name__} does not implement passes_of_step")
+
+    def loss_of_pass(self, model: nn.Module, images: Tensor, labels: Tensor, which: Hashable) -> Tensor:
+        """The loss of one of these passes.
+
+        Recorded as a CUDA graph it is repeated without this code, so what one pass leaves to another must always lie in
+        the same memory.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement loss_of_pass")
+
     def restrict_draws(self) -> None:
-        """Draw sub-networks from a finite set from now on. The engine calls it if it compiles the network.
+        """Draw sub-networks from a finite set from now on. The engine calls it if it compiles or records passes.
 
         Each sub-network is compiled once, so drawing from a continuous range would compile at every step. There is
         nothing to do for an objective that draws none, or draws from a list.
