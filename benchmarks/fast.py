@@ -189,7 +189,7 @@ def plain_step(system: System, args: Namespace, images: Tensor, labels: Tensor, 
 def engine_step(args: Namespace, data: dataloader.Data, images: Tensor, labels: Tensor, **changes) -> Callable:
     """A step as the engine makes it for the command, but for `changes` in the recipe."""
     model, objective = build(args)
-    recipe = replace(engine.Recipe.of(args), lr=RATE, warmup_epochs=0.0, **changes)
+    recipe = replace(engine.Recipe.of(args), lr=RATE, warmup_epochs=0.0, **(dict(compile=True, fast=False) | changes))
     trainer = engine.Trainer(model, objective, data, None, recipe, images.device)  # no run: nothing is written
     objective.restrict_draws()
     trainer.begin_epoch()
@@ -238,7 +238,11 @@ def variants_of(
     if not system.original:
         del variants[1]
     if images.is_cuda:
-        variants.append(Variant("--fast --cuda_graph", partial(ours, cuda_graph=True), captured=True, goal=True))
+        variants[-1] = replace(variants[-1], change=f"--compile --amp={args.amp}")  # --fast chooses between these two
+        for compiled in (False, True):
+            change = f"--cuda_graph {'--compile ' * compiled}--amp={args.amp}"
+            step = partial(ours, compile=compiled, cuda_graph=True)
+            variants.append(Variant(change, step, compiled, captured=True, goal=True))
     return variants
 
 
@@ -263,7 +267,7 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
         first = loss.clone() if first is None else first
         tolerance = LOOSE if variant.compiled or variant.captured else TOLERANCE
         check_same(f"first loss of {args.model}, {variant.change}", loss, first, tolerance)
-        for _ in range(cuda_graph.CudaRecorder.warm_up_steps if variant.captured else 0):
+        for _ in range(cuda_graph.CudaRecorder().warm_up_steps if variant.captured else 0):
             job()
         jobs.append(job)
         counts.append(operations(job).count + kernels)

@@ -33,13 +33,15 @@ def run_at_once(key: Hashable, part: Part) -> Tensor | None:
 
 
 class CudaRecorder:
-    """Records what functions launch on the current CUDA device. Recordings share memory, so one runs at a time."""
+    """Records what functions launch on the current CUDA device. Recordings share memory, so one runs at a time.
 
-    #: real steps before the first recording, in which libraries choose algorithms and state is allocated
-    warm_up_steps = 3
+    Args:
+        warm_up_steps: real steps before the first recording, in which libraries choose algorithms and state is
+            allocated.
+    """
 
-    def __init__(self):
-        self.pool = None
+    def __init__(self, warm_up_steps: int = 3):
+        self.warm_up_steps, self.pool = warm_up_steps, None
 
     def warm_up(self, part: Part) -> Tensor | None:
         """Run `part` on a side stream, as CUDA requires before a recording."""
@@ -108,6 +110,16 @@ class CapturedStep:
             raise UserError(f"this step cannot be recorded ({reason}); add --no_cuda_graph") from error
         counts = {name: count - before.get(name, 0) for name, count in self.means.counts.items()}
         self.recorded[key] = replay, result, counts
+
+
+def recorded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of images and labels, always of the same shapes, that is recorded at its second call.
+
+    The result is overwritten by the next call.
+    """
+    return CapturedStep(
+        lambda images, labels, run: run("all", lambda: function(images, labels)), RunningMeans(), CudaRecorder(1)
+    )
 
 
 def obstacle(objective: Objective, device: torch.device, recipe: Recipe, world_size: int) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dataloader import Data
+from engine import cuda_graph
 from engine.devices import autocast
 from models import profile
 from models.adaptive import Point, top_hits, unwrap
@@ -38,6 +39,7 @@ def evaluate(
     amp: str = "off",
     latency_batches: Sequence[int] = (),
     seconds: float = 0.5,
+    capture: bool = False,
 ) -> list[Row]:
     """Evaluate a network at its points (its default points unless others are given): one row each, in their order.
 
@@ -47,22 +49,21 @@ def evaluate(
         amp: off, bf16 or fp16.
         latency_batches: also time forward passes of that many images at once, images of the first batch.
         seconds: spent on timing each point with each of these.
+        capture: record what a batch computes as a CUDA graph, and replay it for the others of its size. Nothing is
+            recorded where several GPUs share a batch, or where what a point computes depends on the image.
     """
     network = unwrap(model)
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
-    totals = None  # [point, (top-1 hits, top-5 hits, MACs, images)]
+    num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
         alike: dict[object, Point] = {}
         for point in wanted:
             alike.setdefault(network.computation(point), point)
         measured = tuple(alike.values())
-        for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
-            if totals is None:
-                first = images
-                if model is not network:  # a replica can neither count itself nor remember what it counted
-                    for point in measured:
-                        network.infer(images[:1], point)
+
+        def count(images: Tensor, labels: Tensor) -> Tensor:
+            nonlocal num_classes
             if model is network:
                 results = network.sweep(images, measured)
             else:
@@ -71,7 +72,19 @@ def evaluate(
             for logits, macs in results:
                 sums.append(_sums(logits, labels, macs))
                 num_classes = logits.shape[1]
-            totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
+            return torch.stack(sums)
+
+        recorded = None
+        if capture and model is network and not any(point.per_image for point in measured):
+            recorded = cuda_graph.recorded(count)
+        for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
+            if totals is None:
+                first = images
+                if model is not network:  # a replica can neither count itself nor remember what it counted
+                    for point in measured:
+                        network.infer(images[:1], point)
+            sums = recorded(images, labels) if recorded and len(images) == len(first) else count(images, labels)
+            totals = sums.clone() if totals is None else totals.add_(sums)
     if totals is None:
         raise UserError("there are no images to evaluate on")
     if dist.is_initialized():

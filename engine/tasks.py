@@ -57,7 +57,8 @@ def evaluate(
         if file:
             make_folder(Path(file).parent, "its flag")
     wrapped = parallel(model, device, compiled=False)
-    rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
+    capture = args.fast and device.type == "cuda"
+    rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch, capture=capture)
     if rank() != 0:
         return
     run_images.save_prepared(model, checkpoint, vars(args))

@@ -240,7 +240,8 @@ class Trainer:
         several = isinstance(self.wrapped, DataParallel) and self.average is None
         network = self.wrapped if several else self.evaluated
         images = self.data.test if self.data.valid is None else self.data.valid
-        return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp)
+        capture = bool(self.recipe.cuda_graph)
+        return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp, capture=capture)
 
     # A step: a backward for each loss, then the optimizer
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import engine
-from engine import cuda_graph, faster_step
 from engine.faster_step import TIMED, UNTIMED, FasterStep
 from engine.steps import settle
 from models.adaptive import CrossEntropy
