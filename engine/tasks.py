@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from dataloader import Data
-from engine import cli, evaluation, run_images
+from engine import cli, evaluation, run_images, sheet
 from engine.devices import autocast, parallel
 from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint
 from models.deploy import export
+from models.figures import ContactSheet
 from models.query_table import Budget, QueryTable, latency_conditions
 from models.recorded import extracted_content
 from reporting import figures, screen
@@ -74,7 +75,8 @@ def evaluate(
     print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
     print(f"Eval_Acc_top5 = {'-' if chosen.top5 is None else f'{chosen.top5:.3f}'}")
     record = write(rows, folder, cli.all_flags(args), data, model)
-    for file in figures.write(model.report(data), folder, record) if world_size() == 1 else ():
+    parts = [*model.report(data), *_contact_sheet(model, points, data, args)] if world_size() == 1 else []
+    for file in figures.write(parts, folder, record):
         print(f"written: {file}")
     if args.query_table and not budget:
         write_json(args.query_table, table.content())
@@ -90,6 +92,16 @@ def _write_extract(model: AdaptiveModel, data: Data, args) -> None:
     images = {key: getattr(args, key) for key in own if hasattr(args, key)} | {"classes": list(data.classes)}
     write_tensors(file, extracted_content(model, point, images))
     print(f"written: {file}, the network of point {point} alone")
+
+
+def _contact_sheet(model: AdaptiveModel, points: Sequence[Point] | None, data: Data, args) -> list[ContactSheet]:
+    """Of single images, where their latency is measured and a point decides for each: of several the middle one."""
+    deciding = [point for point in points or model.default_points if point.per_image]
+    if not deciding or 1 not in args.latency_batch:
+        return []
+    with profile.evaluating(model), autocast(next(model.parameters()).device, args.amp):
+        (point,) = model.prepare((deciding[len(deciding) // 2],), model.preparation(data))
+        return [sheet.quickest_and_slowest(model, point, data)]
 
 
 def _side(args) -> int:
