@@ -206,6 +206,7 @@ class Trainer:
         means = average_over_processes(self.objective.means.read(), self.device)
         broadcast(self.model)  # batch-norm statistics of the first process, as in the checkpoint
         broadcast(self.evaluated)
+        self.run.writer.wait()  # best files are looked for below, and workers are best forked without a busy thread
         evaluating = time.perf_counter()
         rows = self._evaluate()
         evaluating = time.perf_counter() - evaluating
@@ -317,6 +318,7 @@ class Trainer:
         Args:
             running: the loss since it was last checked.
         """
+        self.run.writer.check()
         if self.step % self.recipe.accumulate:
             return  # accumulated gradients are not part of a checkpoint
         stop, every = self._stop_signal(), self.recipe.checkpoint_steps
