@@ -267,7 +267,7 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
         first = loss.clone() if first is None else first
         tolerance = LOOSE if variant.compiled or variant.captured else TOLERANCE
         check_same(f"first loss of {args.model}, {variant.change}", loss, first, tolerance)
-        for _ in range(cuda_graph.CudaRecorder().warm_up_steps if variant.captured else 0):
+        for _ in range(cuda_graph.WARM_UP_STEPS if variant.captured else 0):
             job()
         jobs.append(job)
         counts.append(operations(job).count + kernels)

@@ -25,6 +25,8 @@ Part = Callable[[], Tensor | None]
 #: runs a part, or a recording of the parts with this key
 Runner = Callable[[Hashable, Part], Tensor | None]
 Step = Callable[[Tensor, Tensor, Runner], Tensor]
+#: real steps before a training step is recorded, in which libraries choose algorithms and state is allocated
+WARM_UP_STEPS = 3
 
 
 def run_at_once(key: Hashable, part: Part) -> Tensor | None:
@@ -36,28 +38,26 @@ class CudaRecorder:
     """Records what functions launch on the current CUDA device. Recordings share memory, so one runs at a time.
 
     Args:
-        warm_up_steps: real steps before the first recording, in which libraries choose algorithms and state is
-            allocated.
+        warm_up_steps: real steps before the first recording.
     """
 
-    def __init__(self, warm_up_steps: int = 3):
-        self.warm_up_steps, self.pool = warm_up_steps, None
+    def __init__(self, warm_up_steps: int = WARM_UP_STEPS):
+        self.warm_up_steps = warm_up_steps
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def warm_up(self, part: Part) -> Tensor | None:
         """Run `part` on a side stream, as CUDA requires before a recording."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             result = part()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return result
 
     def record(self, part: Part) -> tuple[Callable[[], None], Tensor | None]:
         """Record `part` without running it; return a function that launches it, and the tensor that `part` returns."""
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # threads that read images may use CUDA meanwhile: that is not part of the step, and not an error
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             result = part()
         return graph.replay, result
 

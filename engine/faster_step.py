@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from utils import say
@@ -19,12 +17,6 @@ WORTH_TRYING = 300.0
 WORTH_CHANGING = 0.03
 
 
-def device_clock() -> float:
-    """The time in seconds at which the GPU has done what it was given so far."""
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class FasterStep:
     """Makes each step in one of two ways, and after a trial of both always in the faster one.
 
@@ -34,7 +26,7 @@ class FasterStep:
         ways: by their names in what is printed; the second takes long to begin with.
         steps: that the run has left.
         settled: called with the name of the way that is kept.
-        clock: in seconds; must wait for the device.
+        clock: in seconds; it waits for the device, see `engine.fast.clock_of`.
         agree: makes a time that each process has measured the same in all of them.
     """
 
@@ -43,7 +35,7 @@ class FasterStep:
         ways: dict[str, Way],
         steps: int,
         settled: Callable[[str], None],
-        clock: Callable[[], float] = device_clock,
+        clock: Callable[[], float],
         agree: Callable[[float], float] = lambda seconds: seconds,
     ):
         self.names, self.ways = list(ways), list(ways.values())

@@ -26,6 +26,7 @@ from engine.devices import (
     peak_memory,
 )
 from engine.evaluation import Row, evaluate
+from engine.fast import clock_of
 from engine.faster_step import FasterStep
 from engine.finite import check_loss, check_weights
 from engine.optimizer import (
@@ -195,7 +196,8 @@ class Trainer:
         if len(ways) == 1:
             return next(iter(ways.values()))
         steps = (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
-        return FasterStep(ways, steps, self._keep_form, agree=partial(average_number, device=self.device))
+        agree = partial(average_number, device=self.device)
+        return FasterStep(ways, steps, self._keep_form, clock_of(self.device), agree)
 
     def _keep_form(self, form: str) -> None:
         self.forms = {form: self.forms[form]}
