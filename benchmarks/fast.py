@@ -14,9 +14,10 @@ Compilation is not in the times but in the notes, as is the number of operations
 operations that are neither views nor allocations (a convolution's backward is one), and the kernels that were generated
 in the place of others.
 
-On a GPU the notes have a floor as well: the bytes that the convolutions and matrix products of an eager step read and
-write in the precision of --fast, each operand once, over the bandwidth of a large copy. All else could be fused into
-them, so no step in this form can be quicker; batch normalisation in training makes the real floor higher.
+On a GPU the notes have the launches that CUDA counts, and a floor as well: the bytes that the convolutions and matrix
+products of an eager step read and write in the precision of --fast, each operand once, over the bandwidth of a large
+copy. All else could be fused into them, so no step in this form can be quicker; batch normalisation in training makes
+the real floor higher.
 
 Aims: with --fast 1.8 times as many steps on a CPU; on a GPU 3 times as many, or at most twice the floor's time.
 """
@@ -127,6 +128,15 @@ def operations(step: Callable) -> Operations:
     with Operations() as counted:
         step()
     return counted
+
+
+def launches(step: Callable) -> int:
+    """How often one step starts something on the GPU, as CUDA's own tracing counts it; 0 where that is not there."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as traced:
+        step()
+        torch.cuda.synchronize()
+    started = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+    return sum(event.count for event in traced.key_averages() if event.key.startswith(started))
 
 
 def bandwidth(device: torch.device) -> float:
@@ -271,6 +281,7 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
             job()
         jobs.append(job)
         counts.append(operations(job).count + kernels)
+        note += f"; {started} launches" if device.type == "cuda" and (started := launches(job)) else ""
         notes.append(f"{counts[-1]} operations, plain {counts[0]}{note}")
     times = race(jobs, device, rounds, quick)
     floor = None
