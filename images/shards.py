@@ -43,12 +43,12 @@ class Shards:
 
     def __init__(self, paths: list[str], classes: Sequence[str] | None = None, cache: str | os.PathLike | None = None):
         most = len(classes) if classes else MOST_CLASSES
-        self.paths, self.files = paths, ShardFiles(cache, partial(_read_shard, classes=most))
+        self.paths, self.files = paths, ShardFiles(cache, partial(list_images, classes=most))
         self.remote = any(map(is_remote, paths))
         places, labels = [], []
         for number, images in enumerate(self._list()):
             if max((label for _, _, label in images), default=0) >= most:
-                _read_shard(self.files.local(paths[number]), most)  # says which one
+                list_images(self.files.local(paths[number]), most)  # says which one
             places += [(number, offset, size) for offset, size, _ in images]
             labels += [label for _, _, label in images]
         if not labels:
@@ -90,7 +90,7 @@ class Shards:
         return order
 
 
-def _read_shard(path: str, classes: int) -> list[Place]:
+def list_images(path: str, classes: int) -> list[Place]:
     """Offset, size and label of each image of a shard, in the order of the images."""
     from webdataset.tariterators import base_plus_ext
 
@@ -171,15 +171,15 @@ def shard_sources(pattern: str, cache: str | os.PathLike | None = None) -> Sourc
     for path in paths:
         parts["val" if "val" in os.path.basename(urlsplit(path).path) else "train"].append(path)
 
-    def list_images(name: str, classes: Sequence[str] | None) -> Shards:
+    def find(name: str, classes: Sequence[str] | None) -> Shards:
         if not parts[name]:
             raise UserError(f"{pattern} names no {name} shards; name both: {{train-{{000..146}},val-{{00..06}}}}.tar")
         say(f"listing the images of {len(parts[name])} {name} shards")
         return Shards(parts[name], classes, cache)
 
     return Sources(
-        lambda classes, some: list_images("train", classes),
-        lambda classes, some: list_images("val", classes),
+        lambda classes, some: find("train", classes),
+        lambda classes, some: find("val", classes),
         f"{len(paths)} shards of {pattern}",
         Path(urlsplit(paths[0]).path if is_remote(paths[0]) else paths[0]).resolve().parent.name,
     )

@@ -63,13 +63,13 @@ def server(folder, monkeypatch):
 
 def listed(monkeypatch):
     """The shards that are listed from now on."""
-    names, real = [], shards._read_shard
+    names, real = [], shards.list_images
 
     def spy(path, classes):
         names.append(os.path.basename(path))
         return real(path, classes)
 
-    monkeypatch.setattr(shards, "_read_shard", spy)
+    monkeypatch.setattr(shards, "list_images", spy)
     return names
 
 
@@ -97,7 +97,7 @@ def test_a_shard_is_listed_once_until_it_changes(tmp_path, monkeypatch):
 
 def test_damaged_lists_are_made_again(tmp_path, folder, monkeypatch):
     names = listed(monkeypatch)
-    files = ShardFiles(tmp_path, lambda path: shards._read_shard(path, 10))
+    files = ShardFiles(tmp_path, lambda path: shards.list_images(path, 10))
     shard = f"{folder}/train-00.tar"
     want = files.index(shard)
     (kept,) = tmp_path.glob("shards/*.index")
@@ -115,7 +115,7 @@ def test_a_list_beside_a_shard_must_not_be_older(tmp_path, folder):
     shard.write_bytes((folder / "train-00.tar").read_bytes())
     index = shard_files.Index([(512, 10, 1)], shard.stat().st_size)
     shard_files.write_index(f"{shard}.index", index)
-    files = ShardFiles(tmp_path / "cache", lambda path: shards._read_shard(path, 10))
+    files = ShardFiles(tmp_path / "cache", lambda path: shards.list_images(path, 10))
     assert files.index(str(shard)) == [(512, 10, 1)]
     assert not (tmp_path / "cache").exists()
     os.utime(f"{shard}.index", (1, 1))
@@ -124,7 +124,7 @@ def test_a_list_beside_a_shard_must_not_be_older(tmp_path, folder):
 
 def test_lists_need_no_folder_that_can_be_written(tmp_path, folder):
     (tmp_path / "file").write_text("")
-    files = ShardFiles(tmp_path / "file", lambda path: shards._read_shard(path, 10))
+    files = ShardFiles(tmp_path / "file", lambda path: shards.list_images(path, 10))
     assert len(files.index(f"{folder}/train-00.tar")) == 5
     with pytest.raises(ShardError, match=r"cannot be kept in .*--cache"):
         files.index("http://127.0.0.1:1/train-00.tar")
@@ -164,7 +164,7 @@ def test_a_server_gives_the_same_images_and_each_shard_once(server, folder, tmp_
 
 def test_lists_of_a_server_spare_the_shards(server, folder, tmp_path):
     """With the lists beside them, only shards that are read are downloaded, and checked."""
-    files = ShardFiles(tmp_path / "a", lambda path: shards._read_shard(path, 10))
+    files = ShardFiles(tmp_path / "a", lambda path: shards.list_images(path, 10))
     for number in range(5):
         shard = f"{folder}/train-{number:02d}.tar"
         digest = hashlib.sha256(Path(shard).read_bytes()).hexdigest()
@@ -189,7 +189,7 @@ def test_lists_of_a_server_spare_the_shards(server, folder, tmp_path):
 
 def test_broken_connections_are_tried_again(server, tmp_path):
     server.breaks = 2
-    files = ShardFiles(tmp_path, lambda path: shards._read_shard(path, 10))
+    files = ShardFiles(tmp_path, lambda path: shards.list_images(path, 10))
     assert len(files.index(f"{server.url}/train-00.tar")) == 5
     server.breaks = 3
     with pytest.raises(ShardError, match=r"train-01.tar to .*: the connection ended after 10 of 10,240 bytes"):
@@ -219,7 +219,7 @@ def source(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 16])
-def test_processes_read_shards_of_their_own(source, world):
+def test_processeslist_imagess_of_their_own(source, world):
     order = source.order(np.arange(300), np.random.default_rng(0))
     assert sorted(order) == list(range(300))
     read = [set(source.places[order[rank::world], 0]) for rank in range(world)]
