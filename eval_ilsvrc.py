@@ -51,6 +51,7 @@ def main(argv=None):
         mean=args.mean,
         std=args.std,
         cache=args.cache,
+        on_device=args.decode == "gpu",
     )
     if args.image or args.export:  # without images of the data set the number of classes comes from the file
         names = dataloader.class_names(args.dataset, args.dataset_path, checkpoint.classes)

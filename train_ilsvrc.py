@@ -52,6 +52,7 @@ def main(argv=None):
         mean=args.mean,
         std=args.std,
         cache=args.cache,
+        on_device=args.decode == "gpu",
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     if teacher:

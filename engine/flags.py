@@ -189,6 +189,7 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that decode images (default: one for each processor, at most 16)",
     )
+    add("--decode", choices=("cpu", "gpu"), default="cpu", help="who decodes JPEG files (default: %(default)s)")
     add("--resize", type=positive, default=256, metavar="PIXELS", help="shorter side before the centre crop (256)")
     add("--crop", type=positive, default=224, metavar="PIXELS", help="side of the cropped image (default: 224)")
 

@@ -18,6 +18,7 @@ from images.disk import DiskBatches
 from images.fake import fake_sources
 from images.folders import folder_sources
 from images.normalise import USUAL, normalisation
+from images.on_device import can_decode
 from images.shard_files import names_shards
 from images.shards import shard_sources
 from utils import UserError, printable, say
@@ -44,6 +45,7 @@ def imagefolder(
     classes: Sequence[str] | None = None,
     share: tuple[int, int] | None = None,
     cache: str | os.PathLike | None = None,
+    on_device: bool = False,
 ) -> Data:
     """ImageNet, or any set of image files: random resized crops and mirroring to train, centre crops to evaluate.
 
@@ -66,6 +68,7 @@ def imagefolder(
         classes: without `train`, the names of the classes of the network that is to be evaluated: labels are those of
             the network, whichever of its classes the images are of.
         cache: folder for lists of shards, and for shards of a web server; by default torch.hub's.
+        on_device: have the GPU decode JPEG files; where there is none that can, workers do.
         subset, valid, seed, eval_batch_size, share: as in `cifar`.
 
     Raises:
@@ -79,6 +82,7 @@ def imagefolder(
         raise UserError(f"--min_scale {scale[0]:g} must be above 0 and at most {min(scale[1], 1):g}", exit_code=2)
     mean, std = normalisation("ilsvrc", mean, std)
     options = dict(mean=mean, std=std, workers=workers, seed=seed, share=share)
+    options["on_device"] = on_device and can_decode(torch.device(device))
     eval_size = eval_batch_size or batch_size
     sources = _find_sources(str(path), resize, cache)
 

@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine import cli, flags
 from images import shards
 from images.data import Source
-from images.decoding import Resize, decode, jpeg_size
+from images.decoding import Resize, decode, jpeg_frame
 from images.folders import folder_sources
 from images.processors import default_workers
 from images.reading import read_file
@@ -80,7 +80,7 @@ def smaller(blob: bytes, making: Making) -> bytes:
     pixels = decode(blob)
     if min(pixels.shape[-2:]) > making.side:
         pixels = Resize(making.side, antialias=True)(pixels)
-    elif jpeg_size(blob) is not None:
+    elif jpeg_frame(blob) is not None:
         return blob
     file = io.BytesIO()
     # without subsampling: colour is not blurred a second time
