@@ -13,12 +13,11 @@ accuracy below the most accurate fixed point that answers 99 % in time, and abov
 accurate point again within a second; changing points costs nothing (1.05), choosing one 0.05 of the cheapest pass.
 """
 
-import functools
 import itertools
 import random
 import statistics
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,22 +26,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dataloader
 import engine
-from benchmarks.timing import Result, race, run_alone, stepper
-from engine.serving import Answer, Clock, Fixed, serve
+from benchmarks.timing import Result, machine, race, run_alone, stepper
+from engine.serving import Clock, Fixed, serve
 from models import create_model, create_objective
 from models.checkpoints import Checkpoint
 from models.governor import Cost, Governor, candidates
-from utils import say
+from reporting.serving import Stream, draw_streams
 
 #: seconds, and arrivals as a share of what the full network can serve
-PHASES = ((2.0, 0.4), (1.5, 2.0), (2.0, 0.4), (1.5, 4.0), (3.0, 0.4))
+PHASES = ((1.2, 0.4), (0.8, 2.0), (1.5, 0.4), (0.8, 4.0), (1.7, 0.4))
 #: the deadline, in times of the full network
 DEADLINE = 3.0
 IN_TIME = 0.99
 #: the network that is trained where none is given: MSDNet with exits that cost from a ninth to the whole
 NETWORK = {"nBlocks": 5, "base": 1, "step": 2, "stepmode": "even", "nChannels": 8, "growthRate": 4}
-NETWORK |= {"grFactor": (1, 1, 1), "bnFactor": (1, 1, 1), "prune": "min"}
-HELD_OUT, EPOCHS, LEARNING_RATE = 300, 12, 0.2
+NETWORK |= {"grFactor": (1, 1, 1), "bottleneck": False, "prune": "min"}
+HELD_OUT, EPOCHS, LEARNING_RATE = 300, 8, 0.2
 
 
 def digits(device, epochs):
@@ -57,7 +56,6 @@ def digits(device, epochs):
         for images, labels in data.train.epoch(epoch):
             stepper(model.train(), objective, images, labels, optimizer)()
             schedule.step()
-    say(f"no --pretrained: a small MSDNet, trained here for {epochs} epochs of the digits; {data.source}")
     return model.eval(), data
 
 
@@ -84,37 +82,36 @@ def arrivals(rate, phases, seed=0):
     """Seconds at which images come: a Poisson process at `rate` times the share of each phase."""
     generator, start, moments = random.Random(seed), 0.0, []
     for seconds, share in phases:
-        gaps = iter(lambda share=share: generator.expovariate(rate * share), None)
-        within = itertools.takewhile(lambda moment: moment < seconds, itertools.accumulate(gaps))
-        moments += [start + moment for moment in within]
+        moment = start + generator.expovariate(rate * share)
+        while moment < start + seconds:
+            moments.append(moment)
+            moment += generator.expovariate(rate * share)
         start += seconds
     return moments
 
 
 @dataclass
-class Served:
-    """A trace as one policy served it.
+class Served(Stream):
+    """A stream as one policy served it.
 
     Args:
-        name: of the policy.
-        answers: in the order of arrival.
-        labels: of the images, in that order.
         deadline: in seconds.
+        phases: seconds and load of each.
     """
 
-    name: str
-    answers: list[Answer]
-    labels: list[int]
-    deadline: float
+    deadline: float = 0.0
     phases: tuple = PHASES
-    right: list[bool] = field(init=False)
 
-    def __post_init__(self):
-        self.right = [answer.label == label for answer, label in zip(self.answers, self.labels, strict=True)]
+    @classmethod
+    def of(cls, name, answers, labels, deadline, phases):
+        """From answers, and the labels of the images in their order."""
+        right = [answer.label == label for answer, label in zip(answers, labels, strict=True)]
+        came, latencies = [answer.came for answer in answers], [answer.latency for answer in answers]
+        return cls(name, came, latencies, [str(answer.point) for answer in answers], right, deadline, phases)
 
     @property
     def in_time(self):
-        return [answer.latency <= self.deadline for answer in self.answers]
+        return [seconds <= self.deadline for seconds in self.latencies]
 
     @property
     def share_in_time(self):
@@ -127,25 +124,22 @@ class Served:
     @property
     def calm_accuracy(self):
         """Of the images that came in calm, when the full network could have served them."""
-        return 100 * statistics.fmean(right for right, calm in zip(self.right, self.calm, strict=True) if calm)
-
-    @property
-    def calm(self):
         ends = list(itertools.accumulate(seconds for seconds, _ in self.phases))
-        shares = (next(s for end, (_, s) in zip(ends, self.phases) if answer.came < end) for answer in self.answers)
-        return [share < 1 for share in shares]
+        shares = [next(share for end, (_, share) in zip(ends, self.phases) if moment < end) for moment in self.came]
+        return 100 * statistics.fmean(right for right, share in zip(self.right, shares, strict=True) if share < 1)
 
     def latency_of(self, share, among=None):
         """The latency that this share of the images (or of those `among`) stays below."""
-        kept = [a.latency for i, a in enumerate(self.answers) if among is None or among[i]]
-        return sorted(kept)[min(int(share * len(kept)), len(kept) - 1)]
+        kept = sorted(seconds for i, seconds in enumerate(self.latencies) if among is None or among[i])
+        return kept[min(int(share * len(kept)), len(kept) - 1)]
 
     def seconds_back(self, point):
-        """After each burst, the seconds until `point` is run again, or until the end where it is not."""
+        """After each burst, the seconds until an image is run at `point`, or until the end where none is."""
         ends, found = list(itertools.accumulate(seconds for seconds, _ in self.phases)), []
         for end, (_, share) in zip(ends, self.phases):
             if share > 1:
-                again = (a.came for a in self.answers if a.came >= end and a.point == point)
+                run = zip(self.came, self.latencies, self.points, strict=True)
+                again = (came + seconds for came, seconds, name in run if came >= end and name == point)
                 found.append(next(again, ends[-1]) - end)
         return found
 
@@ -184,47 +178,47 @@ def overheads(model, images, governor, device, quick):
     yield Result.of("governor", what, *race((alternating, apart), device, 5, quick), 1.05, "plain: one after the other")
 
 
-def compare(model, data, costs, batch, phases, quick, picture):
-    """Every fixed point and the governor on one trace."""
+def compare(model, data, costs, batch, quick, picture, network):
+    """Every fixed point and the governor on one stream."""
     full = next(cost for cost in costs if cost.point == model.main_point)
     seconds = full.of_batch(batch)
     deadline, rate = DEADLINE * seconds, batch / seconds
+    phases = tuple((5 * seconds * length, share) for length, share in PHASES) if quick else PHASES
     images, labels = (torch.cat(parts) for parts in zip(*data.test, strict=True))
     images = images.contiguous(memory_format=torch.channels_last)
     moments = arrivals(rate, phases)
     wanted = [labels[i % len(labels)].item() for i in range(len(moments))]
 
     def served(name, policy, clock):
-        return Served(name, serve(model, images, moments, policy, clock, batch), wanted, deadline, phases)
+        return Served.of(name, serve(model, images, moments, policy, clock, batch), wanted, deadline, phases)
 
     clock = Clock()
     governor = Governor(costs, deadline, batch=batch, clock=clock)
-    fixed = [served(str(point), Fixed(point), Clock(idle=False)) for point in governor.points]
+    compared = [*governor.points, *([model.main_point] if model.main_point not in governor.points else [])]
+    fixed = [served(str(point), Fixed(point), Clock(idle=False)) for point in compared]
     ours = served("governor", governor, clock)
-    if model.main_point not in governor.points:
-        fixed.append(served(str(model.main_point), Fixed(model.main_point), Clock(idle=False)))
-    able = fixed[0].in_time  # what the cheapest point answers in time
-    good = [each for each in fixed if each.share_in_time >= IN_TIME] or fixed[:1]
+    cheapest, dearest = fixed[0], fixed[len(governor.points) - 1]
+    good = [each for each in fixed if each.share_in_time >= IN_TIME] or [cheapest]
     best = max(good, key=lambda each: each.accuracy)
-    for each in fixed:
-        yield _result(f"always {each.name}", each.latency_of(IN_TIME), deadline, None, each.note())
+    for i, each in enumerate(fixed):
+        note = each.note() if i else f"{each.note()}; {len(moments)} images, {network}"
+        yield _result(f"always {each.name}", each.latency_of(IN_TIME), deadline, None, note)
     yield _result("governor, all images", ours.latency_of(IN_TIME), deadline, None, ours.note())
-    what = f"governor, images that {fixed[0].name} answers in time"
-    if any(able):
-        kept = statistics.fmean(t for t, can in zip(ours.in_time, able, strict=True) if can)
+    if any(able := cheapest.in_time):
+        kept = statistics.fmean(good for good, can in zip(ours.in_time, able, strict=True) if can)
+        what = f"governor, images that {cheapest.name} answers in time"
         yield _result(what, ours.latency_of(IN_TIME, able), deadline, 1.0, f"{kept:.1%} of {sum(able)} in time")
     gain, calm = ours.accuracy - best.accuracy, ours.calm_accuracy - best.calm_accuracy
     met = "met" if gain >= -1 and calm > 0 else "not met"
     note = f"accuracy over {best.name}, the best fixed one in time: {gain:+.1f}, in calm {calm:+.1f}: aims {met}"
-    back = max(ours.seconds_back(governor.points[-1]))
-    yield _result(f"seconds from a burst to {governor.points[-1]}; plain: one", back or 1e-6, 1.0, 1.0, note)
+    back = max(ours.seconds_back(dearest.name))
+    yield _result(f"from a burst to {dearest.name}; plain: a second", back, 1.0, 1.0, note)
     yield from overheads(model, images, governor, images.device, quick)
     if picture:
-        from reporting.serving import draw_served
-
-        shown = dict.fromkeys((fixed[0].name, best.name, fixed[len(governor.points) - 1].name))
-        draw_served([ours, *(each for each in fixed if each.name in shown)], [str(p) for p in governor.points], picture)
-        say(f"written: {picture}")
+        names = [str(point) for point in governor.points]
+        shown = {each.name: each for each in (ours, dearest, best, cheapest)}
+        where = f"{network}, {machine()}"
+        draw_streams(list(shown.values()), names, deadline, rate, picture, f"A stream with two bursts: {where}")
 
 
 def _result(what, ours, plain, aim, note):
@@ -245,19 +239,21 @@ def measure(
     pretrained: str = "",
     dataset_path: str = "",
     batch: int = 1,
-    budgets: int = 3,
+    budgets: int = 2,
     picture: str = "",
 ):
-    phases = tuple((0.05 * seconds, share) for seconds, share in PHASES) if quick else PHASES
     if pretrained:
         model, data = trained(pretrained, dataset_path or None, device)
+        network = f"{Path(pretrained).parent.name} on {data.name}"
     else:
-        model, data = digits(device, 0 if quick else EPOCHS)
+        epochs = 0 if quick else EPOCHS
+        model, data = digits(device, epochs)
+        network = f"a small MSDNet, trained here for {epochs} epochs of the digits"
     model.for_images(data.shape)
     first = next(iter(data.test))[0][:batch]
     model = _folded(model, first)
     costs = costs_of(model, data, batch, 0 if quick else budgets, 0.02 if quick else 0.5)
-    yield from compare(model, data, costs, batch, phases, quick, picture)
+    yield from compare(model, data, costs, batch, quick, picture, network)
 
 
 def add_flags(add):
