@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +16,7 @@ from dataloader import Data
 from engine import cuda_graph
 from engine.devices import autocast
 from models import profile
-from models.adaptive import Point, top_hits, unwrap
+from models.adaptive import AdaptiveModel, Point, top_hits, unwrap
 from utils import UserError, rank, show_progress
 
 
@@ -62,31 +64,36 @@ def evaluate(
             alike.setdefault(network.computation(point), point)
         measured = tuple(alike.values())
 
-        def count(images: Tensor, labels: Tensor) -> Tensor:
+        def add_up(results: Iterable[tuple[Tensor, Tensor]], labels: Tensor) -> Tensor:
             nonlocal num_classes
-            if model is network:
-                results = network.sweep(images, measured)
-            else:
-                results = (model(images, point, True) for point in measured)
             sums = []
             for logits, macs in results:
                 sums.append(_sums(logits, labels, macs))
                 num_classes = logits.shape[1]
             return torch.stack(sums)
 
-        recorded = None
-        if capture and model is network and not any(point.per_image for point in measured):
-            recorded = cuda_graph.recorded(count)
-        for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
-            if totals is None:
-                first = images
-                if model is not network:  # a replica can neither count itself nor remember what it counted
-                    for point in measured:
-                        network.infer(images[:1], point)
-            sums = recorded(images, labels) if recorded and len(images) == len(first) else count(images, labels)
+        def count(images: Tensor, labels: Tensor) -> Tensor:
+            if model is network:
+                return add_up(network.sweep(images, measured), labels)
+            return add_up((model(images, point, True) for point in measured), labels)
+
+        bar = iter(tqdm(batches, "evaluating", leave=False, disable=not show_progress()))
+        first, labels = next(bar, (None, None))
+        if first is None:
+            raise UserError("there are no images to evaluate on")
+        if model is not network:  # a replica can neither count itself nor remember what it counted
+            for point in measured:
+                network.infer(first[:1], point)
+        batches = itertools.chain([(first, labels)], bar)
+        if model is network and len(measured) == 1 and measured[0].per_image:
+            parts = (add_up([result], labels) for result, labels in _streamed(network, batches, measured[0]))
+        elif capture and model is network and not any(point.per_image for point in measured):
+            recorded, size = cuda_graph.recorded(count), len(first)
+            parts = ((recorded if len(images) == size else count)(images, labels) for images, labels in batches)
+        else:
+            parts = itertools.starmap(count, batches)
+        for sums in parts:
             totals = sums.clone() if totals is None else totals.add_(sums)
-    if totals is None:
-        raise UserError("there are no images to evaluate on")
     if dist.is_initialized():
         dist.all_reduce(totals)
     params = profile.count_params(network)
@@ -99,6 +106,21 @@ def evaluate(
             times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
         rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, times)
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
+
+
+def _streamed(
+    network: AdaptiveModel, batches: Iterable[tuple[Tensor, Tensor]], point: Point
+) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+    """Logits and multiply-accumulates of each batch, and its labels; images may wait for those of later batches."""
+    waiting: deque[Tensor] = deque()
+
+    def images_of_batches():
+        for images, labels in batches:
+            waiting.append(labels)
+            yield images
+
+    for result in network.infer_stream(images_of_batches(), point):
+        yield result, waiting.popleft()
 
 
 def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class AdaptiveModel(nn.Module):
     - `point_for_budget`: --budget, where a point can be made for any mean cost;
     - `compute_counted`: costs that differ from image to image;
     - `sweep`, `computation`: several points in less time than one after the other, and equal ones once;
+    - `infer_stream`: many batches at a point in less time than one after the other;
     - `prepare`, `preparation`, `prepared_state`, `load_prepared_state`: what must be found on images before a point can
       be evaluated, and is kept beside the weights;
     - `extract`: --extract; `fold`: --fold;
@@ -185,6 +186,16 @@ class AdaptiveModel(nn.Module):
     def infer(self, images: Tensor, point: Point | str | None = None) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and the multiply-accumulates each image really cost, int64 (N,)."""
         return self(images, point, count=True)
+
+    def infer_stream(
+        self, batches: Iterable[Tensor], point: Point | str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`infer` over batches of images, in order; a family in which batches can help each other overrides it.
+
+        What is yielded may come later than its images were asked for: for the latency of an image, call `infer`.
+        """
+        for images in batches:
+            yield self.infer(images, point)
 
     def sweep(self, images: Tensor, points: Iterable[Point]) -> Iterator[tuple[Tensor, Tensor]]:
         """`infer` at several points; a family that can share work between points overrides it."""
