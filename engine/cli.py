@@ -151,6 +151,12 @@ def named_points(model: AdaptiveModel, names: str | None) -> Sequence[Point] | N
     return [model.point(name) for name in names.split(",")] if names else None
 
 
+def exports_folder(args: argparse.Namespace) -> bool:
+    """Whether --export writes a folder: of several points, or where a folder is named."""
+    file, several = args.export[1], args.point == "all" or "," in (args.point or "")
+    return several or file.endswith(("/", os.sep)) or os.path.isdir(file)
+
+
 def _parser(script: Script) -> Parser:
     """A parser of the flags that do not depend on the network."""
     parser = Parser(
@@ -255,7 +261,7 @@ def _check_training(parser: Parser, args: argparse.Namespace) -> None:
 #: what an evaluation script can do instead of evaluating, and the flags that have no effect then
 TASKS = {
     "image": ("export", "budget", "query_table", "extract", "report"),
-    "export": ("budget", "query_table", "extract", "report", "fold", "fast", "amp"),
+    "export": ("budget", "extract", "report", "fold", "fast", "amp"),
 }
 
 
@@ -264,8 +270,12 @@ def _check_evaluation(parser: Parser, args: argparse.Namespace) -> None:
         given = [flag for flag in useless if getattr(args, flag)]
         if getattr(args, task) and given:
             parser.error(f"--{given[0]} cannot be combined with --{task}: leave one of them out")
+    if args.csv and not args.image:
+        parser.error("--csv is for the answers of --image: name images, or leave it out")
     if args.export and args.export[0] not in export.FORMATS:
         parser.error(f"--export {args.export[0]} is not a format; use {' or '.join(export.FORMATS)}, and then the file")
+    if args.export and args.query_table and not exports_folder(args):
+        parser.error("--query_table adds accuracies to the table of --export: name a folder, or several points")
     if not args.pretrained:
         parser.error("--pretrained is missing: a checkpoint file, or one of the names that --list_checkpoints prints")
 

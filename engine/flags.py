@@ -231,9 +231,15 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as a separate network")
     add("--fold", action="store_true", help="merge linear operations into single convolutions before the evaluation")
     add("--fast", action="store_true", help="evaluate faster: --fold and --amp=bf16 where they are supported")
-    add("--image", nargs="+", metavar="FILE", help="instead: classify these images, and print what each of them costs")
+    add("--image", nargs="+", metavar="FILE|DIR", help="instead: classify images, or all of a folder; what each costs")
+    add("--csv", metavar="FILE", help="with --image: write the answers, routes and times as a table, print a summary")
     formats = "|".join(export.FORMATS)
-    add("--export", nargs=2, metavar=(formats, "FILE"), help="instead: export the network at --point to other programs")
+    add(
+        "--export",
+        nargs=2,
+        metavar=(formats, "FILE|DIR"),
+        help="instead: write the network at --point for other programs; several points, or all, with a table into DIR",
+    )
     add(
         "--latency_batch",
         type=batches,

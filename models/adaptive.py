@@ -73,6 +73,7 @@ class AdaptiveModel(nn.Module):
     - `prepare`, `preparation`, `prepared_state`, `load_prepared_state`: what must be found on images before a point can
       be evaluated, and is kept beside the weights;
     - `extract`: --extract; `fold`: --fold;
+    - `leaving`, `logits_at`: --export in stages, between which a host program can stop; `routes`: --image, --csv;
     - `report`: tables and figures of an evaluation that only this family has;
     - `authors_macs`: the authors' own counting in published tables;
     - `adapt_state_dict`: files of others.
@@ -250,6 +251,26 @@ class AdaptiveModel(nn.Module):
                 between forms by the time that they take; without any it chooses by multiply-accumulates.
         """
         raise ValueError(f"{type(self).__name__} cannot be folded; evaluate it without --fold")
+
+    def leaving(self, point: Point) -> Sequence[tuple[Point, float]]:
+        """The fixed points at which images leave on their way through a pass at `point`, cheapest first.
+
+        Each comes with the confidence, the largest softmax probability, from which an image leaves there. Most networks
+        have none: images run through them in one piece.
+        """
+        return ()
+
+    def logits_at(self, images: Tensor, points: Sequence[Point]) -> list[Tensor]:
+        """Logits (N, classes) at several points of `leaving`, cheapest first, from one pass in eval mode."""
+        return [self(images, point) for point in points]
+
+    def routes(self, images: Tensor, point: Point, macs: Tensor) -> list[str]:
+        """How each image went through the network at `point`, in one word: by default the name of the point.
+
+        Args:
+            macs: what they cost, as `infer` returned it.
+        """
+        return [point.name] * len(images)
 
     def report(self, data) -> Sequence[Table | Figure]:
         """Tables and figures, as data, that only this family can show of an evaluated network. Most have none.

@@ -216,6 +216,11 @@ class GatedNetwork(AdaptiveModel):
         controllers = sum(layer.weight.numel() for layer in deciding)
         return Costs(sum(macs.values()) - sum(map(sum, paths)), controllers, paths)
 
+    def routes(self, images, point, macs):
+        """The gates of each image: for each block a digit for each path, 1 where it was computed."""
+        gates = self.run(images, point).gates > 0.5
+        return ["-".join("".join(str(int(path)) for path in block) for block in image) for image in gates.tolist()]
+
     def report(self, data):
         """Costs of images, rates of paths, easy and hard images; see `models.dmnn.report`."""
         return report.report(self, data)

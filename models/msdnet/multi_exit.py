@@ -217,6 +217,22 @@ class MultiExit(AdaptiveModel):
             heads += () if threshold > 1 else (exit,)
         return costs
 
+    def leaving(self, point):
+        if isinstance(point, BudgetPoint):
+            return tuple(zip(self.points, self._thresholds(point), strict=True))
+        return ((point, budget.ALWAYS),)
+
+    def logits_at(self, images, points):
+        logits = self.all_logits(images, [point.exit for point in points])
+        return [logits[point.exit] for point in points]
+
+    def routes(self, images, point, macs):
+        """The exit at which each image left."""
+        if not isinstance(point, BudgetPoint):
+            return super().routes(images, point, macs)
+        costs = self.leaving_costs(point, images.shape[1:])
+        return [self.points[costs.index(cost)].name for cost in macs.tolist()]
+
     def sweep(self, images, points):
         """One pass for all exits; points with thresholds are read off its logits instead of letting images leave."""
         points = tuple(points)
