@@ -13,6 +13,7 @@ from dataloader import Data
 from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.figures import ContactSheet
+from reporting import screen
 
 #: test images that are run, one at a time, and how often each, of which the quickest run counts
 IMAGES, RUNS = 200, 3
@@ -23,7 +24,7 @@ COLUMNS = 8
 def quickest_and_slowest(model: AdaptiveModel, point: Point, data: Data) -> ContactSheet:
     """Run the first test images one at a time, and show those that took the least and the most time.
 
-    Under each: its class, the answer, milliseconds, and its share of the full network's multiply-accumulates.
+    Over each: its class, the answer, its route, milliseconds, and its share of the full network's multiply-accumulates.
 
     Args:
         model: on its device; images of a size that costs were counted for.
@@ -35,7 +36,9 @@ def quickest_and_slowest(model: AdaptiveModel, point: Point, data: Data) -> Cont
             seconds, answer, macs = min(_timed(model, image, point) for _ in range(RUNS))
             truth, answer = data.classes[label], data.classes[answer]
             said = f"{truth}, right" if truth == answer else f"{truth}, said {answer}"
-            found.append((seconds, f"{said}\n{1e3 * seconds:.2f} ms, {100 * macs / full:.0f} % of MACs", image[0]))
+            (route,) = model.routes(image, point, torch.tensor([macs], device=image.device))
+            caption = f"{said}\n{screen.shorten(route, 24)}\n{1e3 * seconds:.2f} ms, {100 * macs / full:.0f} % of MACs"
+            found.append((seconds, caption, image[0]))
     found.sort(key=lambda one: one[0])
     columns = min(COLUMNS, len(found) // 2)
     rows = [
