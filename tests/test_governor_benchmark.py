@@ -41,7 +41,7 @@ def test_shares_accuracies_and_latencies_of_a_served_stream():
     assert ours.note() == "80.0% in time, 60.0 % right, in calm 66.7 %"
 
 
-def test_a_point_is_back_when_the_first_image_after_a_burst_is_done():
+def test_a_point_is_back_when_an_image_after_a_burst_is_done():
     assert served().seconds_back("full") == pytest.approx([0.75])
     assert served().seconds_back("exit1") == pytest.approx([0.2])
     assert served().seconds_back("never") == pytest.approx([2.0]), "until the end"

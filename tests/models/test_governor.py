@@ -127,7 +127,7 @@ def test_the_choice_is_that_of_a_simulated_queue():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_deadlines_are_met_where_the_cheapest_has_some_slack(seed):
+def test_deadlines_are_met_where_the_cheapest_has_slack(seed):
     """With exact times: an image that the cheapest point answers this much earlier is in time with the governor."""
     random.seed(seed)
     slack = max(share * FULL + DEADLINE * SHARES["a"] / share for share in list(SHARES.values())[1:])
@@ -246,7 +246,7 @@ def test_a_cautious_quantile_leaves_more_time():
     assert Governor(costs(spread=0.5), 1.3 * FULL, clock=Clock()).choose(1, 0.0) == "c"
 
 
-def test_without_waited_images_are_taken_to_have_waited_the_last_batch():
+def test_images_have_waited_the_last_batch_unless_told():
     ruler, _ = started()
     assert ruler.choose(2) == "e"
     ruler.observe("e", 1.001 * FULL)
