@@ -236,7 +236,9 @@ class Governor:
     # What it expects
 
     def expected(self, point: Point | str, images: int = 1) -> float:
-        """Seconds that a batch of so many images is expected to take at a point that may be chosen."""
+        """Seconds that a batch of so many images is expected to take at one of `points`."""
+        if str(point) not in self._places:
+            raise ValueError(f"this governor never chooses {point}; it chooses from {', '.join(self._places)}")
         return self._expected(self._places[str(point)], images)
 
     def _expected(self, place: int, images: int) -> float:
