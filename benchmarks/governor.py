@@ -36,7 +36,7 @@ from models.governor import Cost, Governor, candidates
 from reporting.serving import Stream, draw_streams
 
 #: seconds, and arrivals as a share of what the full network can serve
-PHASES = ((1.2, 0.4), (0.8, 2.0), (1.5, 0.4), (0.8, 4.0), (1.7, 0.4))
+PHASES = ((1.0, 0.4), (0.7, 2.0), (1.3, 0.4), (0.7, 4.0), (1.3, 0.4))
 #: the deadline, in times of the full network
 DEADLINE = 3.0
 IN_TIME = 0.99
@@ -289,7 +289,7 @@ def measure(
         setting = digits(device, quick)
     setting.images = setting.images.contiguous(memory_format=torch.channels_last)
     setting.model = _folded(setting.model, setting.images[:batch])
-    costs = costs_of(setting, batch, 0 if quick else budgets, 0.02 if quick else 0.5)
+    costs = costs_of(setting, batch, 0 if quick else budgets, 0.02 if quick else 0.3)
     yield from compare(setting, costs, batch, quick, picture)
 
 
