@@ -8,17 +8,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.engine.runs import Both, Tiny
 from tests.engine.systems import SYSTEMS
 from tests.engine.test_capture import steps_of
 
+NETWORKS = {"alike": lambda: (Tiny(), Both()), "drawn": SYSTEMS["slimmable"]}
 
-def train(rank, folder, system, tapes, answers):
+
+def train(rank, folder, steps, tapes, answers):
     """As a process of two: a run of captured steps and one of ordinary steps must end with the same weights."""
     try:
         torch.set_num_threads(1)  # the parent's threads do not exist here
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
         torch.manual_seed(0)
-        model, objective = SYSTEMS[system]()
+        model, objective = NETWORKS[steps]()
         other, same_objective = copy.deepcopy(model.double()), copy.deepcopy(objective)
         steps_of(model, objective, sizes=(8,) * 8, seed=rank)
         steps_of(other, same_objective, sizes=(8,) * 8, seed=rank, cuda_graph=True)
@@ -30,11 +33,11 @@ def train(rank, folder, system, tapes, answers):
         answers.put((None, None, traceback.format_exc()))
 
 
-@pytest.mark.parametrize("system", ["embedded", "slimmable"])
-def test_captured_processes_train_as_ordinary_ones(system, tmp_path, tape):
+@pytest.mark.parametrize("steps", NETWORKS)
+def test_captured_processes_train_as_ordinary_ones(steps, tmp_path, tape):
     fork = multiprocessing.get_context("fork")
     answers = fork.SimpleQueue()
-    children = [fork.Process(target=train, args=(rank, tmp_path, system, tape, answers)) for rank in range(2)]
+    children = [fork.Process(target=train, args=(rank, tmp_path, steps, tape, answers)) for rank in range(2)]
     for child in children:
         child.start()
     (one, replays, error), (other, _, other_error) = answers.get(), answers.get()
