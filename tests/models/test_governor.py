@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from models import create_model, governor
 from models.governor import Cost, Governor, candidates
-from models.msdnet.multi_exit import BudgetPoint
+from models.multi_exit import BudgetPoint
 from models.profile import Latency
 from models.query_table import Measured, QueryTable
 
