@@ -253,7 +253,7 @@ def compare(setting, costs, batch, quick, picture):
     met = "met" if gain >= -1 and calm > 0 else "not met"
     note = f"accuracy over {best.name}, the best in time: {gain:+.1f}, in calm {calm:+.1f}: aims {met}"
     back = max(ours.seconds_back(str(last)))
-    yield _result(f"governor, from the end of a burst to {last}; plain: a second", back, 1.0, 1.0, note)
+    yield _result(f"governor, from a burst to {last}; plain: a second", back, 1.0, 1.0, note)
     yield from overheads(model, images, governor, images.device, quick)
     if picture:
         names = [str(point) for point in governor.points]
