@@ -231,7 +231,7 @@ class MultiExit(AdaptiveModel):
     def leaving(self, point):
         if isinstance(point, BudgetPoint):
             return tuple(zip(self.points, self._thresholds(point), strict=True))
-        return ((point, budget.ALWAYS),)
+        return ((point, exit_budgets.ALWAYS),)
 
     def logits_at(self, images, points):
         logits = self.all_logits(images, [point.exit for point in points])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import engine
-from models.msdnet import budget
-from models.msdnet.multi_exit import BudgetPoint
+from models import exit_budgets
+from models.multi_exit import BudgetPoint
 from tests.models.msdnet.networks import small
 
 
@@ -25,7 +25,7 @@ def batches():
 @pytest.fixture(scope="module")
 def point(model, batches):
     confidences = model.confidences(images for images, _ in batches)
-    return BudgetPoint("half", thresholds=(confidences[0].median().item(), budget.ALWAYS))
+    return BudgetPoint("half", thresholds=(confidences[0].median().item(), exit_budgets.ALWAYS))
 
 
 def test_one_point_counts_as_its_batches_alone(model, batches, point, monkeypatch):
