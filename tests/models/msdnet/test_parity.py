@@ -11,6 +11,7 @@ from engine import Recipe
 from engine.recipe import lr_steps
 from models import create_model, create_objective, exit_budgets, profile, registry
 from models.exit_losses import kl_divergence
+from models.meta import on_meta
 from models.msdnet.counting import authors_costs
 from tests.parity import check
 
@@ -89,7 +90,7 @@ def configured(name, text):
     dataset, stepmode, *numbers = text.split("-")
     blocks, base, step = (int(re.sub("[a-z]", "", number)) for number in numbers)
     flags = {"nChannels": 32, "growthRate": 16} if dataset == "ilsvrc" else {"nChannels": 16}
-    with torch.device("meta"):
+    with on_meta():
         return create_model(name, dataset, nBlocks=blocks, base=base, step=step, stepmode=stepmode, **flags)
 
 
