@@ -40,6 +40,18 @@ def test_exits_stand_behind_any_module_of_a_users_network():
         torch.testing.assert_close(model(images, "exit2"), model.exits["2"].linear(maps.mean(dim=(2, 3))))
 
 
+def test_an_exit_may_stand_inside_what_another_one_stands_behind():
+    backbone = randomise(Plain()).eval()
+    inside = early_exits(backbone, ["stages.1.0", "stages.1"], image_shape=SHAPE)
+    images = torch.randn(4, *SHAPE)
+    with torch.no_grad():
+        maps = backbone.stages[1][0](backbone.stages[0](images))
+        torch.testing.assert_close(inside(images, "exit1"), inside.exits["1"].linear(maps.mean(dim=(2, 3))))
+        assert torch.equal(inside(images), backbone(images))
+    with pytest.raises(UserError, match=r"makes no tensor of its own"):
+        early_exits(backbone, ["stages.1.2", "stages.1"], image_shape=SHAPE)
+
+
 def test_an_exit_runs_what_it_needs_and_nothing_else():
     model = small()
     first = {"backbone.stages.0.0", "exits.1.convs.0", "exits.1.linear"}
@@ -190,7 +202,7 @@ class OwnTensor(Plain):
         (Plain, "stages.0.1", "stages.0.1 makes is overwritten in place .* name that one instead"),
     ],
 )
-def test_places_that_cannot_have_an_exit_are_one_sentence(backbone, after, message):
+def test_places_without_an_exit_are_one_sentence(backbone, after, message):
     with pytest.raises(UserError, match=message) as error:
         early_exits(backbone(), [after], image_shape=SHAPE)
     assert error.value.exit_code == 2
