@@ -127,6 +127,7 @@ def subject(case: Case) -> Subject:
     randomise_norms(model)
     model.eval()
     side = smallest_side(model, SMALL_SIDES[case.side])
+    model.for_images((3, side, side))
     points = [replace(p, resolution=min(p.resolution, side)) if p.resolution else p for p in few_points(model, side)]
     images = torch.randn(3, 3, side, side)
     ready = model.prepare(tuple(points), [(torch.randn(4, 3, side, side), torch.zeros(4, dtype=torch.int64))])
