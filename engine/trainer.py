@@ -213,7 +213,7 @@ class Trainer:
         rows = self._evaluate()
         evaluating = time.perf_counter() - evaluating
         self.epoch, self.step = self.epoch + 1, 0
-        better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]
+        better = [row for row in rows if row.top1 >= self.best.get(row.point, (-1.0, 0))[0]]
         self.best |= {row.point: (row.top1, self.epoch) for row in better}
         best = [row for row in rows if row in better or not self.best_file(row.point).exists()]
         self.run.log(
