@@ -54,7 +54,7 @@ def exits(
     image_side: int,
     backbone: str | None = None,
     after: tuple[str, ...] | None = None,
-    head_channels: tuple[int, ...] = (128,),
+    head_channels: tuple[int, ...] = (64, 128),
     equilibrium: bool = True,
 ) -> EarlyExits:
     """Any network with exits behind some of its modules; start it from the backbone's weights with --pretrained.
