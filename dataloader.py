@@ -21,7 +21,7 @@ The implementation is in `images/`.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from images.batches import Batches
@@ -63,7 +63,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Import what is behind a name when it is first used: torchvision takes seconds, and `--help` needs none of it."""
     for module, names in _MODULES.items():
         if name in names:

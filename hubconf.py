@@ -7,19 +7,32 @@ REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. `torch
 `torch.hub.help` the flags of one. Everything callable here whose name does not begin with an underscore is a network.
 """
 
+from __future__ import annotations as _annotations
+
+from collections.abc import Callable as _Callable
+
 from models import Checkpoint as _Checkpoint
 from models import create_model as _create_model
 from models import list_models as _list_models
+from models.adaptive import AdaptiveModel as _AdaptiveModel
+from models.registry import Entry as _Entry
 
 dependencies = ["torch", "tqdm"]
 
 
-def _entry_point(name, entries):
+def _entry_point(name: str, entries: list[_Entry]) -> _Callable[..., _AdaptiveModel]:
     """The function that builds the network `name`, which is registered for one data set or several."""
 
-    def build(dataset=None, num_classes=None, pretrained=None, cache=None, **flags):
+    def build(
+        dataset: str | None = None,
+        num_classes: int | None = None,
+        pretrained: bool | str | None = None,
+        cache: str | None = None,
+        **flags: object,
+    ) -> _AdaptiveModel:
         if pretrained and pretrained is not True and dataset is None:
-            dataset = _Checkpoint.open(pretrained, None, cache).describe().get("dataset")
+            described = _Checkpoint.open(pretrained, None, cache).describe().get("dataset")
+            dataset = None if described is None else str(described)
         dataset = dataset or entries[0].dataset
         return _create_model(name, dataset, num_classes, pretrained=pretrained or False, cache=cache, **flags)
 
@@ -28,7 +41,7 @@ def _entry_point(name, entries):
     return build
 
 
-def _help(entries):
+def _help(entries: list[_Entry]) -> str:
     lines = [entries[0].summary, "", "Args:"]
     lines.append(f"    dataset: one of {', '.join(entry.dataset for entry in entries)} (the first).")
     lines.append("    num_classes: of the classifier; by default those of the data set.")
@@ -41,8 +54,8 @@ def _help(entries):
     return "\n".join(lines)
 
 
-def _entry_points():
-    by_name = {}
+def _entry_points() -> dict[str, _Callable[..., _AdaptiveModel]]:
+    by_name: dict[str, list[_Entry]] = {}
     for entry in _list_models():
         by_name.setdefault(entry.name, []).append(entry)
     return {name: _entry_point(name, entries) for name, entries in by_name.items()}

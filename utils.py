@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -66,12 +67,12 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # it would also fill all new memory, to show reads of what was never written: as many launches again on a GPU
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def rng_state() -> dict:
     """States of torch's global generators."""
-    state = {"cpu": torch.get_rng_state()}
+    state: dict = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -87,7 +88,7 @@ def restore_rng_state(state: dict) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike):
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that its name only ever holds the old content or the whole new one.
 
     Yields a temporary path in the same folder; what is written there is flushed to disk and then renamed.

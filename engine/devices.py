@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
@@ -89,11 +90,11 @@ def multiplies_bf16() -> bool:
     """Whether the GPU, or else the processor, has instructions for bf16; without them it is slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def autocast(device: torch.device, amp: str):
+def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     """A context in which the forward pass runs in the precision of `--amp`."""
     dtype = DTYPES[amp]
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
@@ -118,7 +119,8 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.M
         # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
         for limit in ("recompile_limit", "accumulated_recompile_limit"):
             setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1000))
-        return torch.compile(model, dynamic=False)
+        compiled_model: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+        return compiled_model
     return model
 
 

@@ -114,7 +114,7 @@ def _streamed(
     """Logits and multiply-accumulates of each batch, and its labels; images may wait for those of later batches."""
     waiting: deque[Tensor] = deque()
 
-    def images_of_batches():
+    def images_of_batches() -> Iterator[Tensor]:
         for images, labels in batches:
             waiting.append(labels)
             yield images

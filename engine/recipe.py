@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 def lr_steps(text: str, epochs: int) -> tuple[tuple[int, float], ...]:
@@ -77,7 +78,7 @@ class Recipe:
     starting_epoch: int = 0
 
     @classmethod
-    def of(cls, flags: argparse.Namespace | Mapping[str, object]) -> Recipe:
+    def of(cls, flags: argparse.Namespace | Mapping[str, Any]) -> Recipe:
         """The recipe in a namespace or a dictionary of flags."""
         flags = flags if isinstance(flags, Mapping) else vars(flags)
         return cls(**{field.name: flags[field.name] for field in fields(cls) if field.name in flags})

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -175,6 +176,7 @@ class Run:
         Args:
             error: why the present one cannot be loaded.
         """
+        assert self.checkpoint is not None
         path = self.checkpoint.path
         self._unusable.add(path)
         message = f"{path} cannot be continued from ({str(error).strip().partition(chr(10))[0].rstrip(':')})"
@@ -273,7 +275,7 @@ class Run:
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
 
-    def _open_board(self):
+    def _open_board(self) -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -321,14 +323,14 @@ class Run:
         self._unusable.discard(self.last)
 
     @contextlib.contextmanager
-    def stoppable(self):
+    def stoppable(self) -> Iterator[None]:
         """Within this context SIGINT, SIGTERM and SIGHUP set `stop_signal`; Ctrl-C a second time ends at once.
 
         Other signals come twice by themselves: `timeout` and torchrun send one to a process and to its group, a shell
         and the kernel both report a terminal that is closed.
         """
 
-        def on_signal(number, frame):
+        def on_signal(number: int, frame: object) -> None:
             if self.stop_signal is None:
                 self.stop_signal = number
                 print("\nstopping after this step; Ctrl-C to stop at once", file=sys.stderr, flush=True)

@@ -65,7 +65,7 @@ def parts_of(
         return
     for each in objective.passes_of_step(unwrap(model)):
 
-        def loss_of(model, images, labels, each=each):
+        def loss_of(model: nn.Module, images: Tensor, labels: Tensor, each: object = each) -> Iterator[Tensor]:
             yield objective.loss_of_pass(model, images, labels, each)
 
         yield each, losses_of(loss_of, model, images, labels, amp)

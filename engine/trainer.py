@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -272,7 +272,9 @@ class Trainer:
             else:
                 group["lr"] = scaled
 
-    def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool, run=run_at_once) -> Tensor:
+    def _step(
+        self, model: nn.Module, images: Tensor, labels: Tensor, update: bool, run: Callable = run_at_once
+    ) -> Tensor:
         """`train_step` on the device alone.
 
         Args:

@@ -128,6 +128,7 @@ def _read_or_download(dataset: str, path: str | os.PathLike | None, coarse: bool
         if arrays is None:
             download(layout, path)
             arrays = cifar_files.read(path, layout, coarse)
+            assert arrays is not None
     finally:  # where the first process failed, the others must not wait for ever
         if rank() == 0 and world_size() > 1:
             dist.barrier()

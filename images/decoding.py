@@ -22,7 +22,7 @@ except ImportError:  # deprecated since torchvision 0.29; Pillow alone takes 1.7
 
 #: what Pillow may take a file for, whatever its name; other formats start programs, or are of no data set
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # 179 million, above which Pillow refuses an image
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # 179 million, above which Pillow refuses an image
 
 
 def decode(blob: bytes) -> Tensor:

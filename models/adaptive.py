@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from utils import UserError
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
+
+    from images.data import Data
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class AdaptiveModel(nn.Module):
     @property
     def classes(self) -> list[str]:
         """Names of the classes by label: those of the file of its weights, or else of the data set."""
-        return MadeFor.of(self).class_names(self.built_as.num_classes)
+        return MadeFor.of(self).class_names(BuiltAs.of(self).num_classes)
 
     @property
     def main_point(self) -> Point:
@@ -149,7 +151,7 @@ class AdaptiveModel(nn.Module):
                 profile.check_side(self, point.resolution or side, replace(point, resolution=None))
         return ""
 
-    def compute(self, images: Tensor, point: Point):
+    def compute(self, images: Tensor, point: Point) -> Any:
         """Run at `point`: logits (N, classes) in eval mode, whatever the family's objective needs in train mode."""
         raise TypeError(f"{type(self).__name__} does not implement compute")
 
@@ -174,7 +176,7 @@ class AdaptiveModel(nn.Module):
             return self.main_point
         return which if isinstance(which, Point) else self.find_point(which)
 
-    def forward(self, images: Tensor, point: Point | str | None = None, count: bool = False):
+    def forward(self, images: Tensor, point: Point | str | None = None, count: bool = False) -> Any:
         """Run images (N, 3, H, W) at `point`, computing only what the point needs.
 
         Returns:
@@ -218,7 +220,7 @@ class AdaptiveModel(nn.Module):
         """
         return tuple(points)
 
-    def preparation(self, data) -> Iterable[tuple[Tensor, Tensor]]:
+    def preparation(self, data: Data) -> Iterable[tuple[Tensor, Tensor]]:
         """Those batches of a `dataloader.Data` from which `prepare` learns: by default the training images."""
         return data.train
 
@@ -272,7 +274,7 @@ class AdaptiveModel(nn.Module):
         """
         return [point.name] * len(images)
 
-    def report(self, data) -> Sequence[Table | Figure]:
+    def report(self, data: Data) -> Sequence[Table | Figure]:
         """Tables and figures, as data, that only this family can show of an evaluated network. Most have none.
 
         Args:
@@ -294,7 +296,7 @@ def unwrap(model: nn.Module) -> AdaptiveModel:
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module) or isinstance(model, AdaptiveModel):
-            return model
+            return model  # type: ignore[return-value]
         model = inner
 
 
@@ -346,7 +348,7 @@ class Objective:
     #: that network, in eval mode and without gradients; the trainer moves it to the device
     teacher: nn.Module | None = None
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.means = RunningMeans()
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
@@ -407,7 +409,7 @@ class CrossEntropy(Objective):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def __call__(self, model, images, labels):
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
         logits = model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.track(logits, labels, loss=loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -34,6 +34,14 @@ class BuiltAs:
     flags: Mapping[str, object]
     num_classes: int
 
+    @classmethod
+    def of(cls, model: nn.Module) -> BuiltAs:
+        """Those of a network. Raises UserError for one that was built by hand."""
+        known = getattr(model, "built_as", None)
+        if known is None:
+            raise UserError(f"it is not known how this {type(model).__name__} was built: build it with create_model")
+        return known
+
 
 @dataclass(frozen=True)
 class MadeFor:
@@ -62,14 +70,16 @@ class MadeFor:
             raise UserError(f"the images of this {type(model).__name__} are unknown: build it with create_model")
         return known
 
-    def updated(self, flags: Mapping[str, object], classes: Sequence[str] | None = None) -> MadeFor:
+    def updated(self, flags: Mapping[str, Any], classes: Sequence[str] | None = None) -> MadeFor:
         """With what flags say of images, as a command or a file has them, and with these names of the classes."""
-        known: dict = {}
+        known: dict[str, Any] = {}
         for name in ("mean", "std"):
             if value := flags.get(name):
                 known[name] = tuple(map(float, value.split(",") if isinstance(value, str) else value))
         known |= {name: flags[name] for name in ("resize", "crop") if flags.get(name)}
-        return replace(self, **known, **({"classes": tuple(classes)} if classes else {}))
+        if classes:
+            known["classes"] = tuple(classes)
+        return replace(self, **known)
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from models import checkpoint_files, published, recorded, registry, zoo
 from models.adaptive import AdaptiveModel, unwrap
+from models.built import MadeFor
 from models.checkpoint_files import DAMAGE, FORMATS
 from models.meta import on_meta
 from models.state_dicts import fit_state, load_state
@@ -179,7 +180,7 @@ class Checkpoint:
         return state, f"{'this project' if ours else FORMATS.get(key, 'a file of others')} ({key})"
 
     def build(
-        self, model: str | None = None, dataset: str | None = None, num_classes: int | None = None, **flags
+        self, model: str | None = None, dataset: str | None = None, num_classes: int | None = None, **flags: object
     ) -> AdaptiveModel:
         """The network of this file with its weights: the whole one, or the sub-network that `--extract` wrote.
 
@@ -190,11 +191,11 @@ class Checkpoint:
             ValueError: the file is of another network, or does not record which one.
         """
         model, dataset, num_classes, flags = self._resolved(model, dataset, num_classes, flags)
-        self.check(model, dataset, num_classes, **flags)
+        self.check(model, dataset, num_classes, False, **flags)
         network = self._empty(model, dataset, num_classes, flags)
         described = self.describe()
         own = described if described.get("dataset") == dataset else {}
-        network.made_for = network.made_for.updated(own, self.classes)
+        network.made_for = MadeFor.of(network).updated(own, self.classes)
         self.load_into(network)
         return network
 
@@ -204,7 +205,7 @@ class Checkpoint:
         dataset: str | None = None,
         num_classes: int | None = None,
         new_head: bool = False,
-        **flags,
+        **flags: object,
     ) -> None:
         """Raise ValueError where the weights do not suit a network; takes no memory for it.
 
@@ -233,12 +234,12 @@ class Checkpoint:
         self, model: str | None, dataset: str | None, num_classes: int | None, flags: dict
     ) -> tuple[str, str, int | None, dict]:
         """The arguments of `create_model`, with what the file records where they are not given."""
-        described = self.describe()
+        described: dict = self.describe()
         model = model or described.get("model")
         if model is None:
             raise ValueError(f"{self.path} does not record which network it is of: give the name of its model")
         own = described if described.get("model") == model else {}
-        dataset = dataset or own.get("dataset") or _first_dataset(model)
+        dataset = str(dataset or own.get("dataset") or _first_dataset(model))
         if num_classes is None and described.get("dataset", dataset) == dataset:
             num_classes = len(self.classes or ()) or self._extracted.get("num_classes")
         known = {flag.name for flag in registry.entry(model, dataset).model_flags()}
@@ -347,7 +348,7 @@ def _no_more_tensors_than(limit: int) -> Iterator[None]:
     """Raise RuntimeError as soon as the networks built within have more parameters, as tensors, than `limit`."""
     count = 0
 
-    def add(module, name, parameter):
+    def add(module: object, name: str, parameter: object) -> None:
         nonlocal count
         count += 1
         if count > limit:

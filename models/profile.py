@@ -9,9 +9,10 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,19 @@ from torch.utils.flop_counter import flop_registry
 
 from utils import UserError
 
+if TYPE_CHECKING:
+    from models.adaptive import AdaptiveModel, Point
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+#: a point, its name, or None for the network's main point
+Which: TypeAlias = "Point | str | None"
+
 #: what ptflops counts one operation per element for, besides batch norms: `nn.ReLU` and pooling modules
 ACTIVATIONS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module):
+def evaluating(model: ModuleT) -> Iterator[ModuleT]:
     """A context with eval mode and without gradients; every module's own mode is restored afterwards."""
     trained = [module for module in model.modules() if module.training]
     if trained:
@@ -48,7 +56,7 @@ def count_params(model: nn.Module) -> int:
     return sum(unique.values())
 
 
-def count_macs(model: nn.Module, shape: Sequence[int], point=None) -> int:
+def count_macs(model: AdaptiveModel, shape: Sequence[int], point: Which = None) -> int:
     """MACs of one image of `shape` (channels, height, width) at `point`: convolutions and linear layers as executed.
 
     Runs one forward pass on the meta device, so it costs no arithmetic and needs no data; the result is remembered with
@@ -57,7 +65,7 @@ def count_macs(model: nn.Module, shape: Sequence[int], point=None) -> int:
     return _count(model, shape, point)[0]
 
 
-def count_ptflops(model: nn.Module, shape: Sequence[int], point=None) -> int:
+def count_ptflops(model: AdaptiveModel, shape: Sequence[int], point: Which = None) -> int:
     """MACs plus two operations per batch-norm element: what ptflops 0.6, behind many published numbers, reports.
 
     It also adds biases, pooling and ReLU modules; they change a printed digit of one published row (ResNeXt-50).
@@ -66,7 +74,7 @@ def count_ptflops(model: nn.Module, shape: Sequence[int], point=None) -> int:
     return macs + 2 * norm_elements
 
 
-def count_published(model: nn.Module, convention: str, shape: Sequence[int], point=None) -> int:
+def count_published(model: AdaptiveModel, convention: str, shape: Sequence[int], point: Which = None) -> int:
     """Cost of one image of `shape` as a published table counts it.
 
     Args:
@@ -87,7 +95,7 @@ def count_published(model: nn.Module, convention: str, shape: Sequence[int], poi
     return (2 if convention.startswith("2") else 1) * counters[counter]()
 
 
-def count_thop(model: nn.Module, shape: Sequence[int], point=None) -> float:
+def count_thop(model: AdaptiveModel, shape: Sequence[int], point: Which = None) -> float:
     """MACs by the thop package, as a cross-check: it adds activations and pooling. Works on a copy, which it alters.
 
     Raises:
@@ -112,7 +120,7 @@ _KEEP_SHAPE = frozenset(
 _ADDITIONS = frozenset((Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, torch.add))
 #: frequent functions without multiply-accumulates, and that read no values
 _WITHOUT_MACS = frozenset(
-    (Tensor.__getitem__, Tensor.__len__, Tensor.shape.__get__, Tensor.device.__get__, Tensor.is_meta.__get__)
+    (Tensor.__getitem__, Tensor.__len__, Tensor.shape.__get__, Tensor.device.__get__, Tensor.is_meta.__get__)  # type: ignore
     + (Tensor.dim, Tensor.flatten, Tensor.new_zeros, Tensor.new_ones, torch.cat, F.adaptive_avg_pool2d)
 )
 
@@ -135,7 +143,7 @@ class _CallCounter(TorchFunctionMode):
     def macs(self) -> int:
         return self.layer_macs + self.operations.flops // 2
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func in self.functions:
             self.elements += args[0].numel()
@@ -156,11 +164,11 @@ class _OperationCounter(TorchDispatchMode):
     As `torch.utils.flop_counter.FlopCounterMode` does, which also notes in which module: that takes ten times as long.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.flops = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
@@ -172,11 +180,11 @@ class _OperationCounter(TorchDispatchMode):
         return out
 
 
-def _alike(x, y) -> bool:
+def _alike(x: Any, y: Any) -> bool:
     return all(isinstance(z, Tensor) and z.is_meta for z in (x, y)) and (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
-def _conv_on_meta(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor | None:
+def _conv_on_meta(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # type: ignore[no-untyped-def]
     """What a convolution gives on the meta device, by its formula; None where it would fail, so that torch says why."""
     if not x.is_meta or isinstance(padding, str) or x.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
         return None
@@ -187,7 +195,7 @@ def _conv_on_meta(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=
     return torch.empty(x.shape[0], weight.shape[0], *sides, dtype=x.dtype, device="meta")
 
 
-def _linear_on_meta(x, weight, bias=None) -> Tensor | None:
+def _linear_on_meta(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """What a linear layer gives on the meta device, likewise."""
     if not x.is_meta or x.shape[-1] != weight.shape[1]:
         return None
@@ -197,12 +205,12 @@ def _linear_on_meta(x, weight, bias=None) -> Tensor | None:
 _LAYERS = {torch.conv2d: _conv_on_meta, F.linear: _linear_on_meta}
 
 
-def _check_static(point) -> None:
+def _check_static(point: Point) -> None:
     if point.per_image:
         raise ValueError(f"what the point {point} costs depends on the image: model.infer counts it")
 
 
-def count_elements(model: nn.Module, shape: Sequence[int], point, functions: Iterable[Callable]) -> int:
+def count_elements(model: AdaptiveModel, shape: Sequence[int], point: Which, functions: Iterable[Callable]) -> int:
     """Elements that `functions` (such as `F.relu`) read in one forward pass of one image at `point`."""
     calls = _CallCounter(functions)
     with evaluating(model):
@@ -210,7 +218,7 @@ def count_elements(model: nn.Module, shape: Sequence[int], point, functions: Ite
     return calls.elements
 
 
-def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
+def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[int, int]:
     """Of one image: multiply-accumulates, and elements that batch norms read."""
     point = model.point(point)
     _check_static(point)
@@ -224,7 +232,7 @@ def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
     return cache[key]
 
 
-def check_side(model: nn.Module, side: int, point) -> None:
+def check_side(model: AdaptiveModel, side: int, point: Point) -> None:
     """Raises UserError, which names the nearest side that works, where a network cannot run on images of `side` pixels.
 
     Args:
@@ -264,7 +272,7 @@ def _nearest(works: Callable[[int], bool], side: int, reach: int = 512) -> int |
     return None
 
 
-def check_training_batch(model: nn.Module, shape: Sequence[int], images: int) -> None:
+def check_training_batch(model: AdaptiveModel, shape: Sequence[int], images: int) -> None:
     """Raises UserError where a batch norm would see a single value a channel, which cannot be normalised.
 
     Args:
@@ -287,7 +295,7 @@ def check_training_batch(model: nn.Module, shape: Sequence[int], images: int) ->
             ) from error
 
 
-def _run_on_meta(model: nn.Module, shape: Sequence[int], point, calls: _CallCounter | None = None) -> None:
+def _run_on_meta(model: nn.Module, shape: Sequence[int], point: Which, calls: _CallCounter | None = None) -> None:
     """Run the network on images of `shape` (N, C, H, W) without arithmetic, its own tensors untouched."""
     # each module once, under one of its names: functional_call would not put back a tensor that it met twice
     tensors = {
@@ -328,12 +336,12 @@ class Latency:
     varies: bool = False
     noisy: bool = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         noisy = not self.varies and self.high - self.low > NOISY * self.median
         object.__setattr__(self, "noisy", noisy)
 
 
-def latency(model: nn.Module, images: Tensor, point=None, batch: int = 1, seconds: float = 0.5) -> Latency:
+def latency(model: AdaptiveModel, images: Tensor, point: Which = None, batch: int = 1, seconds: float = 0.5) -> Latency:
     """Time forward passes of `batch` images at a time on the model's own device, as `time_calls` does.
 
     Args:
@@ -361,7 +369,7 @@ def time_calls(
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def repeat(least: int, most: int, end: float) -> list[float]:
-        times = []
+        times: list[float] = []
         while len(times) < least or (time.perf_counter() < end and len(times) < most):
             start = time.perf_counter()
             call()
@@ -371,7 +379,7 @@ def time_calls(
 
     wait()
     repeat(3, 100, time.perf_counter() + seconds / 5)
-    times = []
+    times: list[float] = []
     for _ in range(3):
         times += repeat(5, 500, time.perf_counter() + seconds)
         low, median, high = statistics.quantiles(times, n=4)

@@ -17,12 +17,16 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
 from models import checkpoint_files, registry
 from utils import UserError
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 #: seconds without a byte after which a part of a download belongs to nobody any more
 ABANDONED = 3600
@@ -71,7 +75,7 @@ class PublishedCheckpoint:
 _published: list[PublishedCheckpoint] = []
 
 
-def publish(**entry) -> None:
+def publish(**entry: Any) -> None:
     """Add a released checkpoint; arguments as in `PublishedCheckpoint`."""
     _published.append(PublishedCheckpoint(**entry))
 
@@ -106,7 +110,7 @@ def name_for(model: str, dataset: str, flags: Mapping[str, object]) -> str:
     """
     released = [p for p in list_checkpoints(dataset=dataset) if p.model == model]
     known = registry.entry(model, dataset).model_flags()
-    defaults = {flag.name: flag.default for flag in known} | flags
+    defaults = {flag.name: flag.default for flag in known} | dict(flags)
 
     def fits(checkpoint: PublishedCheckpoint, wanted: Mapping[str, object]) -> bool:
         return all(checkpoint.flags.get(name, defaults[name]) == value for name, value in wanted.items())
@@ -216,7 +220,7 @@ def _download(entry: PublishedCheckpoint, part: Path) -> None:
                 raise OSError(f"the connection ended after {file.tell()} of {total} bytes")
 
 
-def _begins_at(response, position: int) -> bool:
+def _begins_at(response: HTTPResponse, position: int) -> bool:
     """Whether the part that a server sends is the one that was asked for."""
     described = response.headers.get("Content-Range")
     return described is None or described.strip().startswith(f"bytes {position}-")

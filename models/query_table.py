@@ -8,14 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from models.adaptive import AdaptiveModel
+from models.built import BuiltAs
 from utils import UserError
+
+if TYPE_CHECKING:
+    from engine.evaluation import Row
 
 SCALES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
@@ -79,13 +84,13 @@ class Measured:
     noisy: bool = False
 
     @classmethod
-    def of(cls, row) -> Measured:
+    def of(cls, row: Row) -> Measured:
         """What is kept of a row that `engine.evaluate` returned; of its latencies that of the first batch size."""
         if not row.latency:
             return cls(row.point, row.macs, row.top1)
         first = row.latency[0]
-        times = (1e3 * seconds for seconds in (first.median, first.low, first.high))
-        return cls(row.point, row.macs, row.top1, *times, first.noisy)
+        median, low, high = (1e3 * seconds for seconds in (first.median, first.low, first.high))
+        return cls(row.point, row.macs, row.top1, median, low, high, first.noisy)
 
 
 class QueryTable:
@@ -113,7 +118,7 @@ class QueryTable:
         self.weights, self.side = weights, side
 
     @classmethod
-    def of(cls, model: AdaptiveModel, rows, side: int | None = None, **conditions) -> QueryTable:
+    def of(cls, model: AdaptiveModel, rows: Sequence[Row], side: int | None = None, **conditions: object) -> QueryTable:
         """A table of what `engine.evaluate` returned for a network.
 
         Args:
@@ -124,13 +129,13 @@ class QueryTable:
         times = [row.latency[0] for row in rows if row.latency]
         if times:
             conditions = latency_conditions(times[0].device, times[0].threads, times[0].batch) | conditions
-        built = model.built_as
+        built = BuiltAs.of(model)
         network = built.model, built.dataset, dict(built.flags)
         return cls(network, map(Measured.of, rows), conditions if times else {}, weights_hash(model), side)
 
     def best(self, unit: str = "macs") -> list[Measured]:
         """Rows that are the answer to some budget, the most expensive first; accuracy falls strictly down the list."""
-        best = []
+        best: list[Measured] = []
         for row in sorted(self._costing(unit), key=lambda row: (getattr(row, unit), -row.top1)):
             if not best or row.top1 > best[-1].top1:
                 best.append(row)
@@ -164,7 +169,9 @@ class QueryTable:
         """Rows whose noisy latency may have decided a look-up: the chosen one, and better ones that may fit as well."""
         if budget.unit != "ms":
             return []
-        better = [row for row in self.rows if row.noisy and row.top1 > chosen.top1 and row.ms_low <= budget.amount]
+        better = [
+            row for row in self.rows if row.noisy and row.top1 > chosen.top1 and (row.ms_low or 0) <= budget.amount
+        ]
         return [chosen, *better] if chosen.noisy else better
 
     def check(self, model: AdaptiveModel, side: int | None = None) -> None:
@@ -175,7 +182,7 @@ class QueryTable:
             side: of the images in pixels; None leaves it unchecked.
         """
         name, dataset, flags = self.network
-        built = model.built_as
+        built = BuiltAs.of(model)
         flags, own = _plain(flags), _plain(dict(built.flags))
         others = {key for key in flags.keys() | own.keys() if flags.get(key) != own.get(key)} - model.point_flags
         if (name, dataset) != (built.model, built.dataset) or others:
@@ -231,7 +238,7 @@ class QueryTable:
             raise ValueError(f"{path} is not a query table; --query_table writes such files") from error
 
 
-def latency_conditions(device: str, threads: int, batch: int | None, **more) -> dict:
+def latency_conditions(device: str, threads: int, batch: int | None, **more: object) -> dict:
     """What latencies must have in common to be compared; a batch of None is any."""
     common = {"device": device, "threads": threads, "torch": str(torch.__version__), **more}
     return common if batch is None else common | {"batch": batch}

@@ -27,12 +27,14 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import models
 from models.adaptive import AdaptiveModel, CrossEntropy, Objective
 from models.built import BuiltAs, MadeFor
 from utils import UserError
 
+Builder = TypeVar("Builder", bound=Callable[..., AdaptiveModel])
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "ilsvrc": 1000}
 #: data sets whose networks are those of another data set
 SAME_NETWORKS = {"digits": "cifar10"}
@@ -86,7 +88,7 @@ def register(
     datasets: tuple[str, ...],
     objective: Callable[..., Objective] = CrossEntropy,
     defaults: Mapping[str, object] | None = None,
-):
+) -> Callable[[Builder], Builder]:
     """Decorate a builder `(num_classes, **flags) -> AdaptiveModel`.
 
     Args:
@@ -98,7 +100,7 @@ def register(
     """
     names = {names: {}} if isinstance(names, str) else names
 
-    def decorate(builder):
+    def decorate(builder: Builder) -> Builder:
         for name, preset in names.items():
             for dataset in datasets:
                 if dataset not in NUM_CLASSES:
@@ -149,7 +151,7 @@ def entry(name: str, dataset: str) -> Entry:
 
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[Entry]:
     """Networks whose name matches a shell pattern (case does not matter), for one dataset or all."""
-    key = SAME_NETWORKS.get(dataset, dataset)
+    key = SAME_NETWORKS.get(dataset or "", dataset)
     pattern = pattern.lower()
     return [e for e in entries() if fnmatch.fnmatchcase(e.name.lower(), pattern) and key in (None, e.dataset)]
 
@@ -207,7 +209,7 @@ def create_model(
     return model
 
 
-def create_objective(name: str, dataset: str = "cifar10", **flags) -> Objective:
+def create_objective(name: str, dataset: str = "cifar10", **flags: object) -> Objective:
     """Build the objective that trains the network `name`. Raises UserError as `create_model` does."""
     found = entry(name, dataset)
     _check(found.name, flags, found.objective_flags())
@@ -254,9 +256,9 @@ def _parameters(function: Callable) -> dict[str, tuple[inspect.Parameter, object
 
     Where the `__init__` of a class takes `**further`, those of its base class are among them.
     """
-    callables = [function]
+    callables: list[Callable] = [function]
     if inspect.isclass(function):
-        callables = [base.__init__ for base in function.__mro__ if "__init__" in vars(base)]
+        callables = [vars(base)["__init__"] for base in function.__mro__ if "__init__" in vars(base)]
     found: dict[str, tuple[inspect.Parameter, object]] = {}
     for one in callables:
         hints, parameters = typing.get_type_hints(one), inspect.signature(one).parameters
@@ -267,7 +269,7 @@ def _parameters(function: Callable) -> dict[str, tuple[inspect.Parameter, object
     return found
 
 
-def _flag(name: str, hint: object, default: object, text: str) -> Flag:
+def _flag(name: str, hint: Any, default: object, text: str) -> Flag:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):  # int | None
         (hint,) = [option for option in typing.get_args(hint) if option is not type(None)]
     if typing.get_origin(hint) is typing.Literal:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import utils
 from models import registry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: distinct for colour-blind readers (Okabe and Ito), without black, and without the yellow that is too faint on paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -50,17 +55,17 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> Figure:
     """A figure of that size in inches."""
+    from matplotlib import figure as drawn  # no pyplot: nothing global, no display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = drawn.Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def save(figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG or SVG; the same figure gives the same bytes."""
     form = Path(path).suffix[1:]
     with utils.replacing(path) as temporary:

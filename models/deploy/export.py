@@ -15,6 +15,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +96,13 @@ def merged(model: AdaptiveModel) -> AdaptiveModel:
 class _Reads(TorchDispatchMode):
     """Remembers which tensors the operations inside read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.seen: set[int] = set()
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, operation: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         self.seen.update(id(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
         return operation(*args, **kwargs)
@@ -140,16 +143,18 @@ def write_graph(
         Path(path).write_bytes(memory.getbuffer())
     else:
         axes = tuple({0: "batch"} for _ in inputs)
-        names = dict(input_names=input_names, output_names=output_names, dynamic_shapes=axes)
+        names: dict[str, Any] = dict(input_names=input_names, output_names=output_names, dynamic_shapes=axes)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*The axis name")  # that several inputs share one
-            torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path, external_data=False)
+            written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        assert written is not None
+        written.save(path, external_data=False)
 
 
 def load(form: str, path: str | Path) -> Callable[[Tensor], Tensor] | None:
     """A function that runs a written file on CPU tensors; None for ONNX where onnxruntime is not installed."""
     run = load_graph(form, path)
-    return run and (lambda images: run(images)[0])
+    return None if run is None else lambda images: run(images)[0]
 
 
 def load_graph(form: str, path: str | Path) -> Callable[..., Sequence[Tensor]] | None:

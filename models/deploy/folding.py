@@ -28,7 +28,7 @@ def folded_copy(model: nn.Module) -> nn.Module:
 def _fold_inside(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         if hasattr(child, "folded"):
-            setattr(module, name, child.folded())
+            setattr(module, name, child.folded())  # type: ignore[operator]
         else:
             _fold_inside(child)
     pairs = getattr(module, "norms_of", ())

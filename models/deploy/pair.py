@@ -39,7 +39,7 @@ from torch import Tensor
 
 from models import profile
 from models.adaptive import AdaptiveModel, Point
-from models.built import MadeFor
+from models.built import BuiltAs, MadeFor
 from models.deploy import export, stages
 from utils import UserError, make_folder, write_json
 
@@ -80,7 +80,7 @@ def exportable(model: AdaptiveModel) -> list[Point]:
 
 def about(model: AdaptiveModel, shape: Sequence[int], form: str) -> dict:
     """What the table says of a network, whatever the point."""
-    built, images = model.built_as, MadeFor.of(model)
+    built, images = BuiltAs.of(model), MadeFor.of(model)
     mean, std = images.normalisation
     return {
         "format": form,
@@ -183,14 +183,19 @@ def _write_stages(
     """A file for each exit at which an image can leave, each going on where the one before it ended."""
     leaving = {point: dict(model.leaving(point)) for point in points}
     stops = [stop for stop in model.points if any(each.get(stop, 2) <= 1 for each in leaving.values())]
-    by_stop, graphs, cost = {}, [], 0
+    by_stop: dict[Point, Row] = {}
+    graphs: list[Callable[..., Sequence[Tensor]]] = []
+    cost = 0
     for stage in stages.cut(export.merged(model), stops, shape):
         file = f"{stage.point.name}.{form}"
-        taken = ["images"] if not graphs else [f"state{k}" for k in range(1, len(stage.inputs) + 1)]
+        taken = ["images"] if not by_stop else [f"state{k}" for k in range(1, len(stage.inputs) + 1)]
         returned = ["logits", *(f"state{k}" for k in range(1, stage.outputs))]
         export.write_graph(stage.part, stage.inputs, taken, returned, form, folder / file)
-        graphs.append(export.load_graph(form, folder / file))
-        run = None if graphs[-1] is None else _one_after_the_other(graphs)
+        graph = export.load_graph(form, folder / file)
+        run = None
+        if graph is not None:
+            graphs.append(graph)
+            run = _one_after_the_other(graphs)
         cost += stage.macs()
         row = Row(stage.point.name, file, cost, after=[row.file for row in by_stop.values()])
         row.difference = run and export.difference(run, model, stage.point, shape)
@@ -199,7 +204,8 @@ def _write_stages(
     whole, rows = by_stop[stops[-1]], list(by_stop.values())
     for point in (point for point in points if point.per_image):
         thresholds = [min(max(leaving[point][stop], 0.0), 2.0) for stop in stops]  # 2: never, 0: always
-        rows.append(Row(point.name, whole.file, point.expected_macs, after=whole.after, thresholds=thresholds))
+        mean = point.expected_macs  # type: ignore[attr-defined]  # points with thresholds have it
+        rows.append(Row(point.name, whole.file, mean, after=whole.after, thresholds=thresholds))
     return rows
 
 
@@ -218,7 +224,7 @@ def _one_after_the_other(graphs: Sequence[Callable[..., Sequence[Tensor]]]) -> C
 
 def _timed(row: Row, timing: profile.Latency | None) -> Row:
     row.timing = timing
-    row.ms = timing and round(1e3 * timing.median, 4)
+    row.ms = None if timing is None else round(1e3 * timing.median, 4)
     return row
 
 
