@@ -103,15 +103,13 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
 def complete(args: argparse.Namespace, device: torch.device) -> None:
     """Decide what depends on the device: `--amp` where it was not given, and whether `--cuda_graph` can work.
 
-    On a GPU the objective too decides what `--fast` means, see `engine.steps.settle`.
+    What else `--fast` means is decided by `engine.steps.settle`.
 
     Raises:
         UserError: there is no GPU to record a graph on.
     """
     if getattr(args, "cuda_graph", False) and device.type != "cuda":
         raise UserError("--cuda_graph needs a GPU; leave it out", exit_code=2)
-    if args.fast and hasattr(args, "compile") and device.type != "cuda":
-        args.compile = True
     if args.amp is None:
         args.amp = "bf16" if args.fast and multiplies_bf16() else "off"
 

@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -116,12 +117,26 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.M
             raise UserError(message, exit_code=2)
         return DataParallel(model)
     if compiled:
+        keep_compiled_code()
         # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
         for limit in ("recompile_limit", "accumulated_recompile_limit"):
             setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1000))
         compiled_model: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
         return compiled_model
     return model
+
+
+def keep_compiled_code() -> None:
+    """Have torch.compile keep its code in a folder of torch.hub's, so that a later run compiles in less time.
+
+    Its own folder is among the temporary files, which a restart of the machine or a new container removes.
+    TORCHINDUCTOR_CACHE_DIR names another one.
+    """
+    folder = Path(torch.hub.get_dir()) / "compiled"
+    with contextlib.suppress(OSError):  # where it cannot be written to, torch's own serves
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

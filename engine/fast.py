@@ -1,11 +1,40 @@
-"""Which of several ways to make a step is the quickest: by trying each of them."""
+"""Which of several ways to make a step is the quickest: by trying each of them.
+
+On a CPU that decides the layout of a run's feature maps, and what `--fast` means for it. A GPU has `faster_step`.
+"""
 
 from __future__ import annotations
 
+import copy
+import functools
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
+
+from engine.devices import DTYPES, parallel
+from engine.faster_step import FasterStep
+from engine.recipe import Recipe
+from engine.steps import losses_of
+from models.adaptive import AdaptiveModel, Objective
+from utils import restore_rng_state, rng_state, say, world_size
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+#: steps of each way that a trial times
+TIMED = 2
+#: share of a run's steps that a trial may take
+MOST_TRIED = 0.03
+#: share of the usual way's time that another must save
+MARGIN = 0.05
+#: seconds to compile a layer's forward and backward (docs/speed.md: 0.25 to 0.46), sub-networks of random widths, and
+#: the share of time that compiled steps save: of what convolutions leave, which is less in float32
+COMPILE_LAYER, DRAWN, SAVED = 0.45, 32, {"off": 0.05, "bf16": 0.25}
 
 
 def choose(
@@ -50,3 +79,155 @@ def clock_of(device: torch.device) -> Callable[[], float]:
         return time.perf_counter()
 
     return clock
+
+
+@dataclass
+class Ways:
+    """How the steps of a run are made. Its checkpoints keep that, so that a resumed run goes on likewise.
+
+    Args:
+        layout: of the network and of what it is given, a key of `LAYOUTS`.
+        amp: as in `Recipe`.
+        compile: None as long as it is not known.
+
+    Raises:
+        ValueError: there is no such way.
+    """
+
+    layout: str = "channels-last"
+    amp: str = "off"
+    compile: bool | None = None
+
+    def __post_init__(self):
+        if self.layout not in LAYOUTS or self.amp not in DTYPES or self.compile not in (None, False, True):
+            raise ValueError(f"{self} is no way to make steps")
+
+    def place(self, *networks: nn.Module | None) -> None:
+        """Give networks the layout."""
+        for network in networks:
+            if network is not None:
+                network.to(memory_format=LAYOUTS[self.layout])
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images in the layout."""
+        return images.contiguous(memory_format=LAYOUTS[self.layout])
+
+
+def find_ways(
+    model: AdaptiveModel, objective: Objective, batch: Callable[[], tuple[Tensor, Tensor]], recipe: Recipe, steps: int
+) -> tuple[Ways, float | None]:
+    """How a run on a CPU should make its steps, and the seconds of one; None where a trial would not be worth it.
+
+    The trial makes steps without an optimizer, with copies of the network and the objective. With `--fast`, bf16 is
+    compared with float32 too. Nothing is tried in runs that have to be equal or that several processes share, and in
+    short ones: they take the usual layout, and what the recipe says.
+
+    Args:
+        batch: returns images and labels as in training.
+        steps: that the run has left.
+    """
+    usual = Ways("channels-last", recipe.amp, recipe.compile)
+    amps = ("bf16", "off") if recipe.fast and recipe.amp == "bf16" else (recipe.amp,)
+    ways = [Ways(layout, amp, recipe.compile) for amp in amps for layout in LAYOUTS]
+    equal = torch.are_deterministic_algorithms_enabled() or world_size() > 1
+    if equal or len(ways) * (TIMED + 1) > MOST_TRIED * steps:
+        return usual, None
+    before = rng_state()
+    names = {f"{way.layout}{' in ' * (len(amps) > 1)}{_precision(way.amp) * (len(amps) > 1)}": way for way in ways}
+    images, labels = batch()
+    try:
+        best, seconds = choose(
+            {name: _trial(model, objective, images, labels, way) for name, way in names.items()}, TIMED, margin=MARGIN
+        )
+    finally:
+        restore_rng_state(before)
+    times = ", ".join(f"{1e3 * each:.3g} ms {name}" for name, each in seconds.items())
+    say(f"a step takes {times}: from here on {best}")
+    return names[best], seconds[best]
+
+
+def _precision(amp: str) -> str:
+    return "float32" if amp == "off" else amp
+
+
+def _trial(model: AdaptiveModel, objective: Objective, images: Tensor, labels: Tensor, way: Ways) -> Callable[[], None]:
+    """A step without an optimizer, of copies of a network and its objective."""
+    kept = {} if objective.teacher is None else {id(objective.teacher): objective.teacher}  # it does not change
+    model, objective = copy.deepcopy((model, objective), kept)
+    way.place(model.train())
+    objective.begin_epoch(model, 0)
+    images = way.images(images)
+
+    def step() -> None:
+        torch.manual_seed(0)  # the same sub-networks for each way
+        for loss in losses_of(objective, model, images, labels, way.amp):
+            loss.backward()
+        model.zero_grad()
+
+    return step
+
+
+def worth_compiling(model: nn.Module, objective: Objective, ways: Ways, seconds: float | None, steps: int) -> bool:
+    """Whether compiled steps can win back the time to compile them; says so.
+
+    Args:
+        seconds: of a step; None in a short run.
+        steps: that the run has left.
+    """
+    if seconds is None:
+        say(f"--fast: {steps} steps are too few to win back the time to compile them")
+        return False
+    layers = sum(not any(True for _ in module.children()) for module in model.modules())
+    takes, saves = COMPILE_LAYER * layers * (DRAWN if objective.draws else 1), SAVED[ways.amp] * seconds * steps
+    worth = saves > takes
+    say(
+        f"--fast: compiling takes about {takes:,.0f} s and may save {saves:,.0f} s of this run: "
+        f"{'it is tried' if worth else 'left out'}"
+    )
+    return worth
+
+
+def settle(trainer: Trainer) -> None:
+    """Before the first step on a CPU: make steps as the run's checkpoint says, or as a trial shows.
+
+    A network whose sub-networks are drawn at random is compiled or not, because it then draws them otherwise. Any other
+    is compiled after some steps of the run, and goes on as it is quicker.
+    """
+    if trainer.device.type != "cpu":
+        return
+    recipe, model, objective, ways = trainer.recipe, trainer.model, trainer.objective, trainer.ways
+    steps = (recipe.epochs - trainer.epoch) * len(trainer.data.train) - trainer.step
+    open_question = recipe.fast and not recipe.compile
+    if ways is None:
+        ways, seconds = find_ways(
+            model, objective, lambda: next(trainer.data.train.epoch(trainer.epoch, trainer.step)), recipe, steps
+        )
+        if open_question and worth_compiling(model, objective, ways, seconds, steps):
+            ways.compile = True if objective.draws or recipe.accumulate > 1 else None
+    elif not open_question:
+        ways = replace(ways, amp=ways.amp if recipe.fast else recipe.amp, compile=recipe.compile)
+    trainer.ways, trainer.recipe = ways, replace(recipe, amp=ways.amp, compile=ways.compile)
+    ways.place(model, trainer.average, objective.teacher)
+    if ways.compile and open_question:
+        objective.restrict_draws()
+        trainer.wrapped = parallel(model, trainer.device, compiled=True)
+    elif ways.compile is None:
+        trainer.captured = _eager_or_compiled(trainer, steps)
+
+
+def _eager_or_compiled(trainer: Trainer, steps: int) -> FasterStep:
+    """Steps that are compiled if that turns out to be quicker."""
+
+    @functools.cache
+    def compiled() -> nn.Module:
+        return parallel(trainer.model, trainer.device, compiled=True)  # takes seconds
+
+    def settled(name: str) -> None:
+        trainer.ways.compile = name == "compiled"
+
+    forms = {"eager": lambda: trainer.model, "compiled": compiled}
+    step = {
+        name: lambda images, labels, form=form: trainer.make_step(form(), images, labels)
+        for name, form in forms.items()
+    }
+    return FasterStep(step, steps, settled, clock_of(trainer.device), untimed=2, timed=5, worth_trying=0.0)

@@ -28,6 +28,8 @@ class FasterStep:
         settled: called with the name of the way that is kept.
         clock: in seconds; it waits for the device, see `engine.fast.clock_of`.
         agree: makes a time that each process has measured the same in all of them.
+        untimed, timed: steps of a way before it is timed, and over which it is.
+        worth_trying: seconds of training that must be left for the second way to be tried.
     """
 
     def __init__(
@@ -37,9 +39,14 @@ class FasterStep:
         settled: Callable[[str], None],
         clock: Callable[[], float],
         agree: Callable[[float], float] = lambda seconds: seconds,
+        *,
+        untimed: int = UNTIMED,
+        timed: int = TIMED,
+        worth_trying: float = WORTH_TRYING,
     ):
         self.names, self.ways = list(ways), list(ways.values())
         self.left, self.settled, self.clock, self.agree = steps, settled, clock, agree
+        self.untimed, self.timed, self.worth_trying = untimed, timed, worth_trying
         self.current, self.seconds = 0, []
         self.taken = 0  # steps of the current way that count towards its trial
         self.kept: int | None = None
@@ -52,17 +59,17 @@ class FasterStep:
 
     def restart(self) -> None:
         """Begin the present timing again: something else than steps has taken time since the last one."""
-        if self.kept is None and self.taken >= UNTIMED:
-            self.taken, self.since = UNTIMED, self.clock()
+        if self.kept is None and self.taken >= self.untimed:
+            self.taken, self.since = self.untimed, self.clock()
 
     def _time(self) -> None:
         self.taken += 1
         self.left -= 1
-        if self.taken == UNTIMED:
+        if self.taken == self.untimed:
             self.since = self.clock()
-        elif self.taken == UNTIMED + TIMED:
-            self.seconds.append(self.agree((self.clock() - self.since) / TIMED))
-            kept = choose(self.seconds, self.left)
+        elif self.taken == self.untimed + self.timed:
+            self.seconds.append(self.agree((self.clock() - self.since) / self.timed))
+            kept = choose(self.seconds, self.left, self.worth_trying)
             if kept is None:
                 self.current, self.taken = 1, 0
                 say(f"trying steps that are {self.names[1]}, which takes a minute or more to begin with")
@@ -77,14 +84,15 @@ class FasterStep:
         self.settled(self.names[kept])
 
 
-def choose(seconds: Sequence[float], steps: int) -> int | None:
+def choose(seconds: Sequence[float], steps: int, worth_trying: float = WORTH_TRYING) -> int | None:
     """The index of the way to keep, or None to try the second one.
 
     Args:
         seconds: of a step in each way that has been timed.
         steps: that are left.
+        worth_trying: seconds of training that must be left for the second way to be tried.
     """
     if len(seconds) == 1:
-        return None if steps * seconds[0] > WORTH_TRYING else 0
+        return None if steps * seconds[0] > worth_trying else 0
     first, second = seconds
     return int(second < (1 - WORTH_CHANGING) * first)

@@ -150,8 +150,8 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--fast",
         action="store_true",
-        help="train faster: on a GPU --cuda_graph, with --compile if that is faster still, elsewhere --compile; and "
-        "bf16 if the device supports it; random widths come from a grid",
+        help="train faster: on a GPU --cuda_graph, with --compile if that is faster still, elsewhere --compile where "
+        "it pays off; and bf16 if the device supports it; compiled networks draw random widths from a grid",
     )
     add("--deterministic", action="store_true", help="forbid nondeterministic algorithms on a GPU")
     add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="of the random crop (default: zeros)")

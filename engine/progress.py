@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from dataloader import Data
 from engine.devices import DelayedValue
@@ -14,7 +15,7 @@ from engine.evaluation import Row
 from engine.recipe import Recipe
 from models import profile
 from models.adaptive import AdaptiveModel
-from utils import say
+from utils import rank, say
 
 #: steps between two looks at the running loss, and the steps after which it is looked at before that
 LOOK_EVERY = 50
@@ -49,6 +50,12 @@ def say_new_length(recipe: Recipe, before: int | None, epoch: int, step: int, st
         rates = recipe.rate(first, steps), recipe.rate(end - 1, steps)
         then = f"goes from {rates[0]:.5g} to {rates[1]:.5g}" if rates[0] != rates[1] else f"stays {rates[0]:.5g}"
         say(f"--epochs was {before} and is {recipe.epochs}: the learning rate of what is left {then}")
+
+
+def write_estimate(bar: tqdm, steps: int, seconds: float) -> None:
+    """Write above a bar how long training will take at so many seconds a step, for so many steps that are left."""
+    if rank() == 0:
+        bar.write(f"about {duration(steps * seconds)} of training are left, {1e3 * seconds:.3g} ms a step")
 
 
 class RunningLoss:

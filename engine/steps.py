@@ -32,10 +32,14 @@ def settle(recipe: Recipe, objective: Objective, device: torch.device) -> Recipe
 
     On a GPU steps are captured where they can be, whether compiled or not: where they are all alike both are tried
     (`compile` is None), and one is taken beforehand where each sub-network would be compiled by itself, or where runs
-    have to be equal. Elsewhere they are compiled.
+    have to be equal. On a CPU `engine.fast` decides before the first step whether to compile them, unless runs have
+    to be equal or several processes share one: then they are compiled.
     """
     if not recipe.fast:
         return recipe
+    if device.type == "cpu":
+        fixed = torch.are_deterministic_algorithms_enabled() or world_size() > 1
+        return replace(recipe, compile=recipe.compile or fixed)
     if recipe.cuda_graph is False or cuda_graph.obstacle(objective, device, recipe, world_size()):
         return replace(recipe, compile=True)
     tries_both = not (recipe.compile or objective.draws or torch.are_deterministic_algorithms_enabled())

@@ -26,7 +26,7 @@ from engine.devices import (
     peak_memory,
 )
 from engine.evaluation import Row, evaluate
-from engine.fast import clock_of
+from engine.fast import Ways, clock_of
 from engine.faster_step import FasterStep
 from engine.finite import check_loss, check_weights
 from engine.optimizer import (
@@ -38,14 +38,14 @@ from engine.optimizer import (
     trained_parameters,
     update_average,
 )
-from engine.progress import LOOK_EVERY, RunningLoss, describe, duration, print_epoch, say_new_length
+from engine.progress import LOOK_EVERY, RunningLoss, describe, duration, print_epoch, say_new_length, write_estimate
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
 from engine.steps import check, parts_of, settle
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint
 from models.recorded import training_content
-from utils import UserError, rank, restore_rng_state, rng_state, say, show_progress, world_size
+from utils import UserError, restore_rng_state, rng_state, say, show_progress, world_size
 
 
 class Trainer:
@@ -89,6 +89,7 @@ class Trainer:
         # parts of a step that are recorded one by one leave their gradients where they were
         self.keeps_gradients = bool(recipe.cuda_graph) and (objective.draws or dist.is_initialized())
         self.captured: cuda_graph.CapturedStep | FasterStep | None = None
+        self.ways: Ways | None = None  # see `fast.settle`
         self.total = torch.zeros((), device=device)  # of a step's losses
         self.optimizer: torch.optim.SGD | None = None
         self.first_optimizer: dict | None = None  # state with which the first optimizer begins
@@ -140,7 +141,9 @@ class Trainer:
                 if mean is not None:
                     bar.set_postfix_str(f"loss {check_loss(mean, self.run.folder):.3f}", refresh=False)
                 if not self.estimated and running.settled():
-                    self._say_estimate(bar, running.seconds_per_step)
+                    self.estimated = True
+                    left = (self.recipe.epochs - self.epoch) * len(train) - self.step
+                    write_estimate(bar, left, running.seconds_per_step)
                 if self.step == len(train):
                     break  # the end of an epoch is saved after its evaluation
                 self._save_within_epoch(running.sum)
@@ -149,13 +152,6 @@ class Trainer:
         self.check_finite(running.sum)
         if self.captured:  # a replayed graph does not count what it writes, and who looks at the counters would miss it
             torch.autograd.graph.increment_version([*self.model.parameters(), *self.evaluated.parameters()])
-
-    def _say_estimate(self, bar: tqdm, seconds: float) -> None:
-        """Say once, above the bar, how long training will take at so many seconds a step."""
-        self.estimated = True
-        if rank() == 0:
-            left = (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
-            bar.write(f"about {duration(left * seconds)} of training are left, {1e3 * seconds:.3g} ms a step")
 
     def begin_epoch(self) -> None:
         """Ask the objective what this epoch trains, and make an optimizer where the phase needs a new one."""
@@ -257,6 +253,7 @@ class Trainer:
         steps = len(self.data.train)
         self._set_rate(self.recipe.rate(self.epoch * steps + self.step, steps))
         self.step += 1
+        images = self.ways.images(images) if self.ways else images
         update = self.step % self.recipe.accumulate == 0 or self.step == steps
         if (self.recipe.compile or self.captured) and len(images) < self.data.train.batch_size // world_size():
             # compiling once more for a smaller last batch would cost more than it saves, and a graph has one shape
@@ -267,7 +264,7 @@ class Trainer:
         self.rate = rate
         for group in self.optimizer.param_groups:
             scaled = rate * group.get("lr_scale", 1.0)
-            if self.captured:
+            if self.recorder:
                 group["lr"].fill_(scaled)
             else:
                 group["lr"] = scaled
@@ -288,6 +285,10 @@ class Trainer:
             average_gradients(self.model)
             run("update", self._update)
         return self.total
+
+    def make_step(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """`_step` with an update, of this form of the network."""
+        return self._step(model, images, labels, update=True)
 
     def _step_to_capture(self, model: nn.Module, images: Tensor, labels: Tensor, run: cuda_graph.Runner) -> Tensor:
         """`_step` as one recording, or, where its parts differ or gradients are exchanged, with one for each part."""
@@ -374,6 +375,7 @@ class Trainer:
             "flags": self.run.flags,
             "valid_index": self.data.valid_index,
             "classes": list(self.data.classes),
+            "ways": vars(self.ways).copy() if self.ways else None,
         }
         if self.average is not None:
             training["raw_weights"] = self.model.state_dict()
@@ -395,5 +397,6 @@ class Trainer:
             self.best[self.model.point(point).name] = float(top1), int(epoch)
         self.objective.load_state_dict(training["objective"], self.device)
         self.scaler.load_state_dict(training["scaler"])
+        self.ways = Ways(**training["ways"]) if training.get("ways") else None
         self.first_optimizer = checkpoint.optimizer
         restore_rng_state(training["rng"])

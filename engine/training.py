@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dataloader import Data
+from engine import fast
 from engine.recipe import Recipe
 from engine.run import Run
 from engine.trainer import Trainer
@@ -48,6 +49,7 @@ def fit(
 def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
     model, data, run, recipe = trainer.model, trainer.data, trainer.run, trainer.recipe
     trainer.start(start)
+    fast.settle(trainer)
     # a best file that stayed in another folder cannot be evaluated at the end
     trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
     with run.stoppable():

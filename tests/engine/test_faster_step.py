@@ -88,7 +88,8 @@ def test_an_evaluation_within_a_trial_is_not_timed():
         (CrossEntropy(), "cuda", {"amp": "fp16"}, True, None),
         (CrossEntropy(), "cuda", {"accumulate": 2}, True, None),
         (MutualLearning(), "cuda", {}, False, True),
-        (CrossEntropy(), "cpu", {}, True, None),
+        (CrossEntropy(), "cpu", {}, False, None),
+        (CrossEntropy(), "cpu", {"compile": True}, True, None),
     ],
 )
 def test_what_fast_means_on_a_device(objective, device, options, compiled, captured):
