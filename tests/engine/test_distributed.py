@@ -43,19 +43,27 @@ def train(folder):
     engine.fit(Net(), Twice(), data, run, engine.Recipe(2, 0.1), device)
 
 
-def start(folder, processes):
-    words = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
-    code = f"from tests.engine.test_distributed import train; train({str(folder)!r})"
-    script = folder.parent / f"{processes}.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}")
+def in_two_processes(folder):
+    """What the processes printed."""
+    script = folder.parent / "train.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        f"from tests.engine.test_distributed import train; train({str(folder)!r})"
+    )
+    words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run([sys.executable, *words, script], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return torch.load(folder / "last.pth", weights_only=True), (folder / "log.jsonl").read_text(), done.stdout
+    return done.stdout
+
+
+def left(folder):
+    return torch.load(folder / "last.pth", weights_only=True), (folder / "log.jsonl").read_text()
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    one, log_one, _ = start(tmp_path / "one", 1)
-    two, log_two, out = start(tmp_path / "two", 2)
+    train(tmp_path / "one")
+    out = in_two_processes(tmp_path / "two")
+    (one, log_one), (two, log_two) = left(tmp_path / "one"), left(tmp_path / "two")
     for key, value in one["net_state_dict"].items():
         # the order of float32 additions differs
         torch.testing.assert_close(two["net_state_dict"][key], value, rtol=1e-3, atol=2e-5)

@@ -1,6 +1,6 @@
 """--fast trains as the plain way does: the same losses and weights, for a small network of every system.
 
-In float64, because 20 steps magnify the rounding of float32 until a hard gate flips.
+In float64, because steps magnify the rounding of float32 until a hard gate flips.
 """
 
 import copy
@@ -16,11 +16,11 @@ from tests.engine.runs import digits, fit
 from tests.engine.systems import SYSTEMS
 from tests.models import cases
 
-STEPS = 20
+STEPS = 8
 
 
 def losses_of_steps(model, objective, fast: bool) -> list[float]:
-    """Train `model` for 20 steps on noise with labels that it can learn; the sum of the losses of each."""
+    """Train `model` for a few steps on noise with labels that it can learn; the sum of the losses of each."""
     torch.manual_seed(0)
     objective.restrict_draws()
     wrapped = engine.parallel(model.train(), torch.device("cpu"), compiled=fast)
