@@ -29,7 +29,7 @@ SCRIPT = cli.Script(
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = engine.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device, args.parallel)
     cli.complete(args, device)
     cli.check_network(args, args.crop)
     utils.seed_everything(args.seed, args.deterministic)
@@ -60,7 +60,7 @@ def main(argv=None):
         args.model_flags = dict(model.built_as.flags)  # weights of another project may need one more
     folder = args.save or f"checkpoint/{cli.folder_name(args)}"
     run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))
-    utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
+    utils.say(f"{args.model} on {data.source}; {engine.devices_in_words()}; run in {run.folder}")
     engine.fit(model, objective, data, run, recipe, device, args.checkpoint)
     run_report.of_run(model, data, run)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +38,8 @@ def evaluate(
     amp: str = "off",
     latency_batches: Sequence[int] = (),
     seconds: float = 0.5,
-) -> list[Row]:
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Row] | None:
     """Evaluate a network at its points (its default points unless others are given): one row each, in their order.
 
     Args:
@@ -47,10 +48,11 @@ def evaluate(
         amp: off, bf16 or fp16.
         latency_batches: also time forward passes of that many images at once, images of the first batch.
         seconds: spent on timing each point with each of these.
+        stop: asked after each batch; if it says so in any process, there is no result: None in all of them.
     """
     network = unwrap(model)
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
-    totals = None  # [point, (top-1 hits, top-5 hits, MACs, images)]
+    totals, num_classes, first = None, 0, None  # [point, (top-1 hits, top-5 hits, MACs, images)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
         alike: dict[object, Point] = {}
@@ -72,18 +74,28 @@ def evaluate(
                 sums.append(_sums(logits, labels, macs))
                 num_classes = logits.shape[1]
             totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
-    if totals is None:
-        raise UserError("there are no images to evaluate on")
+            if stop():
+                break
+    if totals is None:  # the other processes may have images
+        totals = torch.zeros(len(measured), 4, dtype=torch.int64, device=next(network.parameters()).device)
+    totals = torch.cat([totals, torch.full_like(totals[:1], stop())])
     if dist.is_initialized():
         dist.all_reduce(totals)
+    *totals, (stopped, *_) = totals.tolist()
+    if stopped:
+        return None
+    if not totals[0][3]:
+        raise UserError("there are no images to evaluate on")
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
     rows = {}
     bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
-    for point, (top1, top5, macs, count) in zip(bar, totals.tolist(), strict=True):
+    for point, (top1, top5, macs, count) in zip(bar, totals, strict=True):
         accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
-        with autocast(first.device, amp):
-            times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
+        times = ()
+        if timed:
+            with autocast(first.device, amp):
+                times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
         rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, times)
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
 

@@ -12,9 +12,10 @@ from dataloader import Data
 from engine.devices import DelayedValue
 from engine.evaluation import Row
 from engine.recipe import Recipe
+from images.batches import Batches
 from models import profile
 from models.adaptive import AdaptiveModel
-from utils import say
+from utils import say, world_size
 
 #: steps between two looks at the running loss, and the steps after which it is looked at before that
 LOOK_EVERY = 50
@@ -49,6 +50,33 @@ def say_new_length(recipe: Recipe, before: int | None, epoch: int, step: int, st
         rates = recipe.rate(first, steps), recipe.rate(end - 1, steps)
         then = f"goes from {rates[0]:.5g} to {rates[1]:.5g}" if rates[0] != rates[1] else f"stays {rates[0]:.5g}"
         say(f"--epochs was {before} and is {recipe.epochs}: the learning rate of what is left {then}")
+
+
+def say_new_processes(before: int | None, train: Batches, sync_bn: bool) -> None:
+    """Say what another number of processes changes in a resumed run.
+
+    Args:
+        before: how many it had; None if that is unknown.
+        train: the training images.
+        sync_bn: whether batch norms see the images of all processes.
+    """
+    now = world_size()
+    if before in (None, now):
+        return
+    sizes = []  # of the batches of an epoch
+    for count in (before, now):
+        parts = Batches(train.num_images, train.batch_size, True, share=(0, count))._batches(range(train.num_images))
+        sizes.append([part.stop - part.start for part in parts])
+    changes = ["noise of gates and dropout"]
+    if sizes[0] != sizes[1]:
+        changes.append(
+            f"batches ({sizes[1][0]} images instead of {sizes[0][0]}, {sum(sizes[1])} an epoch instead of "
+            f"{sum(sizes[0])})"
+        )
+    if not sync_bn:
+        changes.append(f"the images of a batch norm ({sizes[1][0] // now} instead of {sizes[0][0] // before})")
+    same = "; the global batches are the same" if sizes[0] == sizes[1] else ""
+    say(f"the run had {before} process{'es' * (before != 1)} and has {now}{same}; what changes: {', '.join(changes)}")
 
 
 class RunningLoss:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from engine import cuda_graph
 from engine.devices import autocast
+from engine.norms import synchronised
 from engine.recipe import Recipe
 from models.adaptive import Objective
 from utils import UserError, world_size
@@ -24,13 +25,23 @@ def check(objective: Objective, recipe: Recipe, device: torch.device) -> None:
             "leave it out",
             exit_code=2,
         )
+    if recipe.sync_bn and recipe.compile:
+        raise UserError("--sync_bn is not supported with --compile and --fast: leave one of them out", exit_code=2)
+    if recipe.sync_bn and world_size() == 1 and torch.cuda.device_count() > 1:
+        raise UserError("--sync_bn needs a process for each GPU: add --parallel=process", exit_code=2)
 
 
-def losses_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str) -> Iterator[Tensor]:
-    """The losses of one step, each computed in half precision as `amp` says; backward passes between them are not."""
+def losses_of(
+    objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str, sync_bn: bool = False
+) -> Iterator[Tensor]:
+    """The losses of one step, each computed in half precision as `amp` says; backward passes between them are not.
+
+    Args:
+        sync_bn: whether batch norms see the images of all processes.
+    """
     losses = objective(model, images, labels)
     while True:
-        with autocast(images.device, amp):
+        with autocast(images.device, amp), synchronised(sync_bn):
             loss = next(losses, None)
         if loss is None:
             return

@@ -7,22 +7,17 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel
 from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import cuda_graph
-from engine.devices import (
-    average_gradients,
-    average_over_processes,
-    broadcast,
-    parallel,
-    peak_memory,
-)
+from engine import cuda_graph, processes
+from engine.devices import parallel, peak_memory
 from engine.evaluation import Row, evaluate
 from engine.finite import check_loss, check_weights
+from engine.gradients import Gradients
+from engine.noise import Generators
+from engine.norms import share_statistics
 from engine.optimizer import (
     add_momentum,
     check_state,
@@ -32,13 +27,15 @@ from engine.optimizer import (
     trained_parameters,
     update_average,
 )
-from engine.progress import LOOK_EVERY, RunningLoss, describe, duration, print_epoch, say_new_length
+from engine.progress import RunningLoss, describe, duration, print_epoch, say_new_length, say_new_processes
 from engine.recipe import Recipe
+from engine.replicas import Replicas
 from engine.run import Run, Stopped
 from engine.steps import check, losses_of
+from engine.stopping import Agreement
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint, training_content
-from utils import UserError, rank, restore_rng_state, rng_state, say, show_progress, world_size
+from utils import UserError, rank, say, show_progress, world_size
 
 
 class Trainer:
@@ -67,7 +64,7 @@ class Trainer:
         self.model = model.to(device, memory_format=torch.channels_last)
         if objective.teacher is not None:
             objective.teacher.to(device, memory_format=torch.channels_last)
-        broadcast(self.model)
+        processes.broadcast(self.model)
         self.average = copy.deepcopy(model) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         if recipe.compile:
@@ -77,6 +74,9 @@ class Trainer:
         self.keeps_gradients = recipe.cuda_graph and objective.draws
         self.wrapped = parallel(self.model, device, recipe.compile, "reduce-overhead" if self.keeps_gradients else None)
         self.captured: cuda_graph.CapturedStep | None = None
+        self.generators = Generators(objective, device)
+        self.agreement = Agreement(device)
+        self.gradients = Gradients([], self.agreement)
         self.optimizer: torch.optim.SGD | None = None
         self.first_optimizer: dict | None = None  # state with which the first optimizer begins
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
@@ -108,6 +108,7 @@ class Trainer:
         say(describe(self.model, self.data, self.recipe))
         if self.run.checkpoint:
             say(f"resuming {self.run.folder} after epoch {self.epoch}, step {self.step}")
+            say_new_processes(self.run.checkpoint.training.get("processes"), self.data.train, self.recipe.sync_bn)
             before = self.run.checkpoint.training["flags"].get("epochs")
             say_new_length(self.recipe, before, self.epoch, self.step, len(self.data.train))
 
@@ -123,6 +124,7 @@ class Trainer:
         running = RunningLoss(self.device)
         with tqdm(batches, title, len(train), initial=self.step, leave=False, disable=not show_progress()) as bar:
             for images, labels in bar:
+                self.agreement.ask(self.run.stop_signal)
                 mean = running.add(self.train_step(images, labels))
                 if mean is not None:
                     bar.set_postfix_str(f"loss {check_loss(mean, self.run.folder):.3f}", refresh=False)
@@ -163,6 +165,9 @@ class Trainer:
     def _make_optimizer(self, groups: list[dict]) -> None:
         """A fresh optimizer, and with it what steps with it: a recorded step, or gradients that stay in place."""
         self.optimizer = make_optimizer(groups, self.recipe)
+        trained = set(trained_parameters(self.optimizer))
+        self.gradients.remove()
+        self.gradients = Gradients([p for p in self.model.parameters() if p in trained], self.agreement)
         if self.recipe.cuda_graph and not self.objective.draws:
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.tensor(self.recipe.lr, device=self.device)
@@ -176,11 +181,13 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Evaluate, record, save, print."""
         seconds, whole = time.perf_counter() - self.started, self.first_step == 0
-        means = average_over_processes(self.objective.means.read(), self.device)
-        broadcast(self.model)  # batch-norm statistics of the first process, as in the checkpoint
-        broadcast(self.evaluated)
+        means = processes.average(self.objective.means.read(), self.device)
+        self._share_statistics()
         evaluating = time.perf_counter()
         rows = self._evaluate()
+        if rows is None:  # evaluated again when the run is resumed
+            self._save()
+            raise Stopped(self.agreement.ask_all(self.run.stop_signal), self.run.folder)
         evaluating = time.perf_counter() - evaluating
         self.epoch, self.step = self.epoch + 1, 0
         better = [row for row in rows if row.top1 > self.best.get(row.point, (-1.0, 0))[0]]
@@ -204,16 +211,27 @@ class Trainer:
         time_left = f", about {duration(left)} left" if left and whole else ""
         title = f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s{time_left}"
         print_epoch(title, "Test" if self.data.valid is None else "Valid", means, rows, [row.point for row in better])
-        stop = self._stop_signal()
+        stop = self.agreement.ask_all(self.run.stop_signal)
         if stop is not None:
             raise Stopped(stop, self.run.folder)
 
-    def _evaluate(self) -> list[Row]:
-        """What the network achieves at its watched points on held-out images, or on the test images without any."""
-        several = isinstance(self.wrapped, DataParallel) and self.average is None
+    def _share_statistics(self) -> None:
+        """Give all processes the same weights and statistics: those that are evaluated and saved."""
+        for network in {self.model, self.evaluated}:
+            share_statistics(network, self.recipe.dist_bn)
+
+    def _evaluate(self) -> list[Row] | None:
+        """What the network achieves at its watched points on held-out images, or on the test images without any.
+
+        None if a signal asked to stop meanwhile.
+        """
+        several = isinstance(self.wrapped, Replicas) and self.average is None
         network = self.wrapped if several else self.evaluated
         images = self.data.test if self.data.valid is None else self.data.valid
-        return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp)
+        watched = self.evaluated.watched
+        return evaluate(
+            network, images, watched, self.data, self.recipe.amp, stop=lambda: self.run.stop_signal is not None
+        )
 
     # A step: a backward for each loss, then the optimizer
 
@@ -240,8 +258,8 @@ class Trainer:
     def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool) -> Tensor:
         """`train_step` on the device alone, with `update` saying whether the optimizer steps after the last loss."""
         total = torch.zeros((), device=self.device)
-        for loss in losses_of(self.objective, model, images, labels, self.recipe.amp):
-            self.scaler.scale(loss / self.recipe.accumulate).backward()
+        for loss in losses_of(self.objective, model, images, labels, self.recipe.amp, self.recipe.sync_bn):
+            self.gradients.backward(self.scaler.scale(loss / self.recipe.accumulate))
             total += loss.detach()
             if self.objective.step_per_loss:
                 self._update()
@@ -251,7 +269,7 @@ class Trainer:
 
     def _update(self) -> None:
         """One optimizer step with the gradients of all processes."""
-        average_gradients(self.model)
+        self.gradients.average()
         if self.recipe.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
@@ -273,20 +291,15 @@ class Trainer:
             return  # accumulated gradients are not part of a checkpoint
         stop, every = self._stop_signal(), self.recipe.checkpoint_steps
         if stop or (every and self.step % every == 0):
+            self._share_statistics()
             self.check_finite(running)
             self._save()
         if stop:
             raise Stopped(stop, self.run.folder)
 
     def _stop_signal(self) -> int | None:
-        """The signal that asked to stop; several processes agree on it every few steps."""
-        if not dist.is_initialized():
-            return self.run.stop_signal
-        if self.step % LOOK_EVERY:
-            return None
-        signal = torch.tensor(self.run.stop_signal or 0, device=self.device)
-        dist.all_reduce(signal, dist.ReduceOp.MAX)
-        return int(signal) or None
+        """The signal that asked to stop; several processes agree on it with the gradients of each step."""
+        return self.run.stop_signal if world_size() == 1 else self.agreement.answer()
 
     def _save(self, best: tuple[str, ...] = ()) -> None:
         """Save, unless the weights are no longer finite."""
@@ -308,7 +321,10 @@ class Trainer:
         return self.run.folder / ("best.pth" if point == self.model.main_point.name else f"best-{point}.pth")
 
     def state_dict(self) -> dict:
-        """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs."""
+        """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs.
+
+        All processes must call it.
+        """
         top1, _ = self.best.get(self.evaluated.main_point.name, (0.0, 0))
         training = {
             "epoch": self.epoch,
@@ -316,7 +332,8 @@ class Trainer:
             "best": dict(self.best),
             "objective": self.objective.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": rng_state(),
+            "rng": self.generators.state_dict(),
+            "processes": world_size(),
             "flags": self.run.flags,
             "valid_index": self.data.valid_index,
             "classes": list(self.data.classes),
@@ -331,7 +348,7 @@ class Trainer:
         """Continue where a checkpoint stopped; on a CPU the run ends with the same bits as an uninterrupted one."""
         training = checkpoint.training
         check_state(checkpoint.optimizer)
-        if not training["step"] < len(self.data.train):
+        if not training["step"] <= len(self.data.train):  # equal where a signal came during the evaluation
             raise ValueError(f"it is at step {training['step']} of an epoch, which has {len(self.data.train)} now")
         if self.average is not None:
             self.average.load_state_dict(checkpoint.weights)
@@ -342,4 +359,4 @@ class Trainer:
         self.objective.load_state_dict(training["objective"], self.device)
         self.scaler.load_state_dict(training["scaler"])
         self.first_optimizer = checkpoint.optimizer
-        restore_rng_state(training["rng"])
+        self.generators.load_state_dict(training["rng"], (self.epoch, self.step))

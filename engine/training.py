@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dataloader import Data
+from engine import processes
 from engine.recipe import Recipe
 from engine.run import Run
 from engine.trainer import Trainer
@@ -49,7 +50,8 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
     model, data, run, recipe = trainer.model, trainer.data, trainer.run, trainer.recipe
     trainer.start(start)
     # a best file that stayed in another folder cannot be evaluated at the end
-    trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
+    kept = processes.from_first(lambda: {point for point in trainer.best if trainer.best_file(point).exists()})
+    trainer.best = {point: best for point, best in trainer.best.items() if point in kept}
     with run.stoppable():
         while trainer.epoch < recipe.epochs:
             try:
@@ -58,7 +60,8 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
             except RuntimeError:
                 trainer.check_finite()  # what cannot work without finite weights is not the error to report
                 raise
-    if not trainer.best_file(model.main_point.name).exists():  # a finished run that was resumed in another folder
+    # a finished run that was resumed in another folder
+    if not processes.from_first(trainer.best_file(model.main_point.name).exists):
         run.save(trainer.state_dict(), ("best.pth",))
     where = "" if data.valid is None else ", held-out images"
     for point, (top1, epoch) in trainer.best.items():
