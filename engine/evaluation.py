@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dataloader import Data
+from engine import processes
 from engine.devices import autocast
 from models import profile
 from models.adaptive import Point, top_hits, unwrap
@@ -78,12 +79,11 @@ def evaluate(
                 break
     if totals is None:  # the other processes may have images
         totals = torch.zeros(len(measured), 4, dtype=torch.int64, device=next(network.parameters()).device)
-    totals = torch.cat([totals, torch.full_like(totals[:1], stop())])
+    if processes.any_of(stop()):
+        return None
     if dist.is_initialized():
         dist.all_reduce(totals)
-    *totals, (stopped, *_) = totals.tolist()
-    if stopped:
-        return None
+    totals = totals.tolist()
     if not totals[0][3]:
         raise UserError("there are no images to evaluate on")
     params = profile.count_params(network)

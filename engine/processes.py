@@ -89,7 +89,7 @@ def join(device: torch.device) -> None:
     _store, number, count = next(rendezvous("env://"))
     on_gpu = device.type == "cuda"
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # what the host knows need not pass through a GPU
         store=dist.PrefixStore("group", _store),
         rank=number,
         world_size=count,
@@ -142,6 +142,11 @@ def gathered(value: T) -> list[T]:
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def any_of(value: bool) -> bool:
+    """Whether `value` holds in any process."""
+    return any(gathered(value))
 
 
 def broadcast(*networks: torch.nn.Module) -> None:

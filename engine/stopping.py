@@ -6,8 +6,8 @@ import signal
 from collections import deque
 
 import torch
-import torch.distributed as dist
 
+from engine import processes
 from engine.devices import DelayedValue
 
 #: the signals that ask a run to save and end; Windows lacks some
@@ -38,17 +38,12 @@ class Agreement:
     def answer(self) -> int | None:
         """The signal for which all stop now, None where they go on. Call it after each step."""
         self._sums.append(DelayedValue(self.agreed))
-        return self._signal_in(self._sums.popleft().read()) if len(self._sums) > self._late else None
+        if len(self._sums) <= self._late:
+            return None
+        counts = self._sums.popleft().read()
+        return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), None)
 
     def ask_all(self, number: int | None) -> int | None:
         """The signal that has asked any process until now: a message of its own."""
-        if not dist.is_initialized():
-            return number
         self.ask(number)
-        total = self.request.clone()
-        dist.all_reduce(total)
-        return self._signal_in(total.tolist())
-
-    @staticmethod
-    def _signal_in(requests: list[float]) -> int | None:
-        return next((number for number, count in zip(STOP_SIGNALS, requests, strict=True) if count), None)
+        return max(filter(None, processes.gathered(number)), default=None)
