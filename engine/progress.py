@@ -63,19 +63,14 @@ def say_new_processes(before: int | None, train: Batches, sync_bn: bool) -> None
     now = world_size()
     if before in (None, now):
         return
-    sizes = []  # of the batches of an epoch
-    for count in (before, now):
-        parts = Batches(train.num_images, train.batch_size, True, share=(0, count))._batches(range(train.num_images))
-        sizes.append([part.stop - part.start for part in parts])
+    sets = (Batches(train.num_images, train.batch_size, True, share=(0, count)) for count in (before, now))
+    old, new = (batches.sizes() for batches in sets)
     changes = ["noise of gates and dropout"]
-    if sizes[0] != sizes[1]:
-        changes.append(
-            f"batches ({sizes[1][0]} images instead of {sizes[0][0]}, {sum(sizes[1])} an epoch instead of "
-            f"{sum(sizes[0])})"
-        )
+    if old != new:
+        changes.append(f"batches ({new[0]} images instead of {old[0]}; {sum(new)} an epoch instead of {sum(old)})")
     if not sync_bn:
-        changes.append(f"the images of a batch norm ({sizes[1][0] // now} instead of {sizes[0][0] // before})")
-    same = "; the global batches are the same" if sizes[0] == sizes[1] else ""
+        changes.append(f"the images of a batch norm ({new[0] // now} instead of {old[0] // before})")
+    same = "; the global batches are the same" if old == new else ""
     say(f"the run had {before} process{'es' * (before != 1)} and has {now}{same}; what changes: {', '.join(changes)}")
 
 

@@ -23,7 +23,7 @@ class Replicas(DataParallel):
 
     def parallel_apply(self, replicas: Sequence[nn.Module], inputs: Sequence, kwargs: Sequence) -> list:
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        return super().parallel_apply([in_precision(replica, dtype) for replica in replicas], inputs, kwargs)
+        return super().parallel_apply([in_precision(replica, "cuda", dtype) for replica in replicas], inputs, kwargs)
 
 
 def replicas_for(images: int, most: int) -> int:
@@ -32,11 +32,11 @@ def replicas_for(images: int, most: int) -> int:
     return next((count for count in counts if min(map(len, torch.empty(images).chunk(count))) > 1), 1)
 
 
-def in_precision(replica: nn.Module, dtype: torch.dtype | None) -> Callable[..., Tensor]:
+def in_precision(replica: nn.Module, device: str, dtype: torch.dtype | None) -> Callable[..., Tensor]:
     """The replica, which enters autocast in the thread that calls it; None is without."""
 
     def run(*inputs, **kwargs):
-        with torch.autocast("cuda", dtype, enabled=dtype is not None):
+        with torch.autocast(device, dtype, enabled=dtype is not None):
             return replica(*inputs, **kwargs)
 
     return run
