@@ -15,7 +15,7 @@ with startup.importing(__name__):
     import dataloader
     import engine
     import utils
-    from engine import cli, tasks
+    from engine import cli, exports, tasks
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=False)
 
@@ -32,11 +32,12 @@ def main(argv=None):
     options = dict(valid=checkpoint.held_out, classes=checkpoint.classes, mean=args.mean, std=args.std, **run)
     load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
     if args.image:
-        images = dataloader.image_files(args.image, args.dataset, device, 32, 32, args.mean, args.std)
         names = dataloader.class_names(args.dataset, stored=checkpoint.classes)
-        tasks.predict(model, images, names, load, args, checkpoint)
+        look = dict(dataset=args.dataset, device=device, resize=32, crop=32, mean=args.mean, std=args.std)
+        read = partial(dataloader.image_files, **look)
+        tasks.predict(model, read, names, load, args, device, checkpoint)
     elif args.export:
-        tasks.write_export(model, (3, 32, 32), load, args, device, checkpoint)
+        exports.write(model, (3, 32, 32), load, args, device, checkpoint)
     else:
         tasks.evaluate(model, load, args, device, checkpoint)
 

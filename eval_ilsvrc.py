@@ -15,7 +15,7 @@ with startup.importing(__name__):
     import dataloader
     import engine
     import utils
-    from engine import cli, flags, tasks
+    from engine import cli, exports, flags, tasks
 
 SCRIPT = cli.Script(
     __doc__,
@@ -50,6 +50,8 @@ def main(argv=None):
         seed=run["seed"],
         mean=args.mean,
         std=args.std,
+        cache=args.cache,
+        on_device=args.decode == "gpu",
     )
     if args.image or args.export:  # without images of the data set the number of classes comes from the file
         names = dataloader.class_names(args.dataset, args.dataset_path, checkpoint.classes)
@@ -59,11 +61,12 @@ def main(argv=None):
     model = checkpoint.build(args.model, args.dataset, len(names), **args.model_flags)
     utils.say(f"{checkpoint.path}: {checkpoint.format}")
     if args.image:
-        sizes = args.resize, args.crop
-        images = dataloader.image_files(args.image, args.dataset, device, *sizes, args.mean, args.std)
-        tasks.predict(model, images, names, load, args, checkpoint)
+        sizes = dict(resize=args.resize, crop=args.crop)
+        look = dict(dataset=args.dataset, device=device, mean=args.mean, std=args.std, **sizes)
+        read = partial(dataloader.image_files, **look)
+        tasks.predict(model, read, names, load, args, device, checkpoint)
     elif args.export:
-        tasks.write_export(model, (3, args.crop, args.crop), load, args, device, checkpoint)
+        exports.write(model, (3, args.crop, args.crop), load, args, device, checkpoint)
     else:
         tasks.evaluate(model, lambda: data, args, device, checkpoint)
 

@@ -18,9 +18,10 @@ def _entry_point(name, entries):
     """The function that builds the network `name`, which is registered for one data set or several."""
 
     def build(dataset=None, num_classes=None, pretrained=None, cache=None, **flags):
-        if pretrained:
-            return _Checkpoint.open(pretrained, dataset, cache).build(name, dataset, num_classes, **flags)
-        return _create_model(name, dataset or entries[0].dataset, num_classes, **flags)
+        if pretrained and pretrained is not True and dataset is None:
+            dataset = _Checkpoint.open(pretrained, None, cache).describe().get("dataset")
+        dataset = dataset or entries[0].dataset
+        return _create_model(name, dataset, num_classes, pretrained=pretrained or False, cache=cache, **flags)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = _help(entries)
@@ -31,7 +32,7 @@ def _help(entries):
     lines = [entries[0].summary, "", "Args:"]
     lines.append(f"    dataset: one of {', '.join(entry.dataset for entry in entries)} (the first).")
     lines.append("    num_classes: of the classifier; by default those of the data set.")
-    lines.append("    pretrained: a checkpoint file, or the name of a released one; its flags become the defaults.")
+    lines.append("    pretrained: a checkpoint file, a released one's name, or True; its flags become the defaults.")
     lines.append("    cache: folder for released checkpoints; by default torch.hub's.")
     for entry in entries:
         for flag in entry.model_flags():

@@ -2,8 +2,8 @@
 
     python3 train_ilsvrc.py --dataset_path=<path> --model=ResNet34_DoubleShared --shared_rank=48 --visible_device=0,1
 
-Several visible GPUs share each batch; `torchrun --nproc_per_node=4 train_ilsvrc.py ...` gives each a process of its
-own, on one machine or many. `--dataset_path=fake` tries everything with generated images.
+Several visible GPUs share each batch; `--parallel=process` gives each a process of its own, and so does
+`torchrun --nproc_per_node=4 train_ilsvrc.py ...`, on one machine or many. `--dataset_path=fake` tries everything with generated images.
 """
 
 import startup
@@ -51,6 +51,8 @@ def main(argv=None):
         seed=args.seed,
         mean=args.mean,
         std=args.std,
+        cache=args.cache,
+        on_device=args.decode == "gpu",
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     if teacher:

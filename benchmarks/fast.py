@@ -14,9 +14,10 @@ Compilation is not in the times but in the notes, as is the number of operations
 operations that are neither views nor allocations (a convolution's backward is one), and the kernels that were generated
 in the place of others.
 
-On a GPU the notes have a floor as well: the bytes that the convolutions and matrix products of an eager step read and
-write in the precision of --fast, each operand once, over the bandwidth of a large copy. All else could be fused into
-them, so no step in this form can be quicker; batch normalisation in training makes the real floor higher.
+On a GPU the notes have the launches that CUDA counts, and a floor as well: the bytes that the convolutions and matrix
+products of an eager step read and write in the precision of --fast, each operand once, over the bandwidth of a large
+copy. All else could be fused into them, so no step in this form can be quicker; batch normalisation in training makes
+the real floor higher.
 
 Aims: with --fast 1.8 times as many steps on a CPU; on a GPU 3 times as many, or at most twice the floor's time.
 """
@@ -129,6 +130,15 @@ def operations(step: Callable) -> Operations:
     return counted
 
 
+def launches(step: Callable) -> int:
+    """How often one step starts something on the GPU, as CUDA's own tracing counts it; 0 where that is not there."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as traced:
+        step()
+        torch.cuda.synchronize()
+    started = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+    return sum(event.count for event in traced.key_averages() if event.key.startswith(started))
+
+
 def bandwidth(device: torch.device) -> float:
     """Bytes a second that a large copy reads and writes."""
     source = torch.empty(1 << 28, device=device)
@@ -189,7 +199,7 @@ def plain_step(system: System, args: Namespace, images: Tensor, labels: Tensor, 
 def engine_step(args: Namespace, data: dataloader.Data, images: Tensor, labels: Tensor, **changes) -> Callable:
     """A step as the engine makes it for the command, but for `changes` in the recipe."""
     model, objective = build(args)
-    recipe = replace(engine.Recipe.of(args), lr=RATE, warmup_epochs=0.0, **changes)
+    recipe = replace(engine.Recipe.of(args), lr=RATE, warmup_epochs=0.0, **(dict(compile=True, fast=False) | changes))
     trainer = engine.Trainer(model, objective, data, None, recipe, images.device)  # no run: nothing is written
     objective.restrict_draws()
     trainer.begin_epoch()
@@ -238,7 +248,11 @@ def variants_of(
     if not system.original:
         del variants[1]
     if images.is_cuda:
-        variants.append(Variant("--fast --cuda_graph", partial(ours, cuda_graph=True), captured=True, goal=True))
+        variants[-1] = replace(variants[-1], change=f"--compile --amp={args.amp}")  # --fast chooses between these two
+        for compiled in (False, True):
+            change = f"--cuda_graph {'--compile ' * compiled}--amp={args.amp}"
+            step = partial(ours, compile=compiled, cuda_graph=True)
+            variants.append(Variant(change, step, compiled, captured=True, goal=True))
     return variants
 
 
@@ -263,10 +277,11 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
         first = loss.clone() if first is None else first
         tolerance = LOOSE if variant.compiled or variant.captured else TOLERANCE
         check_same(f"first loss of {args.model}, {variant.change}", loss, first, tolerance)
-        for _ in range(cuda_graph.CudaRecorder.warm_up_steps if variant.captured else 0):
+        for _ in range(cuda_graph.WARM_UP_STEPS if variant.captured else 0):
             job()
         jobs.append(job)
         counts.append(operations(job).count + kernels)
+        note += f"; {started} launches" if device.type == "cuda" and (started := launches(job)) else ""
         notes.append(f"{counts[-1]} operations, plain {counts[0]}{note}")
     times = race(jobs, device, rounds, quick)
     floor = None

@@ -23,25 +23,36 @@ from benchmarks.timing import Result, cross_entropy, race, run_alone, stepper
 from models import create_model, create_objective, profile
 from models.dmnn.network import GatedPoint
 
-NAME = "DMNN-50 N=2"
 REAL, MASKED = GatedPoint("real", execution="real"), GatedPoint("masked", execution="masked")
-#: (batch, side of the images, rounds, how far the time ratio may be above the MAC ratio)
-SETTINGS = ((1, 224, 9, 0.08), (8, 224, 5, None), (64, 96, 5, 0.15))
-QUICK = ((2, 32, 1, None),)
+#: name here: name in the registry, dataset, flags
+NETWORKS = {
+    "DMNN-50 N=2": ("dmnn50", "ilsvrc", {}),
+    "DMNN-50 N=4, CIFAR-100": ("dmnn50", "cifar100", {"num_paths": 4}),
+    "DMNN-32 N=2, CIFAR-10": ("dmnn32", "cifar10", {}),
+    "ConvNet-AIG-50": ("convnet_aig50", "ilsvrc", {}),
+    "ConvNet-AIG-110": ("convnet_aig110", "cifar10", {}),
+}
+#: batch, side of the images for ILSVRC, rounds
+SETTINGS = ((1, 224, 9), (8, 224, 5), (64, 96, 5))
+#: how far the time ratio may be above the MAC ratio: over everything executed; over masks, by batch
+ABOVE, ABOVE_MASKED = 0.08, {1: 0.08, 64: 0.15}
 TRAINING_AIM = 1.25
 
 
 def force_rate(model, rate, images):
-    """Have every controller work, and then open each path of each image with probability `rate`."""
+    """Have every gate work, and then open each path of each image with probability `rate`."""
     generator = torch.Generator().manual_seed(0)
     for block in model.gated_blocks():
         opened = (torch.rand(images, block.num_paths, generator=generator) < rate).float()
-        logits = torch.stack([0.5 - opened, opened - 0.5], dim=2).to(next(model.parameters()).device)
+        lead = (opened - 0.5).to(next(model.parameters()).device)
 
-        def decide(x, previous, block=block, logits=logits):
-            return block.controller(x, previous)._replace(logits=logits)
+        def decide(x, previous, own=block.decide, lead=lead):
+            return own(x, previous)._replace(logits=torch.stack([-lead, lead], dim=2))
 
-        block.decide = decide
+        def leads(x, previous, own=block.leads, lead=lead):
+            return lead, own(x, previous)[1]
+
+        block.decide, block.leads = decide, leads
 
 
 def noise(batch: int, side: int, device: torch.device) -> torch.Tensor:
@@ -49,20 +60,38 @@ def noise(batch: int, side: int, device: torch.device) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def executions(rates, device, quick):
-    model = create_model("dmnn50", "ilsvrc").to(device, memory_format=torch.channels_last).eval()
-    for batch, side, rounds, above in QUICK if quick else SETTINGS:
-        images = noise(batch, side, device)
-        for rate in rates[:1] if quick else rates:
-            force_rate(model, rate, batch)
-            _, macs = model.infer(images, REAL)
-            costs = model.costs(images.shape[1:])
-            share = macs.double().mean().item() / (costs.static + costs.controllers + costs.all_paths)
-            jobs = [functools.partial(model, images, point) for point in (REAL, MASKED)]
-            what = f"{NAME} really skipped, rate {rate}, batch {batch}, {side} pixels"
-            aim = None if above is None else share + above
-            result = Result.of("gated", what, *race(jobs, device, rounds, quick), aim)
-            yield replace(result, note=f"{share:.1%} of the MACs, time ratio {result.ratio - share:+.3f}")
+def executions(networks, batches, rates, device, quick):
+    for name in networks[:1] if quick else networks:
+        model, dataset, flags = NETWORKS[name]
+        network = create_model(model, dataset, **flags).to(device, memory_format=torch.channels_last).eval()
+        for batch, side, rounds in ((2, 32, 1),) if quick else SETTINGS:
+            images = noise(batch, side if dataset == "ilsvrc" else 32, device)
+            for rate in (rates[:1] if quick else rates) if batch in batches or quick else ():
+                yield from execution(name, network, images, rate, rounds, quick)
+
+
+def execution(name, network, images, rate, rounds, quick):
+    """Skipping as it is and folded, each against the same network with every path executed; and against masks."""
+    batch, side, device = len(images), images.shape[-1], images.device
+    folded = network.fold()
+    plain = copy.deepcopy(network)
+    for model in (plain, folded):
+        force_rate(model, rate, batch)
+    _, macs = folded.infer(images, REAL)
+    share = macs.double().mean().item() / profile.count_macs(network, images.shape[1:], "all")
+    masks = name == next(iter(NETWORKS))
+    jobs = [functools.partial(model, images, point) for model in (folded, plain) for point in (REAL, "all")]
+    jobs += [functools.partial(plain, images, MASKED)] * masks
+    skipped, everything, unfolded, unfolded_all, *masked = race(jobs, device, rounds, quick)
+    what = f"rate {rate}, batch {batch}, {side} pixels"
+    pairs = [
+        (f"{name} over all, folded, {what}", skipped, everything, ABOVE),
+        (f"{name} over all, {what}", unfolded, unfolded_all, None),
+    ]
+    pairs += [(f"{name} over masked, {what}", unfolded, times, ABOVE_MASKED.get(batch)) for times in masked]
+    for line, ours, theirs, above in pairs:
+        result = Result.of("gated", line, ours, theirs, None if above is None else share + above)
+        yield replace(result, note=f"{share:.1%} of the MACs, time ratio {result.ratio - share:+.3f}")
 
 
 def training(device, quick):
@@ -91,16 +120,25 @@ def training_step(dataset, num_paths, batch, side, device, quick) -> Result:
     return replace(result, note=f"{macs:.1%} of the MACs, time at equal MACs {result.ratio / macs:.3f}")
 
 
-def measure(device: torch.device, quick: bool = False, only: str = "", rates=(0.3, 0.5, 0.7)):
+def measure(
+    device: torch.device,
+    quick: bool = False,
+    only: str = "",
+    networks=tuple(NETWORKS),
+    batches=(1, 8, 64),
+    rates=(0.3, 0.5, 0.7),
+):
     torch.manual_seed(0)
     if only != "training":
-        yield from executions(rates, device, quick)
+        yield from executions(networks, batches, rates, device, quick)
     if only != "execution":
         yield from training(device, quick)
 
 
 def add_flags(add):
     add("--only", choices=("execution", "training"), help="default: both")
+    add("--networks", nargs="+", choices=tuple(NETWORKS), help="default: all")
+    add("--batches", type=int, nargs="+", help="of the executions (default: %(default)s)")
     add("--rates", type=float, nargs="+", help="shares of open paths (default: %(default)s)")
 
 

@@ -102,11 +102,15 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
 def complete(args: argparse.Namespace, device: torch.device) -> None:
     """Decide what depends on the device: `--amp` where it was not given, and whether `--cuda_graph` can work.
 
+    On a GPU the objective too decides what `--fast` means, see `engine.steps.settle`.
+
     Raises:
         UserError: there is no GPU to record a graph on.
     """
     if getattr(args, "cuda_graph", False) and device.type != "cuda":
         raise UserError("--cuda_graph needs a GPU; leave it out", exit_code=2)
+    if args.fast and hasattr(args, "compile") and device.type != "cuda":
+        args.compile = True
     if args.amp is None:
         args.amp = "bf16" if args.fast and multiplies_bf16() else "off"
 
@@ -143,6 +147,12 @@ def named_points(model: AdaptiveModel, names: str | None) -> Sequence[Point] | N
     if names == "all":
         return model.points
     return [model.point(name) for name in names.split(",")] if names else None
+
+
+def exports_folder(args: argparse.Namespace) -> bool:
+    """Whether --export writes a folder: of several points, or where a folder is named."""
+    file, several = args.export[1], args.point == "all" or "," in (args.point or "")
+    return several or file.endswith(("/", os.sep)) or os.path.isdir(file)
 
 
 def _parser(script: Script) -> Parser:
@@ -237,7 +247,6 @@ def _without_help(argv: list[str]) -> list[str]:
 
 
 def _check_training(parser: Parser, args: argparse.Namespace) -> None:
-    args.compile |= args.fast
     args.lr_steps = lr_steps(args.lr_steps, args.epochs)
     if args.starting_epoch >= args.epochs:
         parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")
@@ -250,7 +259,7 @@ def _check_training(parser: Parser, args: argparse.Namespace) -> None:
 #: what an evaluation script can do instead of evaluating, and the flags that have no effect then
 TASKS = {
     "image": ("export", "budget", "query_table", "extract", "report"),
-    "export": ("budget", "query_table", "extract", "report", "fold", "fast", "amp"),
+    "export": ("budget", "extract", "report", "fold", "fast", "amp"),
 }
 
 
@@ -259,8 +268,12 @@ def _check_evaluation(parser: Parser, args: argparse.Namespace) -> None:
         given = [flag for flag in useless if getattr(args, flag)]
         if getattr(args, task) and given:
             parser.error(f"--{given[0]} cannot be combined with --{task}: leave one of them out")
+    if args.csv and not args.image:
+        parser.error("--csv is for the answers of --image: name images, or leave it out")
     if args.export and args.export[0] not in export.FORMATS:
         parser.error(f"--export {args.export[0]} is not a format; use {' or '.join(export.FORMATS)}, and then the file")
+    if args.export and args.query_table and not exports_folder(args):
+        parser.error("--query_table adds accuracies to the table of --export: name a folder, or several points")
     if not args.pretrained:
         parser.error("--pretrained is missing: a checkpoint file, or one of the names that --list_checkpoints prints")
 

@@ -1,13 +1,17 @@
-"""A training step as one CUDA graph: forward, losses, backward and optimizer, started with a single launch.
+"""A training step as CUDA graphs: forward, losses, backward and optimizer, started with a launch or a few.
 
 Small networks launch thousands of short GPU kernels in each step, and the step then waits for the host to launch them.
-A graph is recorded once; afterwards none of the step's Python code runs. So a captured step must have fixed shapes,
-keep what changes from step to step in tensors (images, labels, learning rate), and decide nothing on the host.
+A graph is recorded once; afterwards none of its Python code runs. So what is recorded must have fixed shapes, keep what
+changes from step to step in tensors (images, labels, learning rate), and decide nothing on the host.
+
+Steps that are all alike are one graph. Where each step draws its sub-networks, the pass of each of them (forward, loss,
+backward) is a graph and the optimizer's step is another, and their gradients stay in place. So it is with several
+processes, which exchange gradients between the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -17,81 +21,120 @@ from models.adaptive import Objective
 from models.running_means import RunningMeans
 from utils import UserError
 
-Step = Callable[[Tensor, Tensor], Tensor]
+Part = Callable[[], Tensor | None]
+#: runs a part, or a recording of the parts with this key
+Runner = Callable[[Hashable, Part], Tensor | None]
+Step = Callable[[Tensor, Tensor, Runner], Tensor]
+#: real steps before a training step is recorded, in which libraries choose algorithms and state is allocated
+WARM_UP_STEPS = 3
+
+
+def run_at_once(key: Hashable, part: Part) -> Tensor | None:
+    """The `Runner` that records nothing."""
+    return part()
 
 
 class CudaRecorder:
-    """Records what a function launches on the current CUDA device."""
+    """Records what functions launch on the current CUDA device. Recordings share memory, so one runs at a time.
 
-    #: real steps before the recording, in which libraries choose algorithms and state is allocated
-    warm_up_steps = 3
+    Args:
+        warm_up_steps: real steps before the first recording.
+    """
 
-    def warm_up(self, step: Callable[[], Tensor]) -> Tensor:
-        """Run `step` on a side stream, as CUDA requires before a recording."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            result = step()
-        torch.cuda.current_stream().wait_stream(stream)
+    def __init__(self, warm_up_steps: int = WARM_UP_STEPS):
+        self.warm_up_steps = warm_up_steps
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def warm_up(self, part: Part) -> Tensor | None:
+        """Run `part` on a side stream, as CUDA requires before a recording."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            result = part()
+        torch.cuda.current_stream().wait_stream(self.stream)
         return result
 
-    def record(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record `step` without running it; return a function that launches it, and the tensor that `step` returns."""
+    def record(self, part: Part) -> tuple[Callable[[], None], Tensor | None]:
+        """Record `part` without running it; return a function that launches it, and the tensor that `part` returns."""
         graph = torch.cuda.CUDAGraph()
         # threads that read images may use CUDA meanwhile: that is not part of the step, and not an error
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = step()
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+            result = part()
         return graph.replay, result
 
 
 class CapturedStep:
-    """A training step that is recorded after a few ordinary ones, and replayed from then on.
+    """A step whose parts are recorded when they have run before, and replayed from then on.
 
     Args:
-        step: from (images, labels), always of the same shapes, to the sum of the losses.
-        means: what `step` adds to; the numbers of images, which are not tensors, are added at each replay.
+        step: from (images, labels, run), the images always of the same shape, to the sum of the losses. It passes what
+            is to be recorded to `run(key, part)`: parts of equal keys do the same, with the same tensors.
+        means: what parts add to; the numbers of images, which are not tensors, are added at each replay.
     """
 
     def __init__(self, step: Step, means: RunningMeans, recorder=None):
         self.step, self.means, self.recorder = step, means, recorder or CudaRecorder()
         self.steps = 0
-        self.replay: Callable[[], None] | None = None
+        self.seen: set[Hashable] = set()
+        #: by key: what launches the recording, its result, and the numbers of images that it stands for
+        self.recorded: dict[Hashable, tuple[Callable[[], None], Tensor | None, dict[str, int]]] = {}
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run a step. The result is overwritten by the next one. Raises UserError if it cannot be recorded."""
         self.steps += 1
-        if self.steps <= self.recorder.warm_up_steps:
-            return self.recorder.warm_up(lambda: self.step(images, labels))
-        if self.replay is None:
-            self._record(images, labels)
+        if self.steps == 1:
+            self.images, self.labels = images.clone(), labels.clone()
         else:
             self.images.copy_(images)
             self.labels.copy_(labels)
-            self.means.count(self.counts)
-        self.replay()
-        return self.total
+        return self.step(self.images, self.labels, self.run)
 
-    def _record(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images.clone(), labels.clone()
+    def run(self, key: Hashable, part: Part) -> Tensor | None:
+        """Run a part, or replay its recording."""
+        if self.steps <= self.recorder.warm_up_steps or key not in self.seen:
+            self.seen.add(key)
+            return self.recorder.warm_up(part)
+        if key in self.recorded:
+            self.means.count(self.recorded[key][2])
+        else:
+            self._record(key, part)
+        replay, result, _ = self.recorded[key]
+        replay()
+        return result
+
+    def _record(self, key: Hashable, part: Part) -> None:
         before = dict(self.means.counts)
         try:
-            self.replay, self.total = self.recorder.record(lambda: self.step(self.images, self.labels))
+            replay, result = self.recorder.record(part)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            raise UserError(f"this step cannot be recorded ({reason}); leave --cuda_graph out") from error
-        self.counts = {name: count - before.get(name, 0) for name, count in self.means.counts.items()}
+            raise UserError(f"this step cannot be recorded ({reason}); add --no_cuda_graph") from error
+        counts = {name: count - before.get(name, 0) for name, count in self.means.counts.items()}
+        self.recorded[key] = replay, result, counts
+
+
+def recorded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of images and labels, always of the same shapes, that is recorded at its second call.
+
+    The result is overwritten by the next call.
+    """
+    return CapturedStep(
+        lambda images, labels, run: run("all", lambda: function(images, labels)), RunningMeans(), CudaRecorder(1)
+    )
+
+
+def obstacle(objective: Objective, device: torch.device, recipe: Recipe, world_size: int) -> str | None:
+    """Why the steps of a recipe cannot be captured, as the end of a sentence; None where they can."""
+    reasons = {
+        "needs a GPU": device.type != "cuda",
+        "needs identical steps: leave --accumulate out": recipe.accumulate > 1,
+        "needs --amp=bf16 or off": recipe.amp == "fp16",
+        "needs a process for each GPU: add --parallel=process": world_size == 1 and torch.cuda.device_count() > 1,
+        "is for one process where the optimizer steps after every loss": world_size > 1 and objective.step_per_loss,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def check(objective: Objective, device: torch.device, recipe: Recipe, world_size: int) -> None:
     """Raise UserError with the reason where the steps of a recipe cannot be captured."""
-    reasons = {
-        "needs a GPU": device.type != "cuda",
-        "needs --compile too, because this objective draws sub-networks in each step": objective.draws
-        and not recipe.compile,
-        "needs identical steps: leave --accumulate out": recipe.accumulate > 1,
-        "needs --amp=bf16 or off": recipe.amp == "fp16",
-        "is for one process and one GPU": world_size > 1 or torch.cuda.device_count() > 1,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UserError(f"--cuda_graph {reason}", exit_code=2)
+    if reason := obstacle(objective, device, recipe, world_size):
+        raise UserError(f"--cuda_graph {reason}", exit_code=2)

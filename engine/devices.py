@@ -141,15 +141,12 @@ def autocast(device: torch.device, amp: str):
 # A network on several devices
 
 
-def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: str | None = None) -> nn.Module:
+def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.Module:
     """Wrap a network for its devices: `Replicas` where one process sees several GPUs, torch.compile if `compiled`.
 
     Several processes hold an unwrapped copy each and average gradients once a step (`engine.gradients`).
     DistributedDataParallel would reduce within every backward, and leave out what the step's last sub-network does not
     use.
-
-    Args:
-        mode: passed to torch.compile.
     """
     if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
         if compiled:
@@ -159,7 +156,7 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool, mode: s
         # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
         for limit in ("recompile_limit", "accumulated_recompile_limit"):
             setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1000))
-        return torch.compile(model, dynamic=False, mode=mode)
+        return torch.compile(model, dynamic=False)
     return model
 
 

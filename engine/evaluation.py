@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,10 +13,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import processes
+from engine import cuda_graph, processes
 from engine.devices import autocast
 from models import profile
-from models.adaptive import Point, top_hits, unwrap
+from models.adaptive import AdaptiveModel, Point, top_hits, unwrap
 from utils import UserError, rank, show_progress
 
 
@@ -39,6 +41,7 @@ def evaluate(
     amp: str = "off",
     latency_batches: Sequence[int] = (),
     seconds: float = 0.5,
+    capture: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Row] | None:
     """Evaluate a network at its points (its default points unless others are given): one row each, in their order.
@@ -49,32 +52,50 @@ def evaluate(
         amp: off, bf16 or fp16.
         latency_batches: also time forward passes of that many images at once, images of the first batch.
         seconds: spent on timing each point with each of these.
+        capture: record what a batch computes as a CUDA graph, and replay it for the others of its size. Nothing is
+            recorded where several GPUs share a batch, or where what a point computes depends on the image.
         stop: asked after each batch; if it says so in any process, there is no result: None in all of them.
     """
     network = unwrap(model)
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
-    totals, num_classes, first = None, 0, None  # [point, (top-1 hits, top-5 hits, MACs, images)]
+    num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
         alike: dict[object, Point] = {}
         for point in wanted:
             alike.setdefault(network.computation(point), point)
         measured = tuple(alike.values())
-        for images, labels in tqdm(batches, "evaluating", leave=False, disable=not show_progress()):
-            if totals is None:
-                first = images
-                if model is not network:  # a replica can neither count itself nor remember what it counted
-                    for point in measured:
-                        network.infer(images[:1], point)
-            if model is network:
-                results = network.sweep(images, measured)
-            else:
-                results = (model(images, point, True) for point in measured)
+
+        def add_up(results: Iterable[tuple[Tensor, Tensor]], labels: Tensor) -> Tensor:
+            nonlocal num_classes
             sums = []
             for logits, macs in results:
                 sums.append(_sums(logits, labels, macs))
                 num_classes = logits.shape[1]
-            totals = torch.stack(sums) if totals is None else totals + torch.stack(sums)
+            return torch.stack(sums)
+
+        def count(images: Tensor, labels: Tensor) -> Tensor:
+            if model is network:
+                return add_up(network.sweep(images, measured), labels)
+            return add_up((model(images, point, True) for point in measured), labels)
+
+        bar = iter(tqdm(batches, "evaluating", leave=False, disable=not show_progress()))
+        first, labels = next(bar, (None, None))
+        if (
+            model is not network and first is not None
+        ):  # a replica can neither count itself nor remember what it counted
+            for point in measured:
+                network.infer(first[:1], point)
+        batches = bar if first is None else itertools.chain([(first, labels)], bar)
+        if model is network and len(measured) == 1 and measured[0].per_image:
+            parts = (add_up([result], labels) for result, labels in _streamed(network, batches, measured[0]))
+        elif capture and first is not None and model is network and not any(point.per_image for point in measured):
+            recorded, size = cuda_graph.recorded(count), len(first)
+            parts = ((recorded if len(images) == size else count)(images, labels) for images, labels in batches)
+        else:
+            parts = itertools.starmap(count, batches)
+        for sums in parts:
+            totals = sums.clone() if totals is None else totals.add_(sums)
             if stop():
                 break
     if totals is None:  # the other processes may have images
@@ -98,6 +119,21 @@ def evaluate(
                 times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
         rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, times)
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
+
+
+def _streamed(
+    network: AdaptiveModel, batches: Iterable[tuple[Tensor, Tensor]], point: Point
+) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+    """Logits and multiply-accumulates of each batch, and its labels; images may wait for those of later batches."""
+    waiting: deque[Tensor] = deque()
+
+    def images_of_batches():
+        for images, labels in batches:
+            waiting.append(labels)
+            yield images
+
+    for result in network.infer_stream(images_of_batches(), point):
+        yield result, waiting.popleft()
 
 
 def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:

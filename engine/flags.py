@@ -122,7 +122,7 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
     )
     add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
     add("--seed", type=seed, default=0, help="seed of weights, order and augmentation (default: 0)")
-    add("--cache", metavar="DIR", help="folder for downloaded checkpoints (default: torch.hub's)")
+    add("--cache", metavar="DIR", help="folder for downloads, and for lists of shards (default: torch.hub's)")
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -151,11 +151,13 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add("--clip_grad_norm", type=not_negative, default=0.0, metavar="NORM", help="0: no clipping (default: 0)")
     add("--ema", type=fraction, default=0.0, metavar="DECAY", help="evaluate an average of the weights, e.g. 0.999")
     add("--compile", action="store_true", help="torch.compile the network")
-    add("--cuda_graph", action="store_true", help="on a GPU: record the step as a CUDA graph and replay it")
+    add("--cuda_graph", action="store_true", default=None, help="on a GPU: record steps as CUDA graphs and replay them")
+    add("--no_cuda_graph", dest="cuda_graph", action="store_false", help="with --fast: record no steps")
     add(
         "--fast",
         action="store_true",
-        help="train faster: --compile, and bf16 if the device supports it; random widths come from a grid",
+        help="train faster: on a GPU --cuda_graph, with --compile if that is faster still, elsewhere --compile; and "
+        "bf16 if the device supports it; random widths come from a grid",
     )
     add("--deterministic", action="store_true", help="forbid nondeterministic algorithms on a GPU")
     add(
@@ -200,6 +202,7 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that decode images (default: one for each processor, at most 16)",
     )
+    add("--decode", choices=("cpu", "gpu"), default="cpu", help="who decodes JPEG files (default: %(default)s)")
     add("--resize", type=positive, default=256, metavar="PIXELS", help="shorter side before the centre crop (256)")
     add("--crop", type=positive, default=224, metavar="PIXELS", help="side of the cropped image (default: 224)")
 
@@ -241,9 +244,15 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as a separate network")
     add("--fold", action="store_true", help="merge linear operations into single convolutions before the evaluation")
     add("--fast", action="store_true", help="evaluate faster: --fold and --amp=bf16 where they are supported")
-    add("--image", nargs="+", metavar="FILE", help="instead: classify these images, and print what each of them costs")
+    add("--image", nargs="+", metavar="FILE|DIR", help="instead: classify images, or all of a folder; what each costs")
+    add("--csv", metavar="FILE", help="with --image: write the answers, routes and times as a table, print a summary")
     formats = "|".join(export.FORMATS)
-    add("--export", nargs=2, metavar=(formats, "FILE"), help="instead: export the network at --point to other programs")
+    add(
+        "--export",
+        nargs=2,
+        metavar=(formats, "FILE|DIR"),
+        help="instead: write the network at --point for other programs; several points, or all, with a table into DIR",
+    )
     add(
         "--latency_batch",
         type=batches,

@@ -37,15 +37,22 @@ class Gradients:
         parameters: those that are trained, in the order of the network.
         agreement: whether to stop, which rides with the last message.
         bucket_bytes: of a message, about; what the last layers send while the first ones are still computed.
+        overlap: whether messages may be sent during a backward pass: not where passes are recorded and replayed.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], agreement: Agreement, bucket_bytes: int = 25 << 20):
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        agreement: Agreement,
+        bucket_bytes: int = 25 << 20,
+        overlap: bool = True,
+    ):
         self.agreement = agreement
         self.buckets = _filled(parameters, bucket_bytes) if dist.is_initialized() else []
         self.passes, self.usual = 0, 0  # backward passes since the last step, and before that one
         self.written: set[nn.Parameter] = set()  # by the present pass
         self.awaited: frozenset[nn.Parameter] = frozenset()  # what the last pass of the last step wrote
-        self.sent, self.overlaps = 0, False
+        self.sent, self.overlaps, self.may_overlap = 0, False, overlap
         self._bucket_of = {parameter: bucket for bucket in self.buckets for parameter in bucket.parameters}
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._on_written) for parameter in self._bucket_of]
 
@@ -57,7 +64,7 @@ class Gradients:
     def backward(self, loss: Tensor) -> None:
         """`loss.backward()`, and send what is whole if this is likely to be the step's last pass."""
         self.passes += 1
-        self.overlaps = self.passes == self.usual
+        self.overlaps = self.may_overlap and self.passes == self.usual
         self.written.clear()
         for bucket in self.buckets if self.overlaps else ():
             bucket.missing = set(self.awaited.intersection(bucket.parameters))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from models import list_checkpoints, profile, registry
+from models import list_checkpoints, profile, registry, zoo
 from utils import UserError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -50,8 +50,8 @@ def models_text(pattern: str, datasets: Sequence[str]) -> str:
 
 
 def checkpoints_text(pattern: str, datasets: Sequence[str]) -> str:
-    """The released weights of these data sets whose name matches. Raises UserError if there are none."""
-    entries = [entry for entry in list_checkpoints() if entry.dataset in datasets]
+    """Weights of the zoo and of authors for these data sets whose name matches. Raises UserError if there are none."""
+    entries = [entry for entry in [*zoo.entries(), *list_checkpoints()] if entry.dataset in datasets]
     matching = _matching(pattern, {entry.typed for entry in entries}, "file", "--list_checkpoints", datasets)
     lines = [f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags"]
     for entry in entries:

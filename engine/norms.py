@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -15,8 +17,8 @@ from utils import world_size
 
 
 @torch.no_grad()
-def share_statistics(network: nn.Module, how: str) -> None:
-    """Give all processes the same weights and buffers: those of the first one.
+def share_statistics(networks: Iterable[nn.Module], how: str) -> None:
+    """Give all processes the same weights and buffers of these networks: those of the first one.
 
     Args:
         how: "reduce" makes running means and variances the means over the processes first, each of which has seen other
@@ -24,7 +26,8 @@ def share_statistics(network: nn.Module, how: str) -> None:
     """
     if not dist.is_initialized():
         return
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    tensors = ((*network.named_parameters(), *network.named_buffers()) for network in networks)
+    for name, tensor in itertools.chain.from_iterable(tensors):
         if how == "reduce" and name.endswith(("running_mean", "running_var")):
             dist.all_reduce(tensor)
             tensor /= world_size()

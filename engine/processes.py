@@ -166,6 +166,11 @@ def average(values: Mapping[str, float], device: torch.device) -> dict[str, floa
     return dict(zip(values, (message / world_size()).tolist(), strict=True))
 
 
+def average_number(value: float, device: torch.device) -> float:
+    """The mean over the processes of a number that each has."""
+    return average({"": value}, device)[""]
+
+
 # Starting
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from dataloader import Data
 from engine.devices import DelayedValue
@@ -15,7 +16,8 @@ from engine.recipe import Recipe
 from images.batches import Batches
 from models import profile
 from models.adaptive import AdaptiveModel
-from utils import say, world_size
+from models.checkpoints import Checkpoint
+from utils import rank, say, world_size
 
 #: steps between two looks at the running loss, and the steps after which it is looked at before that
 LOOK_EVERY = 50
@@ -35,6 +37,20 @@ def describe(model: AdaptiveModel, data: Data, recipe: Recipe) -> str:
         f"{profile.count_params(model):,} parameters; {cost}; {data.train.num_images:,} images, "
         f"{len(data.train):,} steps an epoch, {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     )
+
+
+def say_resumed(checkpoint: Checkpoint, recipe: Recipe, train: Batches) -> None:
+    """Say where a run continues, and what is not as it was."""
+    training = checkpoint.training
+    say(f"resuming from {checkpoint.path} after epoch {training['epoch']}, step {training['step']}")
+    say_new_processes(training.get("processes"), train, recipe.sync_bn)
+    say_new_length(recipe, training["flags"].get("epochs"), training["epoch"], training["step"], len(train))
+
+
+def say_estimate(bar: tqdm, steps: int, seconds: float) -> None:
+    """Say above a bar how long so many steps take at so many seconds each."""
+    if rank() == 0:
+        bar.write(f"about {duration(steps * seconds)} of training are left, {1e3 * seconds:.3g} ms a step")
 
 
 def say_new_length(recipe: Recipe, before: int | None, epoch: int, step: int, steps: int) -> None:

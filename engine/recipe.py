@@ -49,7 +49,9 @@ class Recipe:
         warmup_epochs: the rate rises linearly over these; cosine, linear and onecycle fill the epochs that are left.
         accumulate: batches whose gradients are averaged into one step.
         amp: off, bf16 or fp16.
-        cuda_graph: start each step with one launch, see `engine.cuda_graph`.
+        compile: torch.compile the network; None takes whichever is faster, see `engine.faster_step`.
+        cuda_graph: start each step with a launch or a few, see `engine.cuda_graph`; None leaves it to `fast`.
+        fast: compile or capture, as the device and the objective allow, see `engine.steps.settle`.
         ema: decay per step of an average of weights and buffers, which is then evaluated and saved; 0 is off.
         checkpoint_steps: also save after every so many steps within an epoch; 0 is off.
         starting_epoch: epochs counted as done, for weights trained elsewhere.
@@ -70,8 +72,9 @@ class Recipe:
     accumulate: int = 1
     clip_grad_norm: float = 0.0
     amp: str = "off"
-    compile: bool = False
-    cuda_graph: bool = False
+    compile: bool | None = False
+    cuda_graph: bool | None = None
+    fast: bool = False
     ema: float = 0.0
     checkpoint_steps: int = 0
     starting_epoch: int = 0

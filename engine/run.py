@@ -21,6 +21,7 @@ import torch
 from engine import processes
 from engine.devices import device_name
 from engine.recipe import Recipe, same_rates
+from engine.saving import Writer, snapshot
 from engine.stopping import STOP_SIGNALS
 from models import Checkpoint
 from utils import UserError, code_version, make_folder, rank, replacing, say, world_size, write_json, write_tensors
@@ -78,6 +79,7 @@ class Run:
         self.last, self.previous, self.new = (self.folder / f"{name}.pth" for name in ("last", "previous", "new"))
         self.stop_signal: int | None = None
         self.board = None
+        self.writer = Writer()
         self._lock: filelock.BaseFileLock | None = None
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self._unusable: set[Path] = set()  # checkpoints that cannot be read or loaded
@@ -112,13 +114,24 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Release the folder for other runs."""
+        """Release the folder for other runs, once nothing is being written to it. Raises what a save raised."""
+        try:
+            self.writer.wait()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.release(force=True)
 
     def release(self) -> None:
-        """`close`, and remove the folders that this run made if it has saved nothing in them."""
-        self.close()
+        """`close`, and remove the folders that this run made if it has saved nothing in them.
+
+        It is for runs that failed: a save that failed too is no error of its own.
+        """
+        with contextlib.suppress(UserError):
+            self.writer.wait()
+        self._unlock()
         if rank() != 0 or self.folder not in self._made or not self.folder.is_dir():
             return
         own = {self.folder / ".lock", self.folder / "run.json"}
@@ -288,11 +301,21 @@ class Run:
             self.board.flush()
 
     def save(self, content: dict, best: tuple[str, ...] = ()) -> None:
-        """Write last.pth, keep the one before as previous.pth, and give the new one the names in `best` too."""
+        """Write last.pth, keep the one before as previous.pth, and give the new one the names in `best` too.
+
+        A copy is taken and then written by a thread: `writer.wait` returns when that is done. Raises what the save
+        before raised.
+        """
         if rank() != 0:
             return
-        write_tensors(self.new, content)
-        self._name_new(best)
+        self.writer.wait()  # before there is a second copy
+        copied = snapshot(content)
+
+        def write() -> None:
+            write_tensors(self.new, copied)
+            self._name_new(best)
+
+        self.writer.submit(write)
 
     def _name_new(self, best: Iterable[str]) -> None:
         """Give new.pth its names; a kill at any moment leaves it, or last.pth, whole."""

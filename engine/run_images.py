@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from images.shard_files import is_remote, names_shards
 from models.adaptive import AdaptiveModel
 from models.checkpoints import Checkpoint
 from utils import UserError, say
@@ -77,7 +78,7 @@ def expected(flags: Mapping[str, object]) -> dict:
     """`identity`, without the folder where it has no training images: what is kept is all that there is then."""
     values = identity(flags)
     path = str(flags["dataset_path"])
-    listed = path == "fake" or "{" in path or path.endswith(".tar") or flags["dataset"] == "digits"
+    listed = path == "fake" or names_shards(path) or flags["dataset"] == "digits"
     folder = Path(values["dataset_path"], "train" if "resize" in flags else "")  # CIFAR has its own layouts
     if not listed and not folder.exists():
         del values["dataset_path"]
@@ -92,8 +93,9 @@ def load_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[s
     """
     own = {**flags, **flags["run_images"]}
     kept = checkpoint.load_prepared(model, expected(own))
-    if kept and kept.get("dataset_path") != identity(own)["dataset_path"]:
-        say(f"no training images to calibrate on here: using the statistics of those in {kept.get('dataset_path')}")
+    here = identity(own)["dataset_path"]
+    if kept and kept.get("dataset_path", here) != here:
+        say(f"no training images to calibrate on here: using the statistics of those in {kept['dataset_path']}")
 
 
 def save_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[str, object]) -> None:
@@ -109,4 +111,4 @@ def _place(flags: Mapping[str, object]) -> str:
         return "this repository"
     if path == "fake":
         return f"fake, {flags.get('resize')} pixels"
-    return str(Path("data" if path is None else path).resolve())
+    return path if is_remote(str(path)) else str(Path("data" if path is None else path).resolve())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from engine import cuda_graph
 from engine.devices import autocast
 from engine.norms import synchronised
 from engine.recipe import Recipe
-from models.adaptive import Objective
+from models.adaptive import Objective, unwrap
 from utils import UserError, world_size
 
 
@@ -25,10 +26,27 @@ def check(objective: Objective, recipe: Recipe, device: torch.device) -> None:
             "leave it out",
             exit_code=2,
         )
-    if recipe.sync_bn and recipe.compile:
-        raise UserError("--sync_bn is not supported with --compile and --fast: leave one of them out", exit_code=2)
+    if recipe.sync_bn and (recipe.compile or recipe.fast or recipe.cuda_graph):
+        raise UserError(
+            "--sync_bn cannot be combined with --compile, --cuda_graph and --fast: leave it out", exit_code=2
+        )
     if recipe.sync_bn and world_size() == 1 and torch.cuda.device_count() > 1:
         raise UserError("--sync_bn needs a process for each GPU: add --parallel=process", exit_code=2)
+
+
+def settle(recipe: Recipe, objective: Objective, device: torch.device) -> Recipe:
+    """The recipe with what `--fast` means for this objective on this device.
+
+    On a GPU steps are captured where they can be, whether compiled or not: where they are all alike both are tried
+    (`compile` is None), and one is taken beforehand where each sub-network would be compiled by itself, or where runs
+    have to be equal. Elsewhere they are compiled.
+    """
+    if not recipe.fast:
+        return recipe
+    if recipe.cuda_graph is False or cuda_graph.obstacle(objective, device, recipe, world_size()):
+        return replace(recipe, compile=True)
+    tries_both = not (recipe.compile or objective.draws or torch.are_deterministic_algorithms_enabled())
+    return replace(recipe, cuda_graph=True, compile=None if tries_both else recipe.compile)
 
 
 def losses_of(
@@ -46,3 +64,21 @@ def losses_of(
         if loss is None:
             return
         yield loss
+
+
+def parts_of(
+    objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str, sync_bn: bool = False
+) -> Iterator[tuple[Hashable, Iterator[Tensor]]]:
+    """The losses of one step in parts that can be recorded: (key, losses), and equal keys stand for the same work.
+
+    Steps that are all alike have one part; otherwise each pass of a sub-network is one.
+    """
+    if not objective.draws:
+        yield None, losses_of(objective, model, images, labels, amp, sync_bn)
+        return
+    for each in objective.passes_of_step(unwrap(model)):
+
+        def loss_of(model, images, labels, each=each):
+            yield objective.loss_of_pass(model, images, labels, each)
+
+        yield each, losses_of(loss_of, model, images, labels, amp, sync_bn)

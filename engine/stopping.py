@@ -6,6 +6,7 @@ import signal
 from collections import deque
 
 import torch
+import torch.distributed as dist
 
 from engine import processes
 from engine.devices import DelayedValue
@@ -35,8 +36,14 @@ class Agreement:
         if number is not None:
             self.request[STOP_SIGNALS.index(number)] = 1.0
 
-    def answer(self) -> int | None:
-        """The signal for which all stop now, None where they go on. Call it after each step."""
+    def answer(self, number: int | None) -> int | None:
+        """The signal for which all stop now, None where they go on. Call it after each step.
+
+        Args:
+            number: the signal that has asked this process, which is the answer where there is no other.
+        """
+        if not dist.is_initialized():
+            return number
         self._sums.append(DelayedValue(self.agreed))
         if len(self._sums) <= self._late:
             return None

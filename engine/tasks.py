@@ -1,26 +1,44 @@
-"""What the evaluation scripts do with a loaded network: evaluate it, classify single images, or export it."""
+"""What the evaluation scripts do with a loaded network: evaluate it, or classify single images."""
 
 from __future__ import annotations
 
+import argparse
+import csv
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import cli, evaluation, run_images
+from engine import cli, evaluation, run_images, sheet
 from engine.devices import autocast, parallel
+from images.reading import image_paths
 from models import profile
 from models.adaptive import AdaptiveModel, Point
-from models.checkpoints import Checkpoint, extracted_content
-from models.deploy import export
+from models.checkpoints import Checkpoint
+from models.figures import ContactSheet
 from models.query_table import Budget, QueryTable, latency_conditions
+from models.recorded import extracted_content
 from reporting import figures, screen
-from reporting.run_report import latency_columns, latency_note, write
-from utils import make_folder, printable, rank, replacing, say, world_size, write_json, write_tensors
+from reporting.run_report import write
+from utils import (
+    UserError,
+    make_folder,
+    printable,
+    rank,
+    replacing,
+    say,
+    show_progress,
+    world_size,
+    write_json,
+    write_tensors,
+)
 
 
 def evaluate(
@@ -56,7 +74,8 @@ def evaluate(
         if file:
             make_folder(Path(file).parent, "its flag")
     wrapped = parallel(model, device, compiled=False)
-    rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch)
+    capture = args.fast and device.type == "cuda"
+    rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch, capture=capture)
     if rank() != 0:
         return
     run_images.save_prepared(model, checkpoint, vars(args))
@@ -72,7 +91,8 @@ def evaluate(
     print(f"Eval_Acc_top1 = {chosen.top1:.3f}")
     print(f"Eval_Acc_top5 = {'-' if chosen.top5 is None else f'{chosen.top5:.3f}'}")
     record = write(rows, folder, cli.all_flags(args), data, model)
-    for file in figures.write(model.report(data), folder, record) if world_size() == 1 else ():
+    parts = [*model.report(data), *_contact_sheet(model, points, data, args)] if world_size() == 1 else []
+    for file in figures.write(parts, folder, record):
         print(f"written: {file}")
     if args.query_table and not budget:
         write_json(args.query_table, table.content())
@@ -88,6 +108,16 @@ def _write_extract(model: AdaptiveModel, data: Data, args) -> None:
     images = {key: getattr(args, key) for key in own if hasattr(args, key)} | {"classes": list(data.classes)}
     write_tensors(file, extracted_content(model, point, images))
     print(f"written: {file}, the network of point {point} alone")
+
+
+def _contact_sheet(model: AdaptiveModel, points: Sequence[Point] | None, data: Data, args) -> list[ContactSheet]:
+    """Of single images, where their latency is measured and a point decides for each: of several the middle one."""
+    deciding = [point for point in points or model.default_points if point.per_image]
+    if not deciding or 1 not in args.latency_batch:
+        return []
+    with profile.evaluating(model), autocast(next(model.parameters()).device, args.amp):
+        (point,) = model.prepare((deciding[len(deciding) // 2],), model.preparation(data))
+        return [sheet.quickest_and_slowest(model, point, data)]
 
 
 def _side(args) -> int:
@@ -168,55 +198,155 @@ def _precision(model: AdaptiveModel, args) -> dict:
 # Instead of an evaluation
 
 
-def predict(
-    model: AdaptiveModel,
-    images: Tensor,
-    names: Sequence[str],
-    load: Callable[[], Data],
-    args,
-    checkpoint: Checkpoint,
-) -> None:
-    """Print what a network predicts for each file of `args.image`, at the points of --point, and what the image cost.
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of an image at a point: a line of --csv, whose columns these are.
 
     Args:
-        images: (N, 3, H, W), normalised, on the device to run on.
+        route: how the image went: the exit at which it left, the gates that it opened, or else the point's name.
+        confidence: largest softmax probability, 0 to 1.
+        macs: multiply-accumulates that it cost.
+        ms: milliseconds of its forward pass, alone.
+    """
+
+    image: str
+    point: str
+    route: str
+    prediction: str
+    confidence: float
+    macs: int
+    ms: float
+
+
+def predict(
+    model: AdaptiveModel,
+    read: Callable[[Sequence[str]], Tensor],
+    names: Sequence[str],
+    load: Callable[[], Data],
+    args: argparse.Namespace,
+    device: torch.device,
+    checkpoint: Checkpoint,
+) -> None:
+    """Print what a network predicts for each image of `args.image`, at the points of --point, and what it cost.
+
+    With --csv the answers go into that file, and a summary is printed.
+
+    Args:
+        read: image files as tensors (N, 3, H, W), normalised, on the device to run on.
         names: of the classes.
         load: returns the data set; called only if a point needs to be prepared.
         checkpoint: as for `evaluate`.
     """
-    model.for_images(images.shape[1:])
+    files = [file for given in args.image for file in _images_of(given)]
+    shape = (3, _side(args), _side(args))
+    model.for_images(shape)
     points = cli.named_points(model, args.point) or [model.main_point]
-    model = _folded(model, args, images.device)
-    points = _ready(model, points, load, args, images.device, checkpoint)
-    spent: dict[Point, list[int]] = {point: [] for point in points}
-    with profile.evaluating(model), autocast(images.device, args.amp):
-        for file, image in zip(args.image, images, strict=True):
-            say(file)
+    if args.csv:
+        make_folder(Path(args.csv).parent, "--csv")
+    model = _folded(model, args, device)
+    points = ready(model, points, load, args, device, checkpoint)
+    answers: list[Answer] = []
+    with profile.evaluating(model), autocast(device, args.amp):
+        for file in tqdm(files, "classifying", leave=False, disable=not (args.csv and show_progress())):
+            image = read([file])
+            if not args.csv:
+                say(file)
             for point in points:
-                logits, (macs,) = model.infer(image[None], point)
-                spent[point].append(macs.item())
-                say(f"  point {point}: {_cost(model, point, spent[point][-1], images.shape[1:])}")
-                best = logits[0].float().softmax(dim=0).topk(min(5, len(names)))
-                for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                    say(f"    {100 * probability:5.1f} %  {printable(names[label])}")
-    for point, macs in spent.items():
-        if point.per_image and len(macs) > 1:
-            mean, least, most = (value / 1e6 for value in (statistics.mean(macs), min(macs), max(macs)))
+                if len(answers) < len(points):
+                    model.infer(image, point)  # the first pass is slower
+                answer, probabilities = _answer(model, file, image, point, names)
+                answers.append(answer)
+                if not args.csv:
+                    say(f"  point {point}: {_cost(model, point, answer, shape)}")
+                    best = probabilities.topk(min(5, len(names)))
+                    for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                        say(f"    {100 * probability:5.1f} %  {printable(names[label])}")
+    if args.csv and rank() == 0:
+        _write_answers(answers, args.csv)
+    for point in points if len(files) > 1 else ():
+        mine = [answer for answer in answers if answer.point == point.name]
+        if args.csv:
+            say("\n".join(screen.table(_summary(point, mine))))
+        if point.per_image:
+            macs = [answer.macs / 1e6 for answer in mine]
+            mean, least, most = statistics.mean(macs), min(macs), max(macs)
             say(f"point {point}: {mean:.2f}M multiply-accumulates an image, from {least:.2f}M to {most:.2f}M")
 
 
-def _cost(model: AdaptiveModel, point: Point, macs: int, shape: Sequence[int]) -> str:
+def _images_of(given: str) -> list[str]:
+    """The image files that --image names: a file itself, or those of a folder and of the folders in it."""
+    if not Path(given).is_dir():
+        return [given]
+    found = image_paths(given)
+    if not found:
+        raise UserError(f"there are no images in the folder {given}; name one that has some with --image")
+    return found
+
+
+def _answer(
+    model: AdaptiveModel, file: str, image: Tensor, point: Point, names: Sequence[str]
+) -> tuple[Answer, Tensor]:
+    """What a network says of one image (1, 3, H, W), and the probabilities (classes,)."""
+    start = time.perf_counter()
+    logits, macs = model.infer(image, point)
+    probabilities = logits[0].float().softmax(dim=0).cpu()  # waits for the device
+    ms = 1e3 * (time.perf_counter() - start)
+    (route,) = model.routes(image, point, macs)
+    label = int(probabilities.argmax())
+    answer = Answer(file, point.name, route, names[label], probabilities[label].item(), macs.item(), ms)
+    return answer, probabilities
+
+
+def _write_answers(answers: Sequence[Answer], path: str) -> None:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [column.name for column in dataclasses.fields(Answer)])
+        writer.writeheader()
+        for answer in answers:
+            numbers = {"confidence": f"{answer.confidence:.4f}", "ms": f"{answer.ms:.3f}"}
+            writer.writerow(dataclasses.asdict(answer) | numbers)
+    say(f"written: {path}, {len(answers)} answers")
+
+
+#: lines of a summary, which has one for each route
+MOST_ROUTES = 12
+
+
+def _summary(point: Point, answers: Sequence[Answer]) -> list[screen.Column]:
+    """A table of the routes that images took at a point, the commonest first where there are many."""
+    by_route: dict[str, list[Answer]] = {}
+    for answer in sorted(answers, key=lambda answer: answer.macs):
+        by_route.setdefault(answer.route, []).append(answer)
+    if len(by_route) > MOST_ROUTES:
+        common = sorted(by_route, key=lambda route: -len(by_route[route]))[: MOST_ROUTES - 1]
+        others = [answer for answer in answers if answer.route not in common]
+        by_route = {route: by_route[route] for route in common} | {"other routes": others}
+    groups = by_route.values()
+    sure = [100 * statistics.mean(answer.confidence for answer in group) for group in groups]
+    return [
+        screen.Column("point", [point.name] * len(groups), left=True),
+        screen.Column("route", [screen.shorten(route, 40) for route in by_route], left=True),
+        screen.Column("images", [f"{len(group):,}" for group in groups]),
+        screen.Column("mean confidence", [f"{value:.1f}%" for value in sure]),
+        screen.Column("MACs", [f"{statistics.mean(answer.macs for answer in group) / 1e6:.2f}M" for group in groups]),
+        screen.Column("ms (median)", [f"{statistics.median(answer.ms for answer in group):.2f}" for group in groups]),
+    ]
+
+
+def _cost(model: AdaptiveModel, point: Point, answer: Answer, shape: Sequence[int]) -> str:
     """What an image cost, in words."""
-    whole, text = model.points[-1], f"{macs / 1e6:.2f}M multiply-accumulates"
+    whole, text = model.points[-1], f"{answer.macs / 1e6:.2f}M multiply-accumulates"
     if point == whole:
         return f"{text}, the whole network"
-    text += f", {100 * macs / profile.count_macs(model, shape, whole):.0f} % of the point {whole}"
+    text += f", {100 * answer.macs / profile.count_macs(model, shape, whole):.0f} % of the point {whole}"
     if point.resolution not in (None, shape[-1]):
         text += f", on {point.resolution} x {point.resolution} pixels"
-    return f"{text}, {'chosen for this image' if point.per_image else 'the same for every image'}"
+    if not point.per_image:
+        return f"{text}, the same for every image"
+    left = f": {answer.route}, in {answer.ms:.2f} ms" if model.leaving(point) else ""
+    return f"{text}, chosen for this image{left}"
 
 
-def _ready(
+def ready(
     model: AdaptiveModel,
     points: Sequence[Point],
     load: Callable[[], Data],
@@ -235,72 +365,3 @@ def _ready(
         points = model.prepare(tuple(points), held_out())
     run_images.save_prepared(model, checkpoint, vars(args))
     return points
-
-
-def write_export(
-    model: AdaptiveModel,
-    shape: Sequence[int],
-    load: Callable[[], Data],
-    args,
-    device: torch.device,
-    checkpoint: Checkpoint,
-) -> None:
-    """Write a network at the point --point as --export says; print how accurately and how fast the file reproduces it.
-
-    Args:
-        shape: (channels, height, width) of an image.
-        load, checkpoint: as for `predict`.
-    """
-    model.for_images(shape)
-    form, file = args.export
-    export.check_packages(form)
-    point = export.fixed_point(model, args.point)
-    if args.point is None and point != model.main_point:
-        say(f"at {model.main_point} each image decides what runs, which a fixed graph cannot express: writing {point}")
-    make_folder(Path(file).parent, "--export")
-    (point,) = _ready(model, [point], load, args, device, checkpoint)
-    if rank() != 0:
-        return
-    model.cpu().eval()
-    network = export.AtPoint(model, point, shape)
-    with replacing(file) as temporary:
-        export.write(network, shape, form, temporary)
-        run = export.load(form, temporary)
-        difference = run and export.difference(run, model, point, shape)
-    size = ", ".join(map(str, shape))
-    print(f"written: {file}, the point {point}: normalised float32 `images` (batch, {size}) to `logits`")
-    if run is None:
-        print("not checked: that needs python3 -m pip install onnxruntime")
-    else:
-        print(f"checked: logits differ by {difference:.1e} of the largest at most; {export.TOLERANCE:g} is allowed")
-    _print_exported(model, point, network, run, shape, args)
-
-
-def _print_exported(
-    model: AdaptiveModel,
-    point: Point,
-    network: export.AtPoint,
-    run: Callable[[Tensor], Tensor] | None,
-    shape: Sequence[int],
-    args,
-) -> None:
-    """Parameters, MACs, size and latency of the network and of the file made of it."""
-    file, ours, theirs = Path(args.export[1]), [], []
-    for batch in args.latency_batch:
-        images = torch.randn(batch, *shape)
-        ours.append(profile.latency(model, images, point, batch))
-        theirs += [profile.time_calls(lambda images=images: run(images), batch, images.device)] if run else []
-    rows = (
-        ("the network here", model, point, "", ours),
-        (file.name, network.network, network.point, f"{file.stat().st_size / 1e6:.2f} MB", theirs),
-    )
-    columns = [
-        screen.Column("", [name for name, *_ in rows], left=True),
-        screen.Column("params", [f"{profile.count_params(what):,}" for _, what, *_ in rows]),
-        screen.Column("MACs", [f"{profile.count_macs(what, shape, at) / 1e6:.2f}M" for _, what, at, *_ in rows]),
-        screen.Column("size", [size for *_, size, _ in rows]),
-        *latency_columns([[*map(dataclasses.asdict, times)] for *_, times in rows], args.latency_batch),
-    ]
-    print("\n".join(screen.table(columns)))
-    if ours:
-        print(screen.note(latency_note(map(dataclasses.asdict, ours))))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +14,11 @@ from tqdm.auto import tqdm
 
 from dataloader import Data
 from engine import cuda_graph, processes
+from engine.cuda_graph import run_at_once
 from engine.devices import parallel, peak_memory
 from engine.evaluation import Row, evaluate
+from engine.fast import clock_of
+from engine.faster_step import FasterStep
 from engine.finite import check_loss, check_weights
 from engine.gradients import Gradients
 from engine.noise import Generators
@@ -27,15 +32,16 @@ from engine.optimizer import (
     trained_parameters,
     update_average,
 )
-from engine.progress import RunningLoss, describe, duration, print_epoch, say_new_length, say_new_processes
+from engine.progress import RunningLoss, describe, duration, print_epoch, say_estimate, say_resumed
 from engine.recipe import Recipe
 from engine.replicas import Replicas
 from engine.run import Run, Stopped
-from engine.steps import check, losses_of
+from engine.steps import check, parts_of, settle
 from engine.stopping import Agreement
 from models.adaptive import AdaptiveModel, Objective
-from models.checkpoints import Checkpoint, training_content
-from utils import UserError, rank, say, show_progress, world_size
+from models.checkpoints import Checkpoint
+from models.recorded import training_content
+from utils import UserError, say, show_progress, world_size
 
 
 class Trainer:
@@ -56,6 +62,7 @@ class Trainer:
         device: torch.device,
     ):
         check(objective, recipe, device)
+        recipe = settle(recipe, objective, device)
         if objective.teacher_file and objective.teacher is None:
             raise ValueError("the objective has no teacher yet: set `objective.teacher`, see models.teachers")
         if not len(data.train):
@@ -67,13 +74,18 @@ class Trainer:
         processes.broadcast(self.model)
         self.average = copy.deepcopy(model) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-        if recipe.compile:
+        if recipe.compile or recipe.cuda_graph:
             objective.restrict_draws()
-        # where steps differ, torch records a graph for each point, of its forward and its backward pass; between those
-        # graphs gradients must not lie in their memory, which each may reuse
-        self.keeps_gradients = recipe.cuda_graph and objective.draws
-        self.wrapped = parallel(self.model, device, recipe.compile, "reduce-overhead" if self.keeps_gradients else None)
-        self.captured: cuda_graph.CapturedStep | None = None
+        self.wrapped = parallel(self.model, device, compiled=recipe.compile is not False)
+        #: what steps are made with: one network, or both forms of it until it is known which is faster
+        self.forms = {"": self.wrapped}
+        if recipe.compile is None:
+            self.forms = {"recorded": self.model, "compiled and recorded": self.wrapped}
+        self.recorder = cuda_graph.CudaRecorder() if recipe.cuda_graph else None
+        # parts of a step that are recorded one by one leave their gradients where they were
+        self.keeps_gradients = bool(recipe.cuda_graph) and (objective.draws or world_size() > 1)
+        self.captured: cuda_graph.CapturedStep | FasterStep | None = None
+        self.total = torch.zeros((), device=device)  # of a step's losses
         self.generators = Generators(objective, device)
         self.agreement = Agreement(device)
         self.gradients = Gradients([], self.agreement)
@@ -107,10 +119,7 @@ class Trainer:
         self.run.begin([self.best_file(point).name for point in saved_now])
         say(describe(self.model, self.data, self.recipe))
         if self.run.checkpoint:
-            say(f"resuming {self.run.folder} after epoch {self.epoch}, step {self.step}")
-            say_new_processes(self.run.checkpoint.training.get("processes"), self.data.train, self.recipe.sync_bn)
-            before = self.run.checkpoint.training["flags"].get("epochs")
-            say_new_length(self.recipe, before, self.epoch, self.step, len(self.data.train))
+            say_resumed(self.run.checkpoint, self.recipe, self.data.train)
 
     # An epoch: train, evaluate, record, save
 
@@ -129,7 +138,9 @@ class Trainer:
                 if mean is not None:
                     bar.set_postfix_str(f"loss {check_loss(mean, self.run.folder):.3f}", refresh=False)
                 if not self.estimated and running.settled():
-                    self._say_estimate(bar, running.seconds_per_step)
+                    self.estimated = True
+                    left = (self.recipe.epochs - self.epoch) * len(train) - self.step
+                    say_estimate(bar, left, running.seconds_per_step)
                 if self.step == len(train):
                     break  # the end of an epoch is saved after its evaluation
                 self._save_within_epoch(running.sum)
@@ -138,13 +149,6 @@ class Trainer:
         self.check_finite(running.sum)
         if self.captured:  # a replayed graph does not count what it writes, and who looks at the counters would miss it
             torch.autograd.graph.increment_version([*self.model.parameters(), *self.evaluated.parameters()])
-
-    def _say_estimate(self, bar: tqdm, seconds: float) -> None:
-        """Say once, above the bar, how long training will take at so many seconds a step."""
-        self.estimated = True
-        if rank() == 0:
-            left = (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
-            bar.write(f"about {duration(left * seconds)} of training are left, {1e3 * seconds:.3g} ms a step")
 
     def begin_epoch(self) -> None:
         """Ask the objective what this epoch trains, and make an optimizer where the phase needs a new one."""
@@ -160,29 +164,46 @@ class Trainer:
             add_momentum(self.optimizer)
         if self.step == 0:
             self.objective.means.clear()
+        if isinstance(self.captured, FasterStep):
+            self.captured.restart()
         self.started = time.perf_counter()
 
     def _make_optimizer(self, groups: list[dict]) -> None:
         """A fresh optimizer, and with it what steps with it: a recorded step, or gradients that stay in place."""
         self.optimizer = make_optimizer(groups, self.recipe)
-        trained = set(trained_parameters(self.optimizer))
         self.gradients.remove()
-        self.gradients = Gradients([p for p in self.model.parameters() if p in trained], self.agreement)
-        if self.recipe.cuda_graph and not self.objective.draws:
-            for group in self.optimizer.param_groups:
-                group["lr"] = torch.tensor(self.recipe.lr, device=self.device)
-            self.captured = cuda_graph.CapturedStep(
-                lambda images, labels: self._step(self.wrapped, images, labels, update=True), self.objective.means
-            )
+        trained = trained_parameters(self.optimizer, self.model)
+        self.gradients = Gradients(trained, self.agreement, overlap=not self.recipe.cuda_graph)
         if self.keeps_gradients:
             for parameter in trained_parameters(self.optimizer):
                 parameter.grad = torch.zeros_like(parameter)
+        if self.recipe.cuda_graph:
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(self.recipe.lr, device=self.device)
+            self.captured = self._capture()
+
+    def _capture(self) -> cuda_graph.CapturedStep | FasterStep:
+        """A step that is recorded, of the form of the network that turns out to be faster where there are two."""
+        means, recorder = self.objective.means, self.recorder
+        ways = {
+            form: cuda_graph.CapturedStep(partial(self._step_to_capture, network), means, recorder)
+            for form, network in self.forms.items()
+        }
+        if len(ways) == 1:
+            return next(iter(ways.values()))
+        steps = (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
+        agree = partial(processes.average_number, device=self.device)
+        return FasterStep(ways, steps, self._keep_form, clock_of(self.device), agree)
+
+    def _keep_form(self, form: str) -> None:
+        self.forms = {form: self.forms[form]}
 
     def finish_epoch(self) -> None:
         """Evaluate, record, save, print."""
         seconds, whole = time.perf_counter() - self.started, self.first_step == 0
         means = processes.average(self.objective.means.read(), self.device)
-        self._share_statistics()
+        share_statistics({self.model, self.evaluated}, self.recipe.dist_bn)
+        self.run.writer.wait()  # best files are looked for below, and workers are best forked without a busy thread
         evaluating = time.perf_counter()
         rows = self._evaluate()
         if rows is None:  # evaluated again when the run is resumed
@@ -215,11 +236,6 @@ class Trainer:
         if stop is not None:
             raise Stopped(stop, self.run.folder)
 
-    def _share_statistics(self) -> None:
-        """Give all processes the same weights and statistics: those that are evaluated and saved."""
-        for network in {self.model, self.evaluated}:
-            share_statistics(network, self.recipe.dist_bn)
-
     def _evaluate(self) -> list[Row] | None:
         """What the network achieves at its watched points on held-out images, or on the test images without any.
 
@@ -228,15 +244,17 @@ class Trainer:
         several = isinstance(self.wrapped, Replicas) and self.average is None
         network = self.wrapped if several else self.evaluated
         images = self.data.test if self.data.valid is None else self.data.valid
-        watched = self.evaluated.watched
-        return evaluate(
-            network, images, watched, self.data, self.recipe.amp, stop=lambda: self.run.stop_signal is not None
-        )
+        how = {"capture": bool(self.recipe.cuda_graph), "stop": lambda: self.run.stop_signal is not None}
+        return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp, **how)
 
     # A step: a backward for each loss, then the optimizer
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch, at the rate of the schedule. Returns the sum of the losses, on the device."""
+        """Train on one batch, at the rate of the schedule.
+
+        Returns:
+            The sum of the losses, on the device; the next step overwrites it.
+        """
         steps = len(self.data.train)
         self._set_rate(self.recipe.rate(self.epoch * steps + self.step, steps))
         self.step += 1
@@ -255,21 +273,37 @@ class Trainer:
             else:
                 group["lr"] = scaled
 
-    def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool) -> Tensor:
-        """`train_step` on the device alone, with `update` saying whether the optimizer steps after the last loss."""
-        total = torch.zeros((), device=self.device)
-        for loss in losses_of(self.objective, model, images, labels, self.recipe.amp, self.recipe.sync_bn):
-            self.gradients.backward(self.scaler.scale(loss / self.recipe.accumulate))
-            total += loss.detach()
-            if self.objective.step_per_loss:
-                self._update()
+    def _step(self, model: nn.Module, images: Tensor, labels: Tensor, update: bool, run=run_at_once) -> Tensor:
+        """`train_step` on the device alone.
+
+        Args:
+            update: whether the optimizer steps after the last loss.
+            run: runs each part of the step that can be recorded by itself, given what tells it from others.
+        """
+        self.total.zero_()
+        for key, losses in parts_of(self.objective, model, images, labels, self.recipe.amp, self.recipe.sync_bn):
+            run(key, partial(self._backward, losses))
         if update and not self.objective.step_per_loss:
-            self._update()
-        return total
+            self.gradients.average()
+            run("update", self._update)
+        return self.total
+
+    def _step_to_capture(self, model: nn.Module, images: Tensor, labels: Tensor, run: cuda_graph.Runner) -> Tensor:
+        """`_step` as one recording, or, where its parts differ or gradients are exchanged, with one for each part."""
+        if self.keeps_gradients:
+            return self._step(model, images, labels, True, run)
+        return run("step", partial(self._step, model, images, labels, True))
+
+    def _backward(self, losses: Iterator[Tensor]) -> None:
+        for loss in losses:
+            self.gradients.backward(self.scaler.scale(loss / self.recipe.accumulate))
+            self.total += loss.detach()
+            if self.objective.step_per_loss:
+                self.gradients.average()
+                self._update()
 
     def _update(self) -> None:
         """One optimizer step with the gradients of all processes."""
-        self.gradients.average()
         if self.recipe.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
@@ -287,19 +321,16 @@ class Trainer:
         Args:
             running: the loss since it was last checked.
         """
+        self.run.writer.check()
         if self.step % self.recipe.accumulate:
             return  # accumulated gradients are not part of a checkpoint
-        stop, every = self._stop_signal(), self.recipe.checkpoint_steps
+        stop, every = self.agreement.answer(self.run.stop_signal), self.recipe.checkpoint_steps
         if stop or (every and self.step % every == 0):
-            self._share_statistics()
+            share_statistics({self.model, self.evaluated}, self.recipe.dist_bn)
             self.check_finite(running)
             self._save()
         if stop:
             raise Stopped(stop, self.run.folder)
-
-    def _stop_signal(self) -> int | None:
-        """The signal that asked to stop; several processes agree on it with the gradients of each step."""
-        return self.run.stop_signal if world_size() == 1 else self.agreement.answer()
 
     def _save(self, best: tuple[str, ...] = ()) -> None:
         """Save, unless the weights are no longer finite."""

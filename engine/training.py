@@ -53,16 +53,20 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
     kept = processes.from_first(lambda: {point for point in trainer.best if trainer.best_file(point).exists()})
     trainer.best = {point: best for point, best in trainer.best.items() if point in kept}
     with run.stoppable():
-        while trainer.epoch < recipe.epochs:
-            try:
-                trainer.train_epoch()
-                trainer.finish_epoch()
-            except RuntimeError:
-                trainer.check_finite()  # what cannot work without finite weights is not the error to report
-                raise
+        try:
+            while trainer.epoch < recipe.epochs:
+                try:
+                    trainer.train_epoch()
+                    trainer.finish_epoch()
+                except RuntimeError:
+                    trainer.check_finite()  # what cannot work without finite weights is not the error to report
+                    raise
+        finally:
+            run.writer.wait()
     # a finished run that was resumed in another folder
     if not processes.from_first(trainer.best_file(model.main_point.name).exists):
         run.save(trainer.state_dict(), ("best.pth",))
+        run.writer.wait()
     where = "" if data.valid is None else ", held-out images"
     for point, (top1, epoch) in trainer.best.items():
         say(f"Best_Acc_top1 = {top1:.3f}  (point {point}, epoch {epoch}{where})")

@@ -12,6 +12,7 @@ from torch import Tensor
 from images.batches import Batches
 from images.data import Source
 from images.normalise import Normalise
+from images.on_device import DeviceDecoder, Encoded, gather
 from images.workers import Decoded, Failure, Loader
 from utils import UserError, printable
 
@@ -29,6 +30,7 @@ class DiskBatches(Batches):
         size: that size.
         mean, std: of the three channels, for pixels from 0 to 1.
         workers: processes that decode; 0 decodes in this one.
+        on_device: decode on the device what it can; workers then only read.
     """
 
     max_unreadable_share = 0.001
@@ -49,6 +51,7 @@ class DiskBatches(Batches):
         shuffle: bool = False,
         seed: int = 0,
         share: tuple[int, int] | None = None,
+        on_device: bool = False,
     ):
         super().__init__(len(index), batch_size, shuffle, seed, share)
         self.device, self.index, self.size = torch.device(device), index, size
@@ -57,16 +60,21 @@ class DiskBatches(Batches):
         self.plan: list[list[tuple[int | None, int]]] = []  # keys of the batches that `loader` is to fetch
         self.busy = False  # whether `loader` is in use
         self.dataset, self.workers = Decoded(source, train, test, seed), workers
+        self.decoder = DeviceDecoder(self.dataset, self.device) if on_device else None
         self.loader = self._make_loader(self.plan)
 
     def _make_loader(self, plan: list) -> Loader:
+        generator = torch.Generator()  # its own: drawing from the global one would change a resumed run
+        if self.decoder:
+            encoded = Encoded(self.dataset)
+            return Loader(encoded, self.workers, 0, batch_sampler=plan, collate_fn=gather, generator=generator)
         return Loader(
             self.dataset,
             self.workers,
             self.batch_size // self.world * 3 * self.size**2,
             batch_sampler=plan,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own: drawing from the global one would change a resumed run
+            generator=generator,
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -79,11 +87,16 @@ class DiskBatches(Batches):
         return self._fetch(self._order(0), self._sampled(images, batch_size), 0)
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.index)
+        return self._shuffled(np.random.default_rng((self.seed, epoch)))
+
+    def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
+        """A random order: the source's own where it has one."""
+        order = getattr(self.dataset.source, "order", None)
+        return order(self.index, generator) if order else generator.permutation(self.index)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # folders are listed class by class, but the first batches of a training set should be a fair sample of it
-        order = np.random.default_rng(self.seed).permutation(self.index) if self.shuffle else self.index
+        order = self._shuffled(np.random.default_rng(self.seed)) if self.shuffle else self.index
         return self._fetch(order, list(self._batches(order, training=False)))
 
     def _fetch(
@@ -97,7 +110,8 @@ class DiskBatches(Batches):
             self.busy = True
             self.plan[:] = plan
         try:
-            for pixels, labels, failures in self.loader if reuse else self._make_loader(plan):
+            for batch in self.loader if reuse else self._make_loader(plan):
+                pixels, labels, failures = self.decoder(*batch) if self.decoder else batch
                 self._check_failures(failures, training)
                 pixels, labels = torch.as_tensor(pixels), torch.as_tensor(labels)
                 # queued behind the previous step; nothing waits, and copying uint8 is quick

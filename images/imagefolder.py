@@ -18,6 +18,8 @@ from images.disk import DiskBatches
 from images.fake import fake_sources
 from images.folders import folder_sources
 from images.normalise import USUAL, normalisation
+from images.on_device import can_decode
+from images.shard_files import names_shards
 from images.shards import shard_sources
 from utils import UserError, printable, say
 
@@ -42,6 +44,8 @@ def imagefolder(
     eval_batch_size: int | None = None,
     classes: Sequence[str] | None = None,
     share: tuple[int, int] | None = None,
+    cache: str | os.PathLike | None = None,
+    on_device: bool = False,
 ) -> Data:
     """ImageNet, or any set of image files: random resized crops and mirroring to train, centre crops to evaluate.
 
@@ -50,7 +54,8 @@ def imagefolder(
     Args:
         path: a folder with train/ and val/, each with one folder per class (val/ may be plain, with a file val.txt that
             has a name and a class on each line); or a brace pattern of WebDataset shards, of which those with `val` in
-            their name are to evaluate on: "/data/{train-{000..146},val-{00..06}}.tar"; or `fake` for generated images.
+            their name are to evaluate on: "/data/{train-{000..146},val-{00..06}}.tar", or its address on a web server;
+            or `fake` for generated images.
         batch_size: images in a batch, of all processes together.
         workers: processes that decode images.
         resize: shorter side in pixels before the centre crop.
@@ -62,6 +67,8 @@ def imagefolder(
         train_crop: side of augmented training images, where it is not `crop`.
         classes: without `train`, the names of the classes of the network that is to be evaluated: labels are those of
             the network, whichever of its classes the images are of.
+        cache: folder for lists of shards, and for shards of a web server; by default torch.hub's.
+        on_device: have the GPU decode JPEG files; where there is none that can, workers do.
         subset, valid, seed, eval_batch_size, share: as in `cifar`.
 
     Raises:
@@ -75,8 +82,9 @@ def imagefolder(
         raise UserError(f"--min_scale {scale[0]:g} must be above 0 and at most {min(scale[1], 1):g}", exit_code=2)
     mean, std = normalisation("ilsvrc", mean, std)
     options = dict(mean=mean, std=std, workers=workers, seed=seed, share=share)
+    options["on_device"] = on_device and can_decode(torch.device(device))
     eval_size = eval_batch_size or batch_size
-    sources = _find_sources(str(path), resize)
+    sources = _find_sources(str(path), resize, cache)
 
     def batches(source: Source, index: np.ndarray, size: int, shuffle: bool = False) -> DiskBatches:
         side = train_crop or crop if shuffle else crop
@@ -140,10 +148,10 @@ def data_set_name(source: Source, own: str) -> str:
     return f"{own}, {len(classes)} classes" if own in ("", "ilsvrc", *USUAL) else own
 
 
-def _find_sources(path: str, side: int) -> Sources:
+def _find_sources(path: str, side: int, cache: str | os.PathLike | None) -> Sources:
     """What `path` names: generated images of `side` pixels, shards, or a folder."""
     if path == "fake":
         return fake_sources(side)
-    if "{" in path or path.endswith(".tar"):
-        return shard_sources(path)
+    if names_shards(path):
+        return shard_sources(path, cache)
     return folder_sources(path)

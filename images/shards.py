@@ -6,44 +6,62 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from images.data import Sources
 from images.reading import first_few, is_stray
-from utils import UserError, say
+from images.shard_files import Place, ShardFiles, is_remote
+from utils import UserError, rank, say, world_size
 
 MOST_CLASSES = 100_000  # where nothing else says how many there are; a wrong label must not make a list of 10^10 names
 MOST_SHARDS = 1_000_000
+LANES = 16  # sequences in which shards of a server are read
+CONNECTIONS = 8  # to a server, while shards are listed
 
 
 class Shards:
     """Tar files in WebDataset's layout: KEY.jpg (or another image) beside KEY.cls, its label in digits.
 
     The webdataset package says which files a pattern names and which members make a sample. Their positions are listed
-    once and read directly, so that shuffling is complete, an epoch can be resumed at any batch, and several processes
-    see every image exactly once. A stream from a pipe or a web server can promise none of this.
+    once and read directly, so that an epoch has every image exactly once over all processes, and can be resumed at any
+    batch. A stream from a pipe can promise none of this.
 
     Args:
-        paths: of the tar files.
+        paths: of the tar files, or their addresses on web servers.
         classes: names of the classes, by label; None takes as many as the largest label asks for.
+        cache: for lists and downloads, see `ShardFiles`.
 
     Raises:
         UserError: a file cannot be read, an image has no label or two, or a label is no class.
     """
 
-    def __init__(self, paths: list[str], classes: Sequence[str] | None = None):
-        self.paths, places, labels = paths, [], []
-        for number, path in enumerate(paths):
-            samples = _read_shard(path, len(classes) if classes else MOST_CLASSES)
-            places += [(number, offset, size) for offset, size, _ in samples]
-            labels += [label for _, _, label in samples]
+    def __init__(self, paths: list[str], classes: Sequence[str] | None = None, cache: str | os.PathLike | None = None):
+        most = len(classes) if classes else MOST_CLASSES
+        self.paths, self.files = paths, ShardFiles(cache, partial(list_images, classes=most))
+        self.remote = any(map(is_remote, paths))
+        places, labels = [], []
+        for number, images in enumerate(self._list()):
+            if max((label for _, _, label in images), default=0) >= most:
+                list_images(self.files.local(paths[number]), most)  # says which one
+            places += [(number, offset, size) for offset, size, _ in images]
+            labels += [label for _, _, label in images]
         if not labels:
             raise UserError(f"{first_few(paths)} hold no images; name shards of images with their labels in .cls files")
         self.places, self.labels = np.array(places, np.int64), np.array(labels, np.int64)
         self.classes = list(classes or map(str, range(self.labels.max() + 1)))
+
+    def _list(self) -> list[list[Place]]:
+        """The images of each shard. Processes begin at different shards, so that each lists, or fetches, a part."""
+        first = len(self.paths) * rank() // world_size()
+        with ThreadPoolExecutor(CONNECTIONS if self.remote else 1) as threads:
+            lists = list(threads.map(self.files.index, self.paths[first:] + self.paths[:first]))
+        return lists[len(lists) - first :] + lists[: len(lists) - first]
 
     def name(self, index: int) -> str:
         number, offset, _ = self.places[index]
@@ -51,12 +69,28 @@ class Shards:
 
     def read(self, index: int) -> bytes:
         number, offset, size = self.places[index]
-        with open(self.paths[number], "rb") as file:
+        with open(self.files.local(self.paths[number]), "rb") as file:
             file.seek(offset)
             return file.read(size)
 
+    def order(self, index: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """An order for an epoch: any, where all shards are on this machine.
 
-def _read_shard(path: str, classes: int) -> list[tuple[int, int, int]]:
+        Of shards on a server, `LANES` sequences are taken in turns, each of which goes through shards of its own, one
+        after the other, in a random order and shuffled inside. Of 1, 2, 4, 8 or 16 processes, each has sequences of its
+        own and so reads its own shards; the order is the same for any number of them.
+        """
+        if not self.remote:
+            return generator.permutation(index)
+        turn = generator.permutation(len(self.paths))[self.places[index, 0]]
+        sequence = index[np.lexsort((generator.random(len(index)), turn))]
+        order = np.empty_like(sequence)
+        for lane, part in enumerate(np.array_split(sequence, LANES)):
+            order[lane::LANES] = part
+        return order
+
+
+def list_images(path: str, classes: int) -> list[Place]:
     """Offset, size and label of each image of a shard, in the order of the images."""
     from webdataset.tariterators import base_plus_ext
 
@@ -111,8 +145,12 @@ def _count_shards(pattern: str) -> int:
     return count
 
 
-def shard_sources(pattern: str) -> Sources:
-    """The images of the shards that a brace pattern names. Raises UserError if a shard is missing."""
+def shard_sources(pattern: str, cache: str | os.PathLike | None = None) -> Sources:
+    """The images of the shards that a brace pattern names. Raises UserError if a shard is missing.
+
+    Args:
+        cache: for lists and downloads, see `ShardFiles`.
+    """
     try:
         from webdataset.shardlists import expand_urls
 
@@ -123,7 +161,7 @@ def shard_sources(pattern: str) -> Sources:
         raise UserError(f"--dataset_path {pattern} is not a brace pattern: {error}") from error
     if paths is None:
         raise UserError(f"--dataset_path {pattern} names over {MOST_SHARDS:,} shards; shorten its ranges", exit_code=2)
-    missing = [path for path in paths if not os.path.isfile(path)]
+    missing = [path for path in paths if not is_remote(path) and not os.path.isfile(path)]
     if missing:
         raise UserError(
             f"{pattern} names {len(paths)} shards, but {first_few(missing)} cannot be found; add them or correct the "
@@ -131,17 +169,17 @@ def shard_sources(pattern: str) -> Sources:
         )
     parts = {"train": [], "val": []}
     for path in paths:
-        parts["val" if "val" in os.path.basename(path) else "train"].append(path)
+        parts["val" if "val" in os.path.basename(urlsplit(path).path) else "train"].append(path)
 
-    def list_images(name: str, classes: Sequence[str] | None) -> Shards:
+    def find(name: str, classes: Sequence[str] | None) -> Shards:
         if not parts[name]:
             raise UserError(f"{pattern} names no {name} shards; name both: {{train-{{000..146}},val-{{00..06}}}}.tar")
         say(f"listing the images of {len(parts[name])} {name} shards")
-        return Shards(parts[name], classes)
+        return Shards(parts[name], classes, cache)
 
     return Sources(
-        lambda classes, some: list_images("train", classes),
-        lambda classes, some: list_images("val", classes),
+        lambda classes, some: find("train", classes),
+        lambda classes, some: find("val", classes),
         f"{len(paths)} shards of {pattern}",
-        Path(paths[0]).resolve().parent.name,
+        Path(urlsplit(paths[0]).path if is_remote(paths[0]) else paths[0]).resolve().parent.name,
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from images.data import Source
 from images.decoding import decode
+from images.shard_files import ShardError
 from utils import UserError, say
 
 #: why a worker or an image failed that may be quite in order
@@ -67,20 +68,26 @@ class Decoded(torch.utils.data.Dataset):
             try:
                 pixels = decode(self.source.read(which))
                 if epoch is None:
-                    pixels = self.test(pixels)  # which refuses what is too narrow to be resized
+                    pixels = self.prepare(pixels, epoch, index)  # which refuses what is too narrow to be resized
+            except ShardError as error:
+                return None, -1, [Failure(self.source.name(which), str(error), fatal=True)]
             except (OSError, ValueError) as error:
                 failures.append(Failure(self.source.name(which), getattr(error, "strerror", None) or str(error)))
                 continue
             except MemoryError:
                 return None, -1, [Failure(self.source.name(which), FULL, fatal=True)]
             try:
-                pixels = pixels if epoch is None else self._augment(pixels, epoch, index)
+                pixels = pixels if epoch is None else self.prepare(pixels, epoch, index)
             except Exception as error:
                 if sys.flags.dev_mode:
                     raise
                 return None, -1, [Failure(self.source.name(which), _reason(error), fatal=True)]
             return pixels, int(self.source.labels[which]), failures
         return None, -1, failures
+
+    def prepare(self, pixels: Tensor, epoch: int | None, index: int) -> Tensor:
+        """An image as the network sees it: augmented in an epoch, with draws that depend on seed, epoch and index."""
+        return self.test(pixels) if epoch is None else self._augment(pixels, epoch, index)
 
     def _augment(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
         """Augment with draws that depend on the seed, epoch and index alone; torch's generator stays as it was."""
@@ -136,7 +143,7 @@ class Loader(torch.utils.data.DataLoader):
         if workers:
             options |= {"persistent_workers": True, "prefetch_factor": self.prefetch}
             options |= {"worker_init_fn": _leave_signals}
-        super().__init__(dataset, num_workers=workers, collate_fn=together, **options)
+        super().__init__(dataset, num_workers=workers, **{"collate_fn": together} | options)
         self._own: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()
 
     def __iter__(self):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import profile
+from models.built import BuiltAs, MadeFor
 from models.figures import Figure, Table
 from models.running_means import RunningMeans
 from utils import UserError
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 
 @dataclass(frozen=True)
@@ -50,22 +55,6 @@ def resize(images: Tensor, side: int | None) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=True)
 
 
-@dataclass(frozen=True)
-class BuiltAs:
-    """The arguments of `create_model`, so that files and query tables can record which network they belong to.
-
-    Args:
-        model, dataset: the key in the registry.
-        flags: those that were given; the others have their defaults.
-        num_classes: of the classifier.
-    """
-
-    model: str
-    dataset: str
-    flags: Mapping[str, object]
-    num_classes: int
-
-
 class AdaptiveModel(nn.Module):
     """A network that can be run at one or several points.
 
@@ -80,9 +69,11 @@ class AdaptiveModel(nn.Module):
     - `point_for_budget`: --budget, where a point can be made for any mean cost;
     - `compute_counted`: costs that differ from image to image;
     - `sweep`, `computation`: several points in less time than one after the other, and equal ones once;
+    - `infer_stream`: many batches at a point in less time than one after the other;
     - `prepare`, `preparation`, `prepared_state`, `load_prepared_state`: what must be found on images before a point can
       be evaluated, and is kept beside the weights;
     - `extract`: --extract; `fold`: --fold;
+    - `leaving`, `logits_at`: --export in stages, between which a host program can stop; `routes`: --image, --csv;
     - `report`: tables and figures of an evaluation that only this family has;
     - `authors_macs`: the authors' own counting in published tables;
     - `adapt_state_dict`: files of others.
@@ -91,10 +82,26 @@ class AdaptiveModel(nn.Module):
     points: tuple[Point, ...] = (FULL,)
     #: how `create_model` built it, or the network that it was extracted from; None for one that was built by hand
     built_as: BuiltAs | None = None
+    #: which images `create_model` built it for; None for one that was built by hand
+    made_for: MadeFor | None = None
     #: flags of its builder that choose points and change no weight: a query table holds for all their values
     point_flags: frozenset[str] = frozenset()
     #: of a folded copy: which forms were chosen and why, in words
     folded_as: str = ""
+
+    @property
+    def transforms(self) -> v2.Compose:
+        """What an evaluation does to an image, as a transform of torchvision (v2): resize, cut, scale, normalise.
+
+        It takes a PIL image or uint8 pixels (3, H, W), and returns float32 (3, side, side). Raises UserError where the
+        network was built by hand, so that its images are unknown; so does `classes`.
+        """
+        return MadeFor.of(self).transforms()
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes by label: those of the file of its weights, or else of the data set."""
+        return MadeFor.of(self).class_names(self.built_as.num_classes)
 
     @property
     def main_point(self) -> Point:
@@ -181,6 +188,16 @@ class AdaptiveModel(nn.Module):
         """Logits (N, classes) and the multiply-accumulates each image really cost, int64 (N,)."""
         return self(images, point, count=True)
 
+    def infer_stream(
+        self, batches: Iterable[Tensor], point: Point | str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`infer` over batches of images, in order; a family in which batches can help each other overrides it.
+
+        What is yielded may come later than its images were asked for: for the latency of an image, call `infer`.
+        """
+        for images in batches:
+            yield self.infer(images, point)
+
     def sweep(self, images: Tensor, points: Iterable[Point]) -> Iterator[tuple[Tensor, Tensor]]:
         """`infer` at several points; a family that can share work between points overrides it."""
         for point in points:
@@ -234,6 +251,26 @@ class AdaptiveModel(nn.Module):
                 between forms by the time that they take; without any it chooses by multiply-accumulates.
         """
         raise ValueError(f"{type(self).__name__} cannot be folded; evaluate it without --fold")
+
+    def leaving(self, point: Point) -> Sequence[tuple[Point, float]]:
+        """The fixed points at which images leave on their way through a pass at `point`, cheapest first.
+
+        Each comes with the confidence, the largest softmax probability, from which an image leaves there. Most networks
+        have none: images run through them in one piece.
+        """
+        return ()
+
+    def logits_at(self, images: Tensor, points: Sequence[Point]) -> list[Tensor]:
+        """Logits (N, classes) at several points of `leaving`, cheapest first, from one pass in eval mode."""
+        return [self(images, point) for point in points]
+
+    def routes(self, images: Tensor, point: Point, macs: Tensor) -> list[str]:
+        """How each image went through the network at `point`, in one word: by default the name of the point.
+
+        Args:
+            macs: what they cost, as `infer` returned it.
+        """
+        return [point.name] * len(images)
 
     def report(self, data) -> Sequence[Table | Figure]:
         """Tables and figures, as data, that only this family can show of an evaluated network. Most have none.
@@ -304,7 +341,8 @@ class Objective:
 
     #: step the optimizer after every loss instead of once after the last
     step_per_loss = False
-    #: whether each step draws sub-networks on the host, so that steps differ
+    #: whether each step draws sub-networks on the host, so that steps differ; then it has `passes_of_step` and
+    #: `loss_of_pass`, and calling it yields the losses of those passes
     draws = False
     #: the trained network that this objective learns from, if there is one. It opens no file itself: whoever builds
     #: it sets `teacher`, see `models.teachers`
@@ -327,8 +365,20 @@ class Objective:
         """
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}])
 
+    def passes_of_step(self, network: AdaptiveModel) -> Sequence[Hashable]:
+        """The forward passes of the next step in their order, drawn anew at each call; equal ones do the same."""
+        raise TypeError(f"{type(self).__name__} does not implement passes_of_step")
+
+    def loss_of_pass(self, model: nn.Module, images: Tensor, labels: Tensor, which: Hashable) -> Tensor:
+        """The loss of one of these passes.
+
+        Recorded as a CUDA graph it is repeated without this code, so what one pass leaves to another must always lie in
+        the same memory.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement loss_of_pass")
+
     def restrict_draws(self) -> None:
-        """Draw sub-networks from a finite set from now on. The engine calls it if it compiles the network.
+        """Draw sub-networks from a finite set from now on. The engine calls it if it compiles or records passes.
 
         Each sub-network is compiled once, so drawing from a continuous range would compile at every step. There is
         nothing to do for an objective that draws none, or draws from a list.

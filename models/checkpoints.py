@@ -8,6 +8,7 @@ A file of ours is a dictionary, written by `torch.save`:
     training                of a training run: what it needs to resume (epoch, step, best, objective, scaler, rng and,
                             where net_state_dict is an average, raw_weights), its flags, the names of its classes,
                             and valid_index, the positions of the images that it held out
+    prepared                of the zoo: what other networks have in a file of its own, see `Checkpoint.load_prepared`
     extracted               of a sub-network: model, dataset, num_classes and flags of the whole network, the name of
                             the point, and under data how its images are to be loaded and the names of their classes
 
@@ -30,8 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from models import checkpoint_files, published, recorded, registry
-from models.adaptive import AdaptiveModel, Point, unwrap
+from models import checkpoint_files, published, recorded, registry, zoo
+from models.adaptive import AdaptiveModel, unwrap
 from models.checkpoint_files import DAMAGE, FORMATS
 from models.state_dicts import fit_state, load_state
 from utils import UserError, write_tensors
@@ -57,13 +58,20 @@ class Checkpoint:
     def open(
         cls, source: str | os.PathLike, dataset: str | None = None, cache: str | os.PathLike | None = None
     ) -> Checkpoint:
-        """The checkpoint behind a path or a name that `list_checkpoints` returns. Reads nothing yet.
+        """The checkpoint behind a path, a name that `list_checkpoints` returns, or one of the zoo. Reads nothing yet.
 
         Args:
             dataset: prefers that dataset's file where a name exists for several.
             cache: folder for downloads; by default that of torch.hub.
+
+        Raises:
+            ValueError: the zoo has no network of this name.
         """
-        return cls(source, None if os.path.isfile(source) else published.find(str(source), dataset), cache)
+        if os.path.isfile(source):
+            return cls(source)
+        if path := zoo.path_of(str(source)):
+            return cls(path)
+        return cls(source, published.find(str(source), dataset), cache)
 
     @cached_property
     def path(self) -> Path:
@@ -183,6 +191,9 @@ class Checkpoint:
         model, dataset, num_classes, flags = self._resolved(model, dataset, num_classes, flags)
         self.check(model, dataset, num_classes, **flags)
         network = self._empty(model, dataset, num_classes, flags)
+        described = self.describe()
+        own = described if described.get("dataset") == dataset else {}
+        network.made_for = network.made_for.updated(own, self.classes)
         self.load_into(network)
         return network
 
@@ -268,7 +279,9 @@ class Checkpoint:
         return self.path.with_name(self.path.name + ".prepared")
 
     def load_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> dict[str, object] | None:
-        """Load what an earlier evaluation prepared for these weights on the same images, from the file beside them.
+        """Load what an earlier evaluation prepared for these weights on the same images, if it was kept.
+
+        It is in a file beside the weights, or with them where they are of the zoo: then its images may lie anywhere.
 
         Args:
             images: what tells the images of the preparation apart from others: plain values; each must be as in the
@@ -277,13 +290,19 @@ class Checkpoint:
         Returns:
             What the file holds of the images; None where they are others, or there is no file.
         """
-        if self._prepared_file.is_file():
-            with contextlib.suppress(*DAMAGE):  # if it is damaged, it is prepared again
+        with contextlib.suppress(*DAMAGE):  # if it is damaged, it is prepared again
+            if "prepared" in self._content:
+                content = self._verified["prepared"]
+            elif self._prepared_file.is_file():
                 content = checkpoint_files.read(self._prepared_file)
                 checkpoint_files.verify_checksums(self._prepared_file)
-                if all(content["images"].get(key, model) == value for key, value in images.items()):
-                    model.load_prepared_state(content["state"])
-                    return content["images"]
+            else:
+                return None
+            kept = content["images"]
+            asked = {key: value for key, value in images.items() if key in kept or key != "dataset_path"}
+            if all(kept.get(key, model) == value for key, value in asked.items()):
+                model.load_prepared_state(content["state"])
+                return kept
         return None
 
     def save_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> None:
@@ -292,7 +311,7 @@ class Checkpoint:
         Args:
             images: of the preparation, as for `load_prepared`.
         """
-        if state := model.prepared_state():
+        if "prepared" not in self._content and (state := model.prepared_state()):
             with contextlib.suppress(UserError):
                 write_tensors(self._prepared_file, {"images": dict(images), "state": state})
 
@@ -320,51 +339,6 @@ def load_checkpoint(
     checkpoint = Checkpoint.open(source, dataset, cache)
     checkpoint.load_into(model, new_head)
     return checkpoint
-
-
-# Contents of files
-
-
-def training_content(weights: dict, optimizer: dict, top1: float, training: dict) -> dict:
-    """What the file of a training run holds.
-
-    Args:
-        top1: the best so far, in percent.
-        training: what the run needs to resume; the module's docstring lists it.
-    """
-    return {
-        "net_state_dict": weights,
-        "optimizer_state_dict": optimizer,
-        "acc": torch.tensor(top1),
-        "epoch": training["epoch"],
-        "training": training,
-    }
-
-
-def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) -> dict:
-    """What the file of a point's sub-network holds, so that `Checkpoint.build` builds it again.
-
-    Args:
-        whole: a network made by `create_model`, ready to be run at the point.
-        images: flags of the images that it is for, and `classes`, their names.
-
-    Raises:
-        ValueError: there is nothing to extract, or it is unknown how the network was built.
-    """
-    built = whole.built_as
-    if built is None:
-        raise ValueError("only sub-networks of a network built by create_model can be saved")
-    return {
-        "extracted": {
-            "model": built.model,
-            "dataset": built.dataset,
-            "num_classes": built.num_classes,
-            "flags": dict(built.flags),
-            "point": whole.point(point).name,
-            "data": images,
-        },
-        "net_state_dict": whole.extract(point).state_dict(),
-    }
 
 
 @contextlib.contextmanager

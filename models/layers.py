@@ -38,14 +38,18 @@ class Statistics:
     of_all_processes = False
 
 
-def select_images(x: Tensor, rows: Tensor) -> Tensor:
+def select_images(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """Some images of a batch, in the batch's memory format.
 
     Indexing the memory in its own order is ten times faster on a CPU than indexing a channels-last tensor.
+
+    Args:
+        out: where to write them, of the same memory format; by default new memory.
     """
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return x.index_select(0, rows)
+        out = None if out is None else out.permute(0, 2, 3, 1)
+        return torch.index_select(x.permute(0, 2, 3, 1), 0, rows, out=out).permute(0, 3, 1, 2)
+    return torch.index_select(x, 0, rows, out=out)
 
 
 def conv(in_channels: int, out_channels: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

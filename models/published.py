@@ -22,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from models import checkpoint_files, registry
+from utils import UserError
 
 #: seconds without a byte after which a part of a download belongs to nobody any more
 ABANDONED = 3600
@@ -95,6 +96,32 @@ def find(name: str, dataset: str | None = None) -> PublishedCheckpoint | None:
     """The released checkpoint called `name`, that of `dataset` where there are several; None where there is none."""
     called = [entry for entry in list_checkpoints() if name.lower() in (entry.name.lower(), entry.typed.lower())]
     return next((entry for entry in called if entry.dataset == dataset), next(iter(called), None))
+
+
+def name_for(model: str, dataset: str, flags: Mapping[str, object]) -> str:
+    """The name of the released checkpoint of a network, with the given flags or else with their defaults.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    released = [p for p in list_checkpoints(dataset=dataset) if p.model == model]
+    known = registry.entry(model, dataset).model_flags()
+    defaults = {flag.name: flag.default for flag in known} | flags
+
+    def fits(checkpoint: PublishedCheckpoint, wanted: Mapping[str, object]) -> bool:
+        return all(checkpoint.flags.get(name, defaults[name]) == value for name, value in wanted.items())
+
+    suited = [p for p in released if fits(p, flags)]
+    exact = [p for p in suited if fits(p, defaults)]
+    for choice in (exact, suited):
+        if len(choice) == 1:
+            return choice[0].typed
+    names = ", ".join(p.typed for p in suited or released)
+    if suited:
+        raise UserError(f"there are several released checkpoints of {model}: name one of {names}", exit_code=2)
+    given = "".join(f", {name}={value}" for name, value in flags.items())
+    hint = f"those of {model} are {names}" if released else "list_checkpoints shows those that there are"
+    raise UserError(f"there is no released checkpoint of {model} for {dataset}{given}; {hint}", exit_code=2)
 
 
 def recognise(path: Path) -> PublishedCheckpoint | None:

@@ -1,7 +1,7 @@
-"""What files of this project record beside their weights, checked before anything is done with it.
+"""What files of this project record beside their weights: written, and read with every type checked before it is used.
 
-A file that came from somewhere may hold anything under these names: each function returns what this project wrote, an
-empty dictionary for a file of others, and raises ValueError where the types are none that this project writes.
+A file that came from somewhere may hold anything under these names: a function that reads returns what this project
+wrote, an empty dictionary for a file of others, and raises ValueError for types that this project does not write.
 """
 
 from __future__ import annotations
@@ -14,12 +14,71 @@ import torch
 from torch import Tensor
 
 from models import registry
+from models.adaptive import AdaptiveModel, Point
 from models.checkpoint_files import check_tensors, fault_of, read_any
 
 #: types of the flags that say how the training images were loaded
 IMAGES = {"subset": int, "seed": int, "padding_mode": str, "min_scale": (int, float), "color_jitter": (int, float)}
 #: the largest side of an image, in pixels, that a file may ask for
 LARGEST_SIDE = 100_000
+
+
+def training_content(weights: dict, optimizer: dict, top1: float, training: dict) -> dict:
+    """What the file of a training run holds.
+
+    Args:
+        top1: the best so far, in percent.
+        training: what the run needs to resume; `models/checkpoints.py` lists it.
+    """
+    return {
+        "net_state_dict": weights,
+        "optimizer_state_dict": optimizer,
+        "acc": torch.tensor(top1),
+        "epoch": training["epoch"],
+        "training": training,
+    }
+
+
+def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) -> dict:
+    """What the file of a point's sub-network holds, so that `Checkpoint.build` builds it again.
+
+    Args:
+        whole: a network made by `create_model`, ready to be run at the point.
+        images: flags of the images that it is for, and `classes`, their names.
+
+    Raises:
+        ValueError: there is nothing to extract, or it is unknown how the network was built.
+    """
+    built = whole.built_as
+    if built is None:
+        raise ValueError("only sub-networks of a network built by create_model can be saved")
+    return {
+        "extracted": {
+            "model": built.model,
+            "dataset": built.dataset,
+            "num_classes": built.num_classes,
+            "flags": dict(built.flags),
+            "point": whole.point(point).name,
+            "data": images,
+        },
+        "net_state_dict": whole.extract(point).state_dict(),
+    }
+
+
+def zoo_content(weights: Mapping[str, Tensor], training: Mapping[str, object], flags: Mapping[str, object]) -> dict:
+    """What a checkpoint of the zoo holds: a training run's, without what is needed to resume it.
+
+    Args:
+        weights: state dict.
+        training: what the run kept; the names of the classes and the images held out are taken over.
+        flags: of the network and its images.
+    """
+    kept = {key: training[key] for key in ("classes", "valid_index") if training.get(key) is not None}
+    halved = {name: value.half() if value.dim() > 1 else value.clone() for name, value in weights.items()}
+    return {"net_state_dict": halved, "training": {"flags": dict(flags), **kept}}
+
+
+# Read
 
 
 def training_of(content: Mapping, path: Path) -> dict:

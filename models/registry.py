@@ -19,6 +19,7 @@ import difflib
 import fnmatch
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import sys
@@ -28,7 +29,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import models
-from models.adaptive import AdaptiveModel, BuiltAs, CrossEntropy, Objective
+from models.adaptive import AdaptiveModel, CrossEntropy, Objective
+from models.built import BuiltAs, MadeFor
 from utils import UserError
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "ilsvrc": 1000}
@@ -152,18 +154,46 @@ def list_models(pattern: str = "*", dataset: str | None = None) -> list[Entry]:
     return [e for e in entries() if fnmatch.fnmatchcase(e.name.lower(), pattern) and key in (None, e.dataset)]
 
 
-def create_model(name: str, dataset: str = "cifar10", num_classes: int | None = None, **flags) -> AdaptiveModel:
+def create_model(
+    name: str,
+    dataset: str = "cifar10",
+    num_classes: int | None = None,
+    *,
+    pretrained: bool | str | os.PathLike[str] = False,
+    cache: str | os.PathLike[str] | None = None,
+    **flags: object,
+) -> AdaptiveModel:
     """Build a network by its published name.
 
     Args:
         name: as `list_models` lists it, e.g. "ResNet56_DoubleShared".
         dataset: cifar10, cifar100, ilsvrc (or digits, which uses the networks of cifar10).
         num_classes: classes of the head, if not those of the dataset.
+        pretrained: a file of weights, or what `Checkpoint.open` knows by name; True is the released checkpoint of this
+            network, "zoo" the one that was trained here (`models.zoo`). Its flags, its classes and the normalisation of
+            its images are the network's, and what evaluations prepared for it and kept beside the file is loaded.
+        cache: folder for downloads; by default that of torch.hub.
         **flags: the builder's own arguments, the same as on the command line.
 
+    Returns:
+        The network in train mode, as PyTorch's modules are when they are built.
+
     Raises:
-        UserError: unknown name or flag (the message names the closest), or a value that the network cannot have.
+        UserError: unknown name or flag (the message names the closest), or a value that the network cannot have; no
+            released checkpoint, or several.
+        ValueError: the file of weights is missing, damaged, or of another network.
     """
+    if pretrained:
+        from models import published, zoo
+        from models.checkpoints import Checkpoint  # it builds its networks by this function
+
+        _check(name, flags, entry(name, dataset).model_flags())
+        source = published.name_for(name, dataset, flags) if pretrained is True else pretrained
+        source = zoo.name_for(name, dataset) if source == "zoo" else source
+        checkpoint = Checkpoint.open(source, dataset, cache)
+        model = checkpoint.build(name, dataset, num_classes, **flags)
+        checkpoint.load_prepared(model, images={})
+        return model
     found = entry(name, dataset)
     _check(found.name, flags, found.model_flags())
     num_classes = num_classes or NUM_CLASSES[found.dataset]
@@ -172,6 +202,8 @@ def create_model(name: str, dataset: str = "cifar10", num_classes: int | None = 
     except ValueError as error:
         raise UserError(str(error), exit_code=2) from error
     model.built_as = BuiltAs(found.name, found.dataset, flags, num_classes)
+    own_images = found.defaults if dataset == found.dataset else {}  # those of another kind have a usual normalisation
+    model.made_for = MadeFor(dataset).updated(own_images)
     return model
 
 

@@ -1,8 +1,52 @@
 #!/usr/bin/env bash
-# Train a plain ResNet32 and one with shared filter bases for a few minutes on real images, and compare them.
+# What networks are for whose cost can be chosen, in a few minutes: points of a network, single images, budgets, and a
+# training that is interrupted. With the trained networks of the zoo on the test images of CIFAR-10; where that cannot
+# be downloaded, or the zoo has none yet, with small networks that are trained here on the embedded digits.
 # If it is interrupted, run it again: it continues where it stopped.
 set -eu
 cd "$(dirname "$0")/.."
-python3 train_cifar10.py @recipes/demo --model=ResNet32 --save=checkpoint/demo-plain --resume=auto
-python3 train_cifar10.py @recipes/demo --model=ResNet32_SingleShared --shared_rank=8 --save=checkpoint/demo-shared --resume=auto
-python3 -m reporting compare checkpoint/demo-plain checkpoint/demo-shared --out reports/demo
+start=$SECONDS
+part() { printf '\n=== %s [%d s so far]\n' "$*" $((SECONDS - start)); }
+
+evaluate() { # NAME FLAGS...: of a network that `weights` finds
+  local name=$1
+  shift
+  python3 eval_cifar10.py --pretrained="$(weights "$name")" --report="reports/demo/$name" "$@"
+}
+
+baseline=ResNet20 widths=mutualnet_wrn16_2 exits=msdnet_ge gates=dmnn32-t05 images=CIFAR-10
+weights() { printf 'zoo/%s' "$1"; }
+part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
+if [ ! -e "models/weights/$gates.json" ] || ! evaluate "$baseline"; then
+  printf '\nNOTE: the zoo has no networks yet, or CIFAR-10 could not be downloaded: the demonstration goes on with the\n'
+  printf 'embedded digits, 1,797 small images, and with small networks that are trained now, about a minute for each.\n'
+  widths=mutualnet_wrn10_1 gates=dmnn32 images=digits
+  weights() { printf 'checkpoint/demo/%s/best.pth' "$1"; }
+  for name in $baseline $widths $exits $gates; do
+    part "$name learns the digits"
+    python3 train_cifar10.py "@recipes/demo/$name" --save="checkpoint/demo/$name" --resume=auto
+  done
+  evaluate "$baseline"
+fi
+for name in $widths $exits $gates; do evaluate "$name"; done
+python3 -m reporting compare "reports/demo/$baseline" "reports/demo/$widths" "reports/demo/$exits" \
+  "reports/demo/$gates" --out reports/demo
+
+part "2 of 4: the quickest and the slowest single images, which the evaluations drew"
+printf '%s\n' "reports/demo/$exits/images.png" "reports/demo/$gates/images.png"
+
+part "3 of 4: the same network for half the multiply-accumulates, and for 2 milliseconds an image"
+evaluate "$exits" --budget=0.5x --report="reports/demo/$exits-half"
+evaluate "$widths" --budget=2ms --latency_batch=1 --report="reports/demo/$widths-2ms"
+
+part "4 of 4: a training that is interrupted after 20 seconds and continued"
+train() { "$@" python3 train_cifar10.py "@recipes/demo/$exits" --seed=1 --epochs=4 --save=checkpoint/demo/again --resume=auto; }
+train timeout --preserve-status --signal=INT 20 || true
+train env
+
+part "done: reports/demo/ has the table and the picture. To try next:"
+cat <<END
+python3 eval_cifar10.py --pretrained=$(weights $exits) --image <your image>    # what it sees, and what that costs
+python3 train_cifar10.py --list_recipes                                        # published rows, to train them
+python3 eval_cifar10.py --pretrained=$(weights $gates) --export onnx net.onnx  # for other programs
+END

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Train the networks of the zoo one after the other, all alike, and evaluate each; name some of them to train only those.
-# Interrupted, it continues where it stopped when it is run again; `nice -n 19 bash recipes/zoo.sh` leaves the machine
-# to other work. OPTIONS=... is added to each command.
+# Train the networks of the zoo one after the other, all alike, and add each to models/weights/ with what it reaches;
+# name some of them to train only those. Interrupted, it continues where it stopped when it is run again;
+# `nice -n 19 bash recipes/zoo.sh` leaves the machine to other work. OPTIONS=... is added to each command.
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- ResNet20 ResNet32_ADN ResNet32 msdnet_ge mutualnet_wrn16_2 ResNet32_SingleShared \
   ResNet32_DoubleShared_ADN ResNet32_DoubleShared dmnn32-t05 dmnn32-t07 convnet_aig32 IMTA_MSDNet
 for name in "$@"; do
-  [ ! -e "checkpoint/zoo/$name/evaluation.json" ] || continue # finished
+  [ ! -e "models/weights/$name.json" ] || continue # finished
   python3 train_cifar10.py "@recipes/zoo/$name" --fast --resume=auto --save="checkpoint/zoo/$name" ${OPTIONS:-}
+  python3 -m tools.add_to_zoo "checkpoint/zoo/$name"
 done
+python3 -m reporting zoo

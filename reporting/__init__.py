@@ -1,5 +1,9 @@
 """Results of runs beside published numbers: tables, pictures, and the pages made of them.
 
-`python3 -m reporting` is the command line. Nothing here draws before it is asked to: matplotlib is imported by the
-functions that draw.
+`plot` draws what `engine.evaluate` returned; `python3 -m reporting` is the command line. Nothing here draws before it
+is asked to: matplotlib is imported by the functions that draw.
 """
+
+from reporting.pictures import plot
+
+__all__ = ["plot"]

@@ -35,6 +35,7 @@ class Curve:
         published: whether others measured it.
         others: rows that are shown, but belong to no line.
         note: what the legend says behind the name.
+        color: instead of the system's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Curve:
     published: bool = False
     others: list[dict] = field(default_factory=list)
     note: str = ""
+    color: str = ""
 
     @classmethod
     def of(cls, record: dict, name: str) -> Curve:

@@ -141,7 +141,7 @@ def _draw_difference_maps(part: figures.DifferenceMaps, color: str):
 
 
 def _draw_contact_sheet(part: figures.ContactSheet, color: str):
-    figure = style.new_figure(1.2 * part.columns, 1.5 * len(part.rows) + 0.3)
+    figure = style.new_figure(1.35 * part.columns, 1.7 * len(part.rows) + 0.4)
     panels = figure.subplots(nrows=len(part.rows), ncols=part.columns, squeeze=False)
     for row, images in zip(panels, part.rows, strict=True):
         for axes in row:

@@ -2,25 +2,89 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+import os
 import statistics
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from reporting import groups
-from reporting.curves import Curve, system_of_record
+from engine.evaluation import Row
+from reporting import groups, style
+from reporting.curves import COSTS, Curve, rows_of, system_of_record
 from reporting.evaluations import data_title
 from reporting.measured import KeptRun, by_command
 from reporting.panels import FRONTIER, Panel
-from reporting.style import BASELINE_COLOUR, BASELINE_MARKERS, MARKERS, UNKNOWN_COLOUR, figure_file, system_colours
+from reporting.style import (
+    BASELINE_COLOUR,
+    BASELINE_MARKERS,
+    COLOURS,
+    MARKERS,
+    UNKNOWN_COLOUR,
+    drawing,
+    figure_file,
+    new_figure,
+    system_colours,
+)
+from utils import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot(
+    rows: Sequence[Row] | Mapping[str, Sequence[Row]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    cost: str = "macs",
+    error: bool = False,
+    title: str = "Top-1 accuracy against cost",
+) -> Figure:
+    """Draw what `engine.evaluate` returned: accuracy against cost, a curve for each network.
+
+    Args:
+        rows: of one network, or of several by their names in the legend.
+        path: a PNG or SVG file to write as well.
+        cost: macs, params, or ms1 for the latency at batch 1, ms64 for that at batch 64, where it was measured.
+        error: draw the top-1 error instead.
+
+    Returns:
+        The figure, which a notebook shows.
+
+    Raises:
+        UserError: there are no rows, or they have no such cost.
+    """
+    named = rows if isinstance(rows, Mapping) else {"network": rows}
+    colours = itertools.cycle(COLOURS)
+    curves = []
+    for name, of_one in named.items():
+        points = rows_of({"rows": [dataclasses.asdict(row) for row in of_one]})
+        if not any(cost in point for point in points):
+            known = ", ".join(
+                dict.fromkeys(key for point in points for key in point if key in COSTS or key[:2] == "ms")
+            )
+            raise UserError(f"{name} has no cost {cost!r} to draw; it has {known or 'no rows'}")
+        curves.append(Curve(name, "", "", points, color=next(colours)))
+    figure = curves_figure(curves, [cost], error, title)
+    if path is not None:
+        with drawing():
+            style.save(figure, path)
+    return figure
 
 
 def draw_curves(
     curves: Sequence[Curve], path: str | Path, costs: Sequence[str], error: bool = False, title: str = ""
 ) -> None:
-    """Draw top-1 accuracy against costs (log axes): a row of panels for each data set, a panel for each cost.
+    """Write `curves_figure` to a PNG or SVG file."""
+    with drawing():
+        style.save(curves_figure(curves, costs, error, title), path)
+
+
+def curves_figure(curves: Sequence[Curve], costs: Sequence[str], error: bool = False, title: str = "") -> Figure:
+    """Top-1 accuracy against costs (log axes): a row of panels for each data set, a panel for each cost.
 
     A curve's line joins those of its points that no cheaper one beats; its other points are faint. A broad grey line
     is the frontier of all curves that were measured here, left out where the latencies of a panel are of different
@@ -38,7 +102,8 @@ def draw_curves(
     labels = _legend_labels(curves, int(14 * width / columns))
     legend_height = 0.16 * _most_lines(list(labels.values()), columns) + 0.25
     styles = curve_styles(curves)
-    with figure_file(path, (width, height * len(datasets) + legend_height)) as figure:
+    with drawing():
+        figure = new_figure(width, height * len(datasets) + legend_height)
         of_images = f" on {datasets[0]}" if len(datasets) == 1 else ""
         figure.suptitle(title or f"{what.capitalize()} against cost{of_images}", fontsize=9)
         grid = figure.subplots(len(datasets), len(costs), squeeze=False, sharey="row")
@@ -63,6 +128,7 @@ def draw_curves(
         figure.draw_without_rendering()
         for panel in panels:
             panel.name_points()
+    return figure
 
 
 def curve_styles(curves: Sequence[Curve]) -> dict[str, dict]:
@@ -71,7 +137,7 @@ def curve_styles(curves: Sequence[Curve]) -> dict[str, dict]:
     markers, baselines = itertools.cycle(MARKERS), itertools.cycle(BASELINE_MARKERS)
     styles = {}
     for curve in curves:
-        color = colours.get(curve.system, UNKNOWN_COLOUR)
+        color = curve.color or colours.get(curve.system, UNKNOWN_COLOUR)
         if curve.published:
             line = {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "none", "markersize": 8, "marker": "o"}
         else:
@@ -132,15 +198,15 @@ def draw_errors(runs: Sequence[KeptRun], path: Path) -> None:
         axes = figure.subplots()
         for name, group in commands.items():
             seeds = list(zip(*(run.errors(group[0].watched) for run in group)))  # [epoch][seed]
-            epochs, style = range(1, len(seeds) + 1), styles[name]
+            epochs, look = range(1, len(seeds) + 1), styles[name]
             means = [statistics.fmean(errors) for errors in seeds]
             label = f"{name} (mean \u00b1 std of {len(group)} seeds)" if len(group) > 1 else name
-            axes.plot(epochs, means, label=label, markersize=4, markevery=max(1, len(means) // 10), **style)
+            axes.plot(epochs, means, label=label, markersize=4, markevery=max(1, len(means) // 10), **look)
             if len(group) > 1:
                 spread = [statistics.stdev(errors) for errors in seeds]
                 lowest = [mean - std for mean, std in zip(means, spread, strict=True)]
                 highest = [mean + std for mean, std in zip(means, spread, strict=True)]
-                axes.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.2, linewidth=0)
+                axes.fill_between(epochs, lowest, highest, color=look["color"], alpha=0.2, linewidth=0)
         axes.set_xlabel("epoch")
         axes.set_ylabel("top-1 error (%)")
         axes.xaxis.get_major_locator().set_params(integer=True)

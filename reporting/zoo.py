@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import utils
+from models.zoo import WEIGHTS
 from reporting import evaluations, groups, tables
 from reporting.curves import latency_cost, machines, system_of_record
 from reporting.measured import mean_and_spread
@@ -41,7 +42,6 @@ from reporting.pictures import draw_curves
 from reporting.published import RESULTS, ROOT
 from utils import UserError
 
-WEIGHTS = ROOT / "models" / "weights"
 #: batch sizes whose latency the table and the picture show
 BATCHES = (1, 64)
 PICTURE = RESULTS / "zoo.png"

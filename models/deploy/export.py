@@ -11,7 +11,9 @@ import contextlib
 import copy
 import importlib.util
 import io
-from collections.abc import Callable, Sequence
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,12 +41,17 @@ def fixed_point(model: AdaptiveModel, name: str | None = None) -> Point:
         return point
     fixed = [other for other in model.points if not other.per_image]
     if name is not None:
-        raise UserError(
-            f"at the point {point} each image decides what runs, which a fixed graph cannot express; "
-            f"--export writes the fixed points: {', '.join(other.name for other in fixed)}",
-            exit_code=2,
-        )
+        raise no_graph(point, fixed)
     return fixed[-1]
+
+
+def no_graph(point: Point, others: Sequence[Point]) -> UserError:
+    """The error to raise where a point cannot be written, as these others can."""
+    return UserError(
+        f"at the point {point} each image decides what runs, which a fixed graph cannot express; "
+        f"--export writes the fixed points: {', '.join(other.name for other in others)}",
+        exit_code=2,
+    )
 
 
 class AtPoint(nn.Module):
@@ -62,11 +69,7 @@ class AtPoint(nn.Module):
         with contextlib.suppress(UserError):  # most networks have no sub-networks
             model = model.extract(point)
             point = model.main_point
-        with contextlib.suppress(ValueError):  # nor has every one something to merge
-            model = model.fold()
-        # torch.export saves weights of other layouts with a warning only
-        self.network = model.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)
-        self.point = point
+        self.network, self.point = merged(model), point
         self._drop_unread(torch.zeros(1, *shape))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -78,6 +81,15 @@ class AtPoint(nn.Module):
         for module in self.modules():
             for tensors in (module._parameters, module._buffers):
                 tensors.update({name: None for name, tensor in tensors.items() if id(tensor) not in reads.seen})
+
+
+def merged(model: AdaptiveModel) -> AdaptiveModel:
+    """A copy to be written: folded where there is something to merge, on the CPU, in eval mode, without gradients."""
+    model = copy.deepcopy(model).cpu().eval()
+    with contextlib.suppress(ValueError):  # not every network has something to merge
+        model = model.fold()
+    # torch.export saves weights of other layouts with a warning only
+    return model.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)
 
 
 class _Reads(TorchDispatchMode):
@@ -102,23 +114,50 @@ def check_packages(form: str) -> None:
 
 def write(network: AtPoint, shape: Sequence[int], form: str, path: str | Path) -> None:
     """Write a file that takes `images` (any number, *shape), float32, and returns `logits`."""
-    images, batch = torch.zeros(2, *shape), torch.export.Dim("batch")
+    write_graph(network, [torch.zeros(2, *shape)], ["images"], ["logits"], form, path)
+
+
+def write_graph(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    form: str,
+    path: str | Path,
+) -> None:
+    """Write a module as a graph for any number of images, which are the rows of every input and output.
+
+    Args:
+        inputs: what it takes, of two images.
+        input_names, output_names: as ONNX keeps them.
+    """
+    batch = torch.export.Dim("batch")
     with torch.no_grad():
-        program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+        program = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple({0: batch} for _ in inputs))
     if form == "pt2":
         memory = io.BytesIO()  # for a path, torch insists on a suffix
         torch.export.save(program, memory)
         Path(path).write_bytes(memory.getbuffer())
     else:
-        names = dict(input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},))
-        torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path, external_data=False)
+        axes = tuple({0: "batch"} for _ in inputs)
+        names = dict(input_names=input_names, output_names=output_names, dynamic_shapes=axes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*The axis name")  # that several inputs share one
+            torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path, external_data=False)
 
 
 def load(form: str, path: str | Path) -> Callable[[Tensor], Tensor] | None:
     """A function that runs a written file on CPU tensors; None for ONNX where onnxruntime is not installed."""
+    run = load_graph(form, path)
+    return run and (lambda images: run(images)[0])
+
+
+def load_graph(form: str, path: str | Path) -> Callable[..., Sequence[Tensor]] | None:
+    """As `load`, of a graph with any number of inputs and outputs."""
     content = Path(path).read_bytes()
     if form == "pt2":
-        return torch.export.load(io.BytesIO(content)).module()
+        module = torch.export.load(io.BytesIO(content)).module()
+        return lambda *inputs: tree_leaves(module(*inputs))
     try:
         import onnxruntime
     except ImportError:
@@ -126,7 +165,22 @@ def load(form: str, path: str | Path) -> Callable[[Tensor], Tensor] | None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, feeds)]
+
+    return run
+
+
+def add_metadata(path: str | Path, values: Mapping[str, object]) -> None:
+    """Keep values, as JSON, in the metadata_props of an ONNX file."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in values.items()})
+    onnx.save(model, path)
 
 
 @torch.no_grad()

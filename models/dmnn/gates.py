@@ -6,6 +6,7 @@ last axis is skip, execute.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -108,3 +109,44 @@ class Controller(nn.Module):
                 hidden = hidden + F.relu(self.state(previous))
             category = self.category(hidden) if self.training and self.category is not None else None
             return Decision(self.gate(hidden).unflatten(1, (-1, 2)), hidden, category)
+
+
+class MergedGates(nn.Module):
+    """The gates of a block of a folded network in few operations: a sum over pixels and two or three small products.
+
+    The last product has one row for each path, the difference between the two that lead to its logits.
+
+    Args:
+        layers: those that decide, with the norms folded into them: linear layers or 1x1 convolutions. The first reads
+            the mean over the pixels, the last returns the logits; one between them reads the previous hidden state.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear | nn.Conv2d]):
+        super().__init__()
+        first, *state, last = layers
+        skip, execute = last.weight.flatten(1).unflatten(0, (-1, 2)).unbind(1)
+        skip_bias, execute_bias = last.bias.unflatten(0, (-1, 2)).unbind(1)
+        self.has_state = bool(state)
+        self._keep("embed", first.weight.flatten(1), first.bias)
+        self._keep("lead", execute - skip, execute_bias - skip_bias)
+        if self.has_state:
+            self._keep("state", state[0].weight, state[0].bias)
+
+    def _keep(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        self.register_buffer(name, weight.detach().T.contiguous(), persistent=False)
+        self.register_buffer(f"{name}_bias", bias.detach().clone(), persistent=False)
+
+    def leads(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `GatedBlock.leads`, with the rounding of another order of operations."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            with full_precision(x):
+                return self._leads(x.float(), previous)
+        return self._leads(x, previous)
+
+    def _leads(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+        height, width = x.shape[2:]
+        hidden = torch.addmm(self.embed_bias, x.sum(dim=(2, 3)), self.embed, alpha=1 / (height * width)).relu_()
+        if self.has_state:
+            hidden = hidden.add_(torch.addmm(self.state_bias, previous, self.state).relu_())
+        return torch.addmm(self.lead_bias, hidden, self.lead), hidden

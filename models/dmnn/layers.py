@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dmnn.gates import Controller, Decision, favour_open, pooled
+from models.dmnn.gates import Controller, Decision, MergedGates, favour_open, pooled
 from models.dmnn.paths import BasicPath, Path, add_paths
 from models.layers import full_precision, projection, select_images
 
@@ -43,10 +43,22 @@ class GatedBlock(nn.Module):
     def __init__(self, num_paths: int, always: bool = False):
         super().__init__()
         self.num_paths, self.always = num_paths, always
+        #: in a folded network, what decides in fewer operations
+        self.merged: MergedGates | None = None
 
     def decide(self, x: Tensor, previous: Tensor | None) -> Decision:
         """Evaluate the gates; `previous` is the hidden state of the block before."""
         raise TypeError(f"{type(self).__name__} does not implement decide")
+
+    def leads(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """By how much the logits of running lead those of skipping (images, paths), and the hidden state; in eval mode.
+
+        A path is open where its lead is above 0.
+        """
+        if self.merged is not None:
+            return self.merged.leads(x, previous)
+        decision = self.decide(x, previous)
+        return decision.logits[..., 1] - decision.logits[..., 0], decision.hidden
 
     def path(self, index: int, x: Tensor) -> Tensor:
         """The output of one path, a new tensor."""
@@ -68,17 +80,16 @@ class GatedBlock(nn.Module):
         """The layers that decide; each sees one vector of an image, so that it costs as many MACs as it has weights."""
         raise TypeError(f"{type(self).__name__} does not implement layers_of_gates")
 
-    def forward(self, x: Tensor, gates: Tensor, execution: Execution, sure: bool = False) -> Tensor:
-        """Run on x (images, channels, height, width).
+    def forward(self, x: Tensor, gates: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Run on x (images, channels, height, width), which may be overwritten where no gradient is wanted.
 
         Args:
-            gates: (images, paths).
-            sure: whether it is known beforehand that all are open.
+            gates: (images, paths), above 0 for an open path.
+            counts: how many images opened each path, which are the only ones to be computed; None to compute each path
+                for all images and multiply it by `gates`, then 0 or 1.
         """
-        if self.training or execution == "masked":
+        if counts is None:
             return self.finish(self.add_paths(x, gates))
-        # the only place in the block that waits for the device
-        counts = [x.shape[0]] * self.num_paths if sure else gates.sum(dim=0).int().tolist()
         return self.add_open_paths(x, gates, counts)
 
     def add_paths(self, x: Tensor, gates: Tensor) -> Tensor:
@@ -90,17 +101,19 @@ class GatedBlock(nn.Module):
 
     def add_open_paths(self, x: Tensor, gates: Tensor, counts: Sequence[int]) -> Tensor:
         """The block's output, computing each path only for the images, `counts` of them, that opened it."""
-        out = self.carry(x)
+        out, some = self.carry(x), []
         if out is x and not any(counts):
             return x
-        # full batches first: they need no indexing, and the sum gets a tensor of its own
-        for j in sorted(range(self.num_paths), key=lambda j: -counts[j]):
-            if counts[j] == x.shape[0]:
+        for j, count in enumerate(counts):
+            if count == x.shape[0]:
                 out = self.path(j, x).add_(out)
-            elif counts[j]:
-                which = gates[:, j].nonzero_static(size=counts[j]).flatten()
-                out = out.clone() if out is x else out
-                add_to(out, which, self.path(j, select_images(x, which)))
+            elif count:
+                which = (gates[:, j] > 0).nonzero_static(size=count).flatten()
+                some.append((which, self.path(j, select_images(x, which))))
+        if some and out is x and x.requires_grad:
+            out = x.clone()
+        for which, y in some:  # only now, because x may be what they are added to
+            add_to(out, which, y)
         return self.finish(out)
 
 
@@ -206,9 +219,10 @@ class AIGBlock(GatedBlock):
         return [(f"conv{i}", f"bn{i}") for i in range(1, self.num_convs + 1)] + [("fc1", "fc1bn")]
 
     def decide(self, x, previous):
-        with full_precision(x):
-            hidden = F.relu(self.fc1bn(self.fc1(pooled(x)[:, :, None, None])))
-            return Decision(self.fc2(hidden).flatten(1)[:, None])
+        with full_precision(x):  # a linear layer costs less than a convolution of one pixel
+            hidden = F.linear(pooled(x), self.fc1.weight.flatten(1), self.fc1.bias)
+            hidden = F.relu(self.fc1bn(hidden[:, :, None, None]).flatten(1))
+            return Decision(F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias)[:, None])
 
     def path(self, index, x):
         for i in range(1, self.num_convs + 1):

@@ -7,6 +7,7 @@ real execution, and the count of what each image costs.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from models.adaptive import AdaptiveModel, Point
 from models.deploy import folding
 from models.dmnn import report
 from models.dmnn.coarse import Grouping
-from models.dmnn.gates import open_gates
+from models.dmnn.gates import MergedGates, open_gates
 from models.dmnn.layers import Execution, GatedBlock
 from models.layers import constant
 
@@ -142,11 +143,15 @@ class GatedNetwork(AdaptiveModel):
     def run(self, images: Tensor, point: GatedPoint) -> Routed:
         """Walk through the blocks; each one's gates are decided when its input is known."""
         x = self.stem(images)
+        if self.training or (not point.every_path and (point.sampled or point.execution == "masked")):
+            return self._run_gates(x, point)
+        return self._run_open_paths(x, point)
+
+    def _run_gates(self, x: Tensor, point: GatedPoint) -> Routed:
+        """For training, masked execution and sampled gates: gates are tensors, soft ones behind the hard ones."""
         hidden, gates, soft, categories = None, [], [], []
         for block in self.gated_blocks():
-            sure = point.every_path or block.always
-            if sure:
-                # not len(x): it would fix the batch size of an exported network
+            if point.every_path or block.always:
                 opened = probability = x.new_ones(x.shape[0], block.num_paths)
             else:
                 decision = block.decide(x, hidden)
@@ -154,13 +159,30 @@ class GatedNetwork(AdaptiveModel):
                 opened, probability = open_gates(decision.logits, self.training or point.sampled, self.tau)
                 if decision.category is not None:
                     categories.append(decision.category)
-                if x.is_meta and not self.training and point.execution == "real":
-                    raise ValueError(f"what the point {point} costs depends on the image; model.infer counts it")
-            x = block(x, opened, point.execution, sure)
+            masked = self.training or point.execution == "masked"
+            # the counts are read back from the device
+            x = block(x, opened, None if masked else opened.sum(dim=0).int().tolist())
             gates.append(opened)
             soft.append(probability)
         stacked = [torch.stack(values, dim=1) for values in (gates, soft)]
         return Routed(self.classify(x), *stacked, torch.stack(categories, dim=1) if categories else None)
+
+    def _run_open_paths(self, x: Tensor, point: GatedPoint) -> Routed:
+        """For inference: what the gates of a block say is read back once, and a closed path costs nothing more."""
+        hidden, leads = None, []
+        for block in self.gated_blocks():
+            if point.every_path or block.always:
+                # not len(x): it would fix the batch size of an exported network
+                lead, counts = x.new_full((x.shape[0], block.num_paths), math.inf), [x.shape[0]] * block.num_paths
+            else:
+                lead, hidden = block.leads(x, hidden)
+                if x.is_meta:
+                    raise ValueError(f"what the point {point} costs depends on the image; model.infer counts it")
+                counts = [value > 0 for value in lead[0].tolist()] if len(x) == 1 else (lead > 0).sum(dim=0).tolist()
+            x = block(x, lead, counts)
+            leads.append(lead)
+        lead = torch.stack(leads, dim=1)
+        return Routed(self.classify(x), (lead > 0).to(lead.dtype), lead.sigmoid(), None)
 
     def costs(self, shape: Sequence[int]) -> Costs:
         """What each part costs for one image of `shape` (channels, height, width); remembered.
@@ -194,17 +216,25 @@ class GatedNetwork(AdaptiveModel):
         controllers = sum(layer.weight.numel() for layer in deciding)
         return Costs(sum(macs.values()) - sum(map(sum, paths)), controllers, paths)
 
+    def routes(self, images, point, macs):
+        """The gates of each image: for each block a digit for each path, 1 where it was computed."""
+        gates = self.run(images, point).gates > 0.5
+        return ["-".join("".join(str(int(path)) for path in block) for block in image) for image in gates.tolist()]
+
     def report(self, data):
         """Costs of images, rates of paths, easy and hard images; see `models.dmnn.report`."""
         return report.report(self, data)
 
     def fold(self, batches=()):
-        """A copy for inference: batch norms inside the convolutions, no category heads."""
+        """A copy for inference: batch norms inside the layers before them, gates merged, no category heads."""
         model = folding.folded_copy(self)
         model._costs = {}
         for module in model.modules():
             if isinstance(getattr(module, "category", None), nn.Module):
                 module.category = None
+        for block in model.gated_blocks():
+            if not block.always:
+                block.merged = MergedGates(block.layers_of_gates())
         return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models import profile
-from models.adaptive import AdaptiveModel, Point
+from models import pooled_leaving, profile
+from models.adaptive import AdaptiveModel, Point, resize
 from models.deploy.folding import folded_copy
 from models.layers import constant, select_images
 from models.msdnet import budget, counting, report
+from models.pooled_leaving import Line, Stage
 from utils import UserError
 
 
@@ -129,22 +131,20 @@ class MultiExit(AdaptiveModel):
     def compute_counted(self, images, point):
         if not isinstance(point, BudgetPoint):
             return super().compute_counted(images, point)
-        thresholds, costs = self._thresholds(point), self.leaving_costs(point, images.shape[1:])
         walk, carry, staying = self.start_walk(images), None, None
         logits = macs = None
-        for exit, (threshold, cost) in enumerate(zip(thresholds, costs, strict=True), start=1):
-            nobody_leaves = threshold > 1 and exit < self.exits
-            if nobody_leaves and not self.heads_depend:
-                continue  # its head would be wasted
-            new, carry = self.head(exit, walk.to(exit), carry)
+        stages = self.stages(point, images.shape[1:])
+        for stage in stages:
+            for exit in stage.exits:
+                new, carry = self.head(exit, walk.to(exit), carry)
             if staying is None:
-                logits, macs = new, torch.full((len(new),), cost, device=new.device)
+                logits, macs = new, torch.full((len(new),), stage.cost, device=new.device)
             else:
                 logits = logits.index_copy(0, staying, new)
-                macs.index_fill_(0, staying, cost)
-            if nobody_leaves or exit == self.exits:
-                continue
-            (rows,) = (~(budget.confidence(new) >= threshold)).nonzero(as_tuple=True)  # waits for the device
+                macs.index_fill_(0, staying, stage.cost)
+            if stage is stages[-1]:
+                break
+            (rows,) = (~(budget.confidence(new) >= stage.threshold)).nonzero(as_tuple=True)  # waits for the device
             if len(rows) == 0:
                 break
             if len(rows) < len(new):
@@ -152,6 +152,52 @@ class MultiExit(AdaptiveModel):
                 carry = None if carry is None else select_images(carry, rows)
                 staying = rows if staying is None else staying[rows]
         return logits, macs
+
+    @torch.no_grad()
+    def infer_stream(self, batches, point=None, full=None, window=None):
+        """`infer` over a stream, in which images that stay wait for a full batch (see `models.pooled_leaving`).
+
+        Results are those of `infer` up to rounding, in the order of the batches, but come later than their images; for
+        the latency of single images call `infer`. At most `2 * full - 1` images wait before each exit, with the maps
+        that later exits need.
+
+        Args:
+            batches: images (N, 3, H, W) of one size.
+            full: images of a full batch. By default as many as the first batch has; on a CPU, where more take as long
+                each, at most 64.
+            window: how many images' results are held back at most; the oldest of them are then run in batches that
+                are not full. By default 16 full batches, and 1024 images at least.
+
+        Raises:
+            ValueError: the network is in train mode, in which images of a batch change each other's results.
+        """
+        point, batches = self.point(point), iter(batches)
+        if self.training:
+            raise ValueError("images of several batches are mixed in eval mode only; call model.eval() first")
+        if not isinstance(point, BudgetPoint):
+            yield from super().infer_stream(batches, point)
+            return
+        first = next(batches, None)
+        if first is None:
+            return
+        if full is None:
+            full = min(len(first), 64) if first.device.type == "cpu" else len(first)
+        resized = (resize(images, point.resolution) for images in itertools.chain([first], batches))
+        line = Line(self, self.stages(point, resize(first[:1], point.resolution).shape[1:]), budget.confidence, full)
+        yield from pooled_leaving.stream(line, resized, window or max(16 * full, 1024))
+
+    def stages(self, point: BudgetPoint, shape: Iterable[int]) -> list[Stage]:
+        """What an image of `shape` goes through at a point, as far as its confidence lets it."""
+        stages, exits = [], ()
+        thresholds, costs = self._thresholds(point), self.leaving_costs(point, shape)
+        for exit, (threshold, cost) in enumerate(zip(thresholds, costs, strict=True), start=1):
+            nobody_leaves = threshold > 1 and exit < self.exits
+            if not nobody_leaves or self.heads_depend:  # else its head would be wasted
+                exits += (exit,)
+            if not nobody_leaves:
+                stages.append(Stage(exits, threshold, cost))
+                exits = ()
+        return stages
 
     def _thresholds(self, point: BudgetPoint) -> tuple[float, ...]:
         if point.thresholds is None:
@@ -170,6 +216,22 @@ class MultiExit(AdaptiveModel):
             costs.append(profile.count_macs(self, shape, Exit(f"exit{exit}", exit=exit, heads=heads)))
             heads += () if threshold > 1 else (exit,)
         return costs
+
+    def leaving(self, point):
+        if isinstance(point, BudgetPoint):
+            return tuple(zip(self.points, self._thresholds(point), strict=True))
+        return ((point, budget.ALWAYS),)
+
+    def logits_at(self, images, points):
+        logits = self.all_logits(images, [point.exit for point in points])
+        return [logits[point.exit] for point in points]
+
+    def routes(self, images, point, macs):
+        """The exit at which each image left."""
+        if not isinstance(point, BudgetPoint):
+            return super().routes(images, point, macs)
+        costs = self.leaving_costs(point, images.shape[1:])
+        return [self.points[costs.index(cost)].name for cost in macs.tolist()]
 
     def sweep(self, images, points):
         """One pass for all exits; points with thresholds are read off its logits instead of letting images leave."""

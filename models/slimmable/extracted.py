@@ -28,7 +28,7 @@ class Extracted(AdaptiveModel):
     def __init__(self, whole: Slimmable, point: SlimPoint, cut: Cut):
         super().__init__()
         self.points = (point,)
-        self.built_as = whole.built_as
+        self.built_as, self.made_for = whole.built_as, whole.made_for
         self.network = copy.deepcopy(whole)
         for name, module in list(self.network.named_modules()):
             if hasattr(module, "plain"):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.adaptive import Objective, Phase, unwrap
+from models.adaptive import Objective, Phase, Point, unwrap
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
@@ -41,11 +41,39 @@ def decayed_weights(parameters: Iterable[nn.Parameter]) -> list[dict]:
 
 
 class SandwichObjective(Objective):
-    """What the objectives of this family share: which weights decay, and how random widths are drawn."""
+    """What the objectives of this family share: several sub-networks on one batch, the widest first.
+
+    The others may learn from what the widest predicts, which is kept in place for them.
+    """
 
     def __init__(self):
         super().__init__()
         self.widths_from_grid = False
+        #: the widest network's probabilities (N, classes) on the present batch, by their shape and device
+        self.predictions: dict[tuple[torch.Size, torch.device], Tensor] = {}
+
+    def __call__(self, model, images, labels):
+        for each in self.passes_of_step(unwrap(model)):
+            yield self.loss_of_pass(model, images, labels, each)
+
+    def passes_of_step(self, network) -> list[tuple[Point, bool]]:
+        """The points of a step, each with whether it is the widest network that comes first and teaches the others."""
+        return [(network.full, True), *((point, False) for point in self.narrower_points(network))]
+
+    def narrower_points(self, network) -> list[Point]:
+        """The points after the widest network's, in the order in which they run."""
+        raise TypeError(f"{type(self).__name__} does not implement narrower_points")
+
+    def keep_prediction(self, logits: Tensor) -> None:
+        """Keep what the widest network predicts, in the memory in which it was kept before."""
+        prediction = logits.detach().float().softmax(dim=1)
+        kept = self.predictions.setdefault((logits.shape, logits.device), prediction)
+        if kept is not prediction:
+            kept.copy_(prediction)
+
+    def kept_prediction(self, logits: Tensor) -> Tensor:
+        """What the widest network predicted on the batch of these logits."""
+        return self.predictions[logits.shape, logits.device]
 
     def restrict_draws(self):
         self.widths_from_grid = True
@@ -86,17 +114,21 @@ class MutualLearning(SandwichObjective):
         places = torch.randint(len(resolutions), (len(widths),), generator=self.generator, device="cpu").tolist()
         return [(width, resolutions[place]) for width, place in zip(widths, places, strict=True)]
 
-    def __call__(self, model, images, labels):
-        network = unwrap(model)
-        logits = model(images, network.full)
-        loss = F.cross_entropy(logits.float(), labels)
-        teacher = logits.detach().float().softmax(dim=1)
-        self.track(logits, labels, loss=loss)
-        yield loss
-        for width, resolution in self.draw(network.form.low, network.form.high, network.resolutions):
-            loss = divergence(model(images, network.at(width, resolution)), teacher)
+    def narrower_points(self, network):
+        drawn = self.draw(network.form.low, network.form.high, network.resolutions)
+        return [network.at(width, resolution) for width, resolution in drawn]
+
+    def loss_of_pass(self, model, images, labels, which):
+        point, widest = which
+        logits = model(images, point)
+        if not widest:
+            loss = divergence(logits, self.kept_prediction(logits))
             self.means.add(len(labels), divergence=loss)
-            yield loss
+            return loss
+        loss = F.cross_entropy(logits.float(), labels)
+        self.keep_prediction(logits)
+        self.track(logits, labels, loss=loss)
+        return loss
 
 
 class MutualLearningWideResNet(MutualLearning):
@@ -124,21 +156,22 @@ class LabelledSandwich(SandwichObjective):
         """Widths of a step after the widest, in the order in which they run."""
         raise TypeError(f"{type(self).__name__} does not implement widths")
 
-    def __call__(self, model, images, labels):
-        network = unwrap(model)
-        logits = model(images, network.full)
-        loss = smoothed_cross_entropy(logits, labels, self.label_smoothing)
-        teacher = logits.detach().float().softmax(dim=1)
-        self.track(logits, labels, loss=loss)
-        yield loss
-        for width in self.widths(network.form):
-            logits = model(images, network.at(width))
-            if self.inplace_distill:
-                loss = soft_cross_entropy(logits, teacher)
-            else:
-                loss = smoothed_cross_entropy(logits, labels, self.label_smoothing)
+    def narrower_points(self, network):
+        return [network.at(width) for width in self.widths(network.form)]
+
+    def loss_of_pass(self, model, images, labels, which):
+        point, widest = which
+        logits = model(images, point)
+        if self.inplace_distill and not widest:
+            loss = soft_cross_entropy(logits, self.kept_prediction(logits))
+        else:
+            loss = smoothed_cross_entropy(logits, labels, self.label_smoothing)
+        if widest:
+            self.keep_prediction(logits)
+            self.track(logits, labels, loss=loss)
+        else:
             self.means.add(len(labels), narrower=loss)
-            yield loss
+        return loss
 
 
 class SwitchableTraining(LabelledSandwich):

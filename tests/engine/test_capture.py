@@ -4,95 +4,51 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import dataloader
 import engine
 import utils
 from engine import cuda_graph
 from models.adaptive import Objective
-from models.slimmable.objective import MutualLearning
+from models.embedded.objective import EmbeddedLoss
 from tests.engine.runs import Both, Tiny, digits, fit
 from tests.engine.systems import SYSTEMS
+from tests.engine.tapes import Recording
 
 CPU = torch.device("cpu")
 #: the systems whose steps are all alike
 ALIKE = [name for name, make in SYSTEMS.items() if not make()[1].draws]
 
 
-class Tape(TorchDispatchMode):
-    """What a CUDA graph does, on a CPU: the same operations on the same tensors again, and no Python between them."""
+def steps_of(model, objective, device=CPU, sizes=(8,) * 12, parts=False, **recipe) -> tuple[list[float], dict]:
+    """The engine's losses of steps on different noise with a falling rate, and the objective's means.
 
-    warm_up_steps = 3
-
-    def __init__(self):
-        super().__init__()
-        self.operations, self.replays = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.name() in ("aten::lift_fresh", "aten::_local_scalar_dense"):
-            raise RuntimeError(f"{func.name()} moves numbers between host and device")
-        out = func(*args, **(kwargs or {}))
-        self.operations.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs or {}, out))))
-        return out
-
-    def warm_up(self, step):
-        return step()
-
-    def record(self, step):
-        with self:
-            result = step()
-        return self.replay, result
-
-    def replay(self):
-        self.replays += 1
-        if self.replays == 1:
-            return  # a CUDA graph runs nothing while it is recorded; here that was the first replay
-        for func, args, kwargs, out in self.operations:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-@pytest.fixture
-def tape(monkeypatch):
-    """Recording on the CPU; gives the recorders that were made."""
-    tapes = []
-
-    def make():
-        tapes.append(Tape())
-        return tapes[-1]
-
-    monkeypatch.setattr(cuda_graph, "CudaRecorder", make)
-    monkeypatch.setattr(cuda_graph, "check", lambda *_: None)
-    return tapes
-
-
-def steps_of(model, objective, device=CPU, **recipe) -> tuple[list[float], dict]:
-    """The engine's losses of 12 steps on different noise with a falling rate, and the objective's means."""
+    Args:
+        sizes: of the batches; what is captured has 8 images.
+        parts: capture backward and update one by one, as where gradients are exchanged between them.
+    """
     recipe = engine.Recipe(1, 0.02, weight_decay=5e-4, lr_schedule="linear", **recipe)
     trainer = engine.Trainer(model, objective, dataloader.cifar("digits", None, 8, device), None, recipe, device)
+    trainer.keeps_gradients |= parts
     objective.restrict_draws()
     trainer.begin_epoch()
     torch.manual_seed(0)
     generator, dtype = torch.Generator().manual_seed(1), next(model.parameters()).dtype
     losses = []
-    for _ in range(12):
-        images = torch.randn(8, 3, 32, 32, generator=generator, dtype=dtype).to(memory_format=torch.channels_last)
-        labels = torch.randint(4, (8,), generator=generator)
+    for size in sizes:
+        images = torch.randn(size, 3, 32, 32, generator=generator, dtype=dtype).to(memory_format=torch.channels_last)
+        labels = torch.randint(4, (size,), generator=generator)
         losses.append(trainer.train_step(images.to(device), labels.to(device)).item())
     return losses, objective.means.read()
 
 
-def check_equal(system: str, device=CPU, **recipe) -> None:
+def check_equal(system: str, device=CPU, sizes=(8,) * 12, parts=False, **recipe) -> None:
     """A network of the system trains with captured steps as it does without, in float64."""
     torch.manual_seed(0)
     model, objective = SYSTEMS[system]()
     other, same_objective = copy.deepcopy(model.double()), copy.deepcopy(objective)
-    losses, means = steps_of(model, objective, device, **recipe)
-    captured, captured_means = steps_of(other, same_objective, device, cuda_graph=True, **recipe)
+    losses, means = steps_of(model, objective, device, sizes, **recipe)
+    captured, captured_means = steps_of(other, same_objective, device, sizes, parts, cuda_graph=True, **recipe)
     assert captured == pytest.approx(losses, rel=1e-6)
     assert captured_means == pytest.approx(means, rel=1e-5)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-7)
@@ -101,14 +57,26 @@ def check_equal(system: str, device=CPU, **recipe) -> None:
 @pytest.mark.parametrize("system", ALIKE)
 def test_a_captured_step_trains_as_a_step_that_is_run(system, tape):
     check_equal(system)
-    assert [each.replays for each in tape] == [9]
+    assert [each.replays for each in tape[0].recordings] == [9]
+
+
+def test_passes_of_drawn_networks_are_captured_each(tape):
+    check_equal("slimmable", sizes=(8,) * 6 + (5,) + (8,) * 8)  # the smaller batch is not captured, and changes nothing
+    replays = [each.replays for each in tape[0].recordings]
+    assert replays[0] == max(replays) == 11  # the widest network's pass, in each step after three
+    assert replays.count(11) == 2  # and the optimizer's step
+    assert len(replays) > 5
+    assert any(1 < n < 11 for n in replays)
+
+
+def test_gradients_between_captured_parts_stay_in_place(tape):
+    check_equal("embedded", parts=True, sizes=(8,) * 5 + (3,) + (8,) * 3)
+    assert [each.replays for each in tape[0].recordings] == [5, 5]  # all losses, and the optimizer's step
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(
-    ("system", "compiled"), [*((name, False) for name in ALIKE), *((name, True) for name in SYSTEMS)]
-)
+@pytest.mark.parametrize(("system", "compiled"), [(name, compiled) for name in SYSTEMS for compiled in (False, True)])
 def test_a_cuda_graph_trains_as_a_step_that_is_run(system, compiled):
     check_equal(system, torch.device("cuda"), compile=compiled)
 
@@ -120,18 +88,18 @@ def test_a_captured_and_resumed_run_equals_a_plain_one(tmp_path, tape, monkeypat
     whole, _ = fit(tmp_path / "whole", epochs=3, data=data, cuda_graph=True, **options)
     torch.testing.assert_close(whole.state_dict(), plain.state_dict())
     torch.manual_seed(0)
-    run, replay = engine.Run(tmp_path / "part", {"lr": 0.1}, None), Tape.replay
+    run, replay = engine.Run(tmp_path / "part", {"lr": 0.1}, None), Recording.replay
 
     def stop_at_the_seventh(self):
         replay(self)
         run.stop_signal = 15 if self.replays == 7 else None
 
-    monkeypatch.setattr(Tape, "replay", stop_at_the_seventh)
+    monkeypatch.setattr(Recording, "replay", stop_at_the_seventh)
     recipe = engine.Recipe(3, 0.1, cuda_graph=True, **options)
     with pytest.raises(engine.Stopped):
         engine.fit(Tiny(), Both(), data, run, recipe, CPU)
     run.close()
-    monkeypatch.setattr(Tape, "replay", replay)
+    monkeypatch.setattr(Recording, "replay", replay)
     resumed, _ = fit(tmp_path / "part", epochs=3, data=data, cuda_graph=True, resume="auto", **options)
     torch.testing.assert_close(resumed.state_dict(), plain.state_dict())
     saved = torch.load(tmp_path / "part" / "last.pth", weights_only=True)
@@ -151,7 +119,7 @@ def test_a_step_that_reads_a_value_cannot_be_recorded(tape):
             for loss in super().__call__(model, images, labels):
                 yield loss * (2.0 if loss.item() > 1 else 1.0)
 
-    with pytest.raises(utils.UserError, match=r"cannot be recorded .*leave --cuda_graph out"):
+    with pytest.raises(utils.UserError, match=r"cannot be recorded .*add --no_cuda_graph"):
         steps_of(Tiny(), Reads(), cuda_graph=True)
 
 
@@ -159,10 +127,9 @@ def test_a_step_that_reads_a_value_cannot_be_recorded(tape):
     ("objective", "device", "options", "processes", "reason"),
     [
         (Objective(), "cpu", {}, 1, "needs a GPU"),
-        (MutualLearning(), "cuda", {}, 1, "needs --compile too"),
         (Objective(), "cuda", {"accumulate": 2}, 1, "leave --accumulate out"),
         (Objective(), "cuda", {"amp": "fp16"}, 1, "--amp=bf16"),
-        (Objective(), "cuda", {}, 2, "one process"),
+        (EmbeddedLoss(two_steps=True), "cuda", {}, 2, "one process"),
     ],
 )
 def test_what_cannot_be_captured_is_said(objective, device, options, processes, reason):

@@ -47,7 +47,7 @@ def averaged(bucket_bytes):
             gradients.backward(loss)
         early.append(gradients.sent)
         gradients.average()
-        answers.append(agreement.answer())
+        answers.append(agreement.answer(None))
         found.append([None if p.grad is None else p.grad.clone() for p in net.parameters()])
         net.zero_grad()
     return found, early, answers, len(gradients.buckets)

@@ -26,8 +26,6 @@ class Noisy(Tiny):
 class Draws(Both):
     """Draws which points are trained; calls `event` before each step, counted from 1."""
 
-    draws = True
-
     def __init__(self, event=lambda step: None):
         super().__init__()
         self.event, self.steps, self.drawn = event, 0, []

@@ -27,7 +27,7 @@ def train(name, **recipe):
     trainer.begin_epoch()
     for images, labels in data.train.epoch(0):
         trainer.train_step(images, labels)
-    share_statistics(model, "broadcast")
+    share_statistics([model], "broadcast")
     return model.state_dict(), engine.processes.average(objective.means.read(), CPU)
 
 

@@ -91,7 +91,7 @@ def test_momentum_starts_from_zero_even_after_a_skipped_step():
 
 
 def test_gradients_that_are_kept_train_the_same(monkeypatch):
-    """As between recorded passes of torch's, which may use the memory of their results anew."""
+    """As between recorded parts of a step, which find them where they were."""
     weights = []
     for keep in (False, True):
         torch.manual_seed(0)

@@ -22,3 +22,9 @@ def folder(tmp_path):
     write_set(tmp_path, "train", 7)
     write_set(tmp_path, "val", 3, seed=500)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Lists of shards are kept with the test's files, not with the user's."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

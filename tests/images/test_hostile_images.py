@@ -14,7 +14,7 @@ from PIL import Image
 
 import dataloader
 from images import decoding
-from images.decoding import decode, jpeg_size
+from images.decoding import decode, jpeg_frame
 from images.reading import image_paths, read_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding")
@@ -129,12 +129,12 @@ def test_an_image_bomb_is_refused_before_decoding(blob, pillow_only, monkeypatch
 
 def test_the_size_of_a_jpeg_is_found_in_its_header():
     for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0" + bytes(5000)}, {"quality": 30}):
-        assert jpeg_size(encoded(noise(), "JPEG", **options)) == (30, 40)
+        assert jpeg_frame(encoded(noise(), "JPEG", **options)) == (30, 40, 3)
     whole = encoded(noise(), "JPEG")
-    assert jpeg_size(b"\xff\xd8" + b"\xff" * 9 + whole[3:]) == (30, 40)  # filled up before a marker
+    assert jpeg_frame(b"\xff\xd8" + b"\xff" * 9 + whole[3:]) == (30, 40, 3)  # filled up before a marker
     # a marker without a length, after which the segments would be counted wrongly: left to Pillow
-    assert jpeg_size(b"\xff\xd8\xff\xd0" + whole[2:]) is None
-    assert [jpeg_size(whole[:count]) for count in (0, 2, 3, 20)] == [None] * 4
+    assert jpeg_frame(b"\xff\xd8\xff\xd0" + whole[2:]) is None
+    assert [jpeg_frame(whole[:count]) for count in (0, 2, 3, 20)] == [None] * 4
 
 
 def test_an_image_too_narrow_to_be_resized_is_refused(tmp_path):

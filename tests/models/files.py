@@ -2,7 +2,7 @@
 
 import torch
 
-from models.checkpoints import training_content
+from models.recorded import training_content
 
 
 def saved(folder, content):

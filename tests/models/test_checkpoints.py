@@ -11,7 +11,7 @@ import eval_cifar10
 import eval_ilsvrc
 import hubconf
 from models import Checkpoint, create_model, list_checkpoints, load_checkpoint, published
-from models.checkpoints import extracted_content
+from models.recorded import extracted_content
 from tests.models.files import content_of_training, saved
 from tests.scripts.commands import call
 

@@ -10,7 +10,7 @@ import torch
 
 from images.shards import shard_sources
 from models import Checkpoint, checkpoint_files, create_model, published
-from models.checkpoints import extracted_content
+from models.recorded import extracted_content
 from tests.models.files import content_of_training, saved
 
 RANK = {"shared_rank": 4}

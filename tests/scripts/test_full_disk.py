@@ -28,6 +28,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 def test_a_full_disk_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     run = engine.Run(tmp_path, {}, None)
     run.save({"weights": torch.zeros(400)})
+    run.writer.wait()
 
     def fill_up(path, content):
         """Half of it fits; what the kernel then says is what writing to /dev/full says."""
@@ -37,8 +38,9 @@ def test_a_full_disk_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch
             full.write(content)
 
     monkeypatch.setattr(Path, "write_bytes", fill_up)
+    run.save({"weights": torch.zeros(4000)})
     with pytest.raises(utils.UserError, match="the disk is full"):
-        run.save({"weights": torch.zeros(4000)})
+        run.writer.wait()
     run.close()
     assert torch.load(tmp_path / "last.pth", weights_only=True)["weights"].shape == (400,)
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "last.pth"}

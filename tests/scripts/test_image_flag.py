@@ -105,7 +105,6 @@ def test_class_names_need_no_images(tmp_path):
         (["--image", "none.png"], 1, "cannot read the image none.png: No such file"),
         (["--image", "grey.png", "broken.png"], 1, "cannot read the image broken.png: "),
         (["--image", "weights.pth"], 1, "cannot read the image weights.pth: it is not an image"),
-        (["--image", "."], 1, "cannot read the image .: Is a directory"),
         (["--image", "grey.png", "--budget=30M"], 2, "--budget cannot be combined with --image"),
         (["--image", "grey.png", "--point=half"], 2, "has no point 'half'"),
         (["--image"], 2, "--image: expected at least one argument"),

@@ -132,7 +132,7 @@ def test_a_command_that_does_not_parse_is_found(command, monkeypatch, capsys):
 
 
 def known_flags(capsys):
-    texts = [path.read_text() for path in (ROOT / "benchmarks").glob("*.py")]
+    texts = [path.read_text() for folder in ("benchmarks", "tools") for path in (ROOT / folder).glob("*.py")]
     for script in SCRIPTS.values():
         with pytest.raises(SystemExit):
             cli.parse(script.SCRIPT, ["--help"])

@@ -15,7 +15,7 @@ from reporting import published
 RECORD = json.loads(Path(__file__).with_name("recipes.json").read_text())
 FILES = lists.recipes()
 #: for any network, which the user names beside them
-FOR_ANY_NETWORK = {"demo", "short", "zoo/training"}
+FOR_ANY_NETWORK = {"demo/training", "short", "zoo/training"}
 #: the number of processor cores
 DEPENDS_ON_MACHINE = {"workers"}
 

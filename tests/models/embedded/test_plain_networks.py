@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import Checkpoint, create_model, profile
-from models.checkpoints import extracted_content
+from models.recorded import extracted_content
 from models.state_dicts import load_state
 from tests.models.embedded.networks import SMALL, batch, seeded
 from tests.parity import check

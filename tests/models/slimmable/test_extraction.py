@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from models import Checkpoint, create_model, load_checkpoint
-from models.checkpoints import extracted_content
 from models.profile import count_macs, count_params
+from models.recorded import extracted_content
 from tests.models.slimmable.networks import batches, tiny
 from tests.parity import check
 

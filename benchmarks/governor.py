@@ -1,0 +1,268 @@
+"""A governor that chooses the point of each batch against points that stay: who answers in time, and how well.
+
+    OMP_NUM_THREADS=1 python3 benchmarks/governor.py                    # two minutes: trains a network on the digits
+    python3 benchmarks/governor.py --pretrained=run/last.pth --batch 8  # another one, images of its own data set
+    python3 benchmarks/governor.py --picture governor.png               # what happened over time
+
+One worker answers images that come at random: calm, a burst, calm, a heavier burst, calm (`PHASES`). The deadline is
+three times what the full network takes. Ours is the latency that 99 % of the images stay below, plain the deadline.
+The governor is served in real time; the worker of a fixed point, which cannot tell the difference, skips its pauses.
+
+Aims: 99 % of those images in time that the cheapest point answers in time; over the whole trace at most 1 point of
+accuracy below the most accurate fixed point that answers 99 % in time, and above it in calm; after a burst the most
+accurate point again within a second; changing points costs nothing (1.05), choosing one 0.05 of the cheapest pass.
+"""
+
+import itertools
+import random
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import dataloader
+import engine
+from benchmarks.timing import Result, machine, race, run_alone, stepper
+from engine.serving import Clock, Fixed, serve
+from models import create_model, create_objective
+from models.checkpoints import Checkpoint
+from models.governor import Cost, Governor, candidates
+from reporting.serving import Stream, draw_streams
+
+#: seconds, and arrivals as a share of what the full network can serve
+PHASES = ((1.2, 0.4), (0.8, 2.0), (1.5, 0.4), (0.8, 4.0), (1.7, 0.4))
+#: the deadline, in times of the full network
+DEADLINE = 3.0
+IN_TIME = 0.99
+#: the network that is trained where none is given: MSDNet with exits that cost from a ninth to the whole
+NETWORK = {"nBlocks": 5, "base": 1, "step": 2, "stepmode": "even", "nChannels": 8, "growthRate": 4}
+NETWORK |= {"grFactor": (1, 1, 1), "bottleneck": False, "prune": "min"}
+HELD_OUT, EPOCHS, LEARNING_RATE = 300, 8, 0.2
+
+
+def digits(device, epochs):
+    """A small MSDNet trained on the digits, and the digits."""
+    torch.manual_seed(0)
+    data = dataloader.cifar("digits", None, 64, device, valid=HELD_OUT, eval_batch_size=100)
+    model = create_model("msdnet", "digits", **NETWORK).to(device, memory_format=torch.channels_last)
+    objective = create_objective("msdnet", "digits")
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, 0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, max(epochs * len(data.train), 1))
+    for epoch in range(epochs):
+        for images, labels in data.train.epoch(epoch):
+            stepper(model.train(), objective, images, labels, optimizer)()
+            schedule.step()
+    return model.eval(), data
+
+
+def trained(source, dataset_path, device):
+    """The network of a checkpoint, and the images of its data set."""
+    checkpoint = Checkpoint.open(source)
+    described = checkpoint.describe()
+    images = {key: described.get(key) for key in ("mean", "std")} | {"valid": checkpoint.held_out}
+    dataset = described.get("dataset", "cifar10")
+    data = dataloader.cifar(dataset, dataset_path, 100, device, classes=checkpoint.classes, **images)
+    return checkpoint.build().to(device, memory_format=torch.channels_last).eval(), data
+
+
+def costs_of(model, data, batch, budgets, seconds):
+    """What every candidate costs here, and its accuracy on images that are not served."""
+    points = model.prepare(candidates(model, data.shape, budgets), model.preparation(data))
+    held_out = data.train if data.valid is None else data.valid
+    sizes = (1,) if batch == 1 else (1, batch)
+    rows = engine.evaluate(model, held_out, points, latency_batches=sizes, seconds=seconds)
+    return [Cost.of(row, point) for row, point in zip(rows, points, strict=True)]
+
+
+def arrivals(rate, phases, seed=0):
+    """Seconds at which images come: a Poisson process at `rate` times the share of each phase."""
+    generator, start, moments = random.Random(seed), 0.0, []
+    for seconds, share in phases:
+        moment = start + generator.expovariate(rate * share)
+        while moment < start + seconds:
+            moments.append(moment)
+            moment += generator.expovariate(rate * share)
+        start += seconds
+    return moments
+
+
+@dataclass
+class Served(Stream):
+    """A stream as one policy served it.
+
+    Args:
+        deadline: in seconds.
+        phases: seconds and load of each.
+    """
+
+    deadline: float = 0.0
+    phases: tuple = PHASES
+
+    @classmethod
+    def of(cls, name, answers, labels, deadline, phases):
+        """From answers, and the labels of the images in their order."""
+        right = [answer.label == label for answer, label in zip(answers, labels, strict=True)]
+        came, latencies = [answer.came for answer in answers], [answer.latency for answer in answers]
+        return cls(name, came, latencies, [str(answer.point) for answer in answers], right, deadline, phases)
+
+    @property
+    def in_time(self):
+        return [seconds <= self.deadline for seconds in self.latencies]
+
+    @property
+    def share_in_time(self):
+        return statistics.fmean(self.in_time)
+
+    @property
+    def accuracy(self):
+        return 100 * statistics.fmean(self.right)
+
+    @property
+    def calm_accuracy(self):
+        """Of the images that came in calm, when the full network could have served them."""
+        ends = list(itertools.accumulate(seconds for seconds, _ in self.phases))
+        shares = [next(share for end, (_, share) in zip(ends, self.phases) if moment < end) for moment in self.came]
+        return 100 * statistics.fmean(right for right, share in zip(self.right, shares, strict=True) if share < 1)
+
+    def latency_of(self, share, among=None):
+        """The latency that this share of the images (or of those `among`) stays below."""
+        kept = sorted(seconds for i, seconds in enumerate(self.latencies) if among is None or among[i])
+        return kept[min(int(share * len(kept)), len(kept) - 1)]
+
+    def seconds_back(self, point):
+        """After each burst, the seconds until an image is run at `point`, or until the end where none is."""
+        ends, found = list(itertools.accumulate(seconds for seconds, _ in self.phases)), []
+        for end, (_, share) in zip(ends, self.phases):
+            if share > 1:
+                run = zip(self.came, self.latencies, self.points, strict=True)
+                again = (came + seconds for came, seconds, name in run if came >= end and name == point)
+                found.append(next(again, ends[-1]) - end)
+        return found
+
+    def note(self):
+        return f"{self.share_in_time:.1%} in time, {self.accuracy:.1f} % right, in calm {self.calm_accuracy:.1f} %"
+
+
+def overheads(model, images, governor, device, quick):
+    """Choosing a point, and changing it."""
+    first, last = governor.points[0], governor.points[-1]
+    image = images[:1]
+    repeats = 1 if quick else 20
+
+    def choose():
+        for _ in range(repeats):
+            governor.observe(governor.choose(1, 0.0), 1.0, 1)
+
+    def apart():
+        for point in (first, last):
+            for _ in range(repeats):
+                model(image, point)
+
+    def alternating():
+        for _ in range(repeats):
+            model(image, first)
+            model(image, last)
+
+    def cheapest():
+        for _ in range(repeats):
+            model(image, first)
+
+    choosing, passing = race((choose, cheapest), device, 5, quick)
+    what = f"choosing among {len(governor.points)} points and observing, {repeats} times"
+    yield Result.of("governor", what, choosing, passing, 0.05, "plain: as many passes at the cheapest point")
+    what = f"{first} and {last} in turn, {repeats} times"
+    yield Result.of("governor", what, *race((alternating, apart), device, 5, quick), 1.05, "plain: one after the other")
+
+
+def compare(model, data, costs, batch, quick, picture, network):
+    """Every fixed point and the governor on one stream."""
+    full = next(cost for cost in costs if cost.point == model.main_point)
+    seconds = full.of_batch(batch)
+    deadline, rate = DEADLINE * seconds, batch / seconds
+    phases = tuple((5 * seconds * length, share) for length, share in PHASES) if quick else PHASES
+    images, labels = (torch.cat(parts) for parts in zip(*data.test, strict=True))
+    images = images.contiguous(memory_format=torch.channels_last)
+    moments = arrivals(rate, phases)
+    wanted = [labels[i % len(labels)].item() for i in range(len(moments))]
+
+    def served(name, policy, clock):
+        return Served.of(name, serve(model, images, moments, policy, clock, batch), wanted, deadline, phases)
+
+    clock = Clock()
+    governor = Governor(costs, deadline, batch=batch, clock=clock)
+    compared = [*governor.points, *([model.main_point] if model.main_point not in governor.points else [])]
+    fixed = [served(str(point), Fixed(point), Clock(idle=False)) for point in compared]
+    ours = served("governor", governor, clock)
+    cheapest, dearest = fixed[0], fixed[len(governor.points) - 1]
+    good = [each for each in fixed if each.share_in_time >= IN_TIME] or [cheapest]
+    best = max(good, key=lambda each: each.accuracy)
+    for i, each in enumerate(fixed):
+        note = each.note() if i else f"{each.note()}; {len(moments)} images, {network}"
+        yield _result(f"always {each.name}", each.latency_of(IN_TIME), deadline, None, note)
+    yield _result("governor, all images", ours.latency_of(IN_TIME), deadline, None, ours.note())
+    if any(able := cheapest.in_time):
+        kept = statistics.fmean(good for good, can in zip(ours.in_time, able, strict=True) if can)
+        what = f"governor, images that {cheapest.name} answers in time"
+        yield _result(what, ours.latency_of(IN_TIME, able), deadline, 1.0, f"{kept:.1%} of {sum(able)} in time")
+    gain, calm = ours.accuracy - best.accuracy, ours.calm_accuracy - best.calm_accuracy
+    met = "met" if gain >= -1 and calm > 0 else "not met"
+    note = f"accuracy over {best.name}, the best fixed one in time: {gain:+.1f}, in calm {calm:+.1f}: aims {met}"
+    back = max(ours.seconds_back(dearest.name))
+    yield _result(f"from a burst to {dearest.name}; plain: a second", back, 1.0, 1.0, note)
+    yield from overheads(model, images, governor, images.device, quick)
+    if picture:
+        names = [str(point) for point in governor.points]
+        shown = {each.name: each for each in (ours, dearest, best, cheapest)}
+        where = f"{network}, {machine()}"
+        draw_streams(list(shown.values()), names, deadline, rate, picture, f"A stream with two bursts: {where}")
+
+
+def _result(what, ours, plain, aim, note):
+    return Result.of("governor", what, (ours,), (plain,), aim, note)
+
+
+@torch.inference_mode()
+def _folded(model, images):
+    try:
+        return model.fold([images])
+    except ValueError:  # not every network has something to merge
+        return model
+
+
+def measure(
+    device: torch.device,
+    quick: bool = False,
+    pretrained: str = "",
+    dataset_path: str = "",
+    batch: int = 1,
+    budgets: int = 2,
+    picture: str = "",
+):
+    if pretrained:
+        model, data = trained(pretrained, dataset_path or None, device)
+        network = f"{Path(pretrained).parent.name} on {data.name}"
+    else:
+        epochs = 0 if quick else EPOCHS
+        model, data = digits(device, epochs)
+        network = f"a small MSDNet, trained here for {epochs} epochs of the digits"
+    model.for_images(data.shape)
+    first = next(iter(data.test))[0][:batch]
+    model = _folded(model, first)
+    costs = costs_of(model, data, batch, 0 if quick else budgets, 0.02 if quick else 0.5)
+    yield from compare(model, data, costs, batch, quick, picture, network)
+
+
+def add_flags(add):
+    add("--pretrained", metavar="FILE", help="a checkpoint (default: train a small network on the digits)")
+    add("--dataset_path", metavar="PATH", help="of its images, as for eval_cifar10.py")
+    add("--batch", type=int, help="images that the worker takes at a time at most (default: %(default)s)")
+    add("--budgets", type=int, help="points with thresholds among the exits (default: %(default)s)")
+    add("--picture", metavar="FILE", help="draw what happened over time (PNG or SVG)")
+
+
+if __name__ == "__main__":
+    run_alone(measure, __doc__, add_flags)

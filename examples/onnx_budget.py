@@ -1,0 +1,59 @@
+"""Run a network that `--export onnx DIR --point all` wrote, within a budget and without this project.
+
+    python3 examples/onnx_budget.py DIR BUDGET IMAGE ...
+
+BUDGET is multiply-accumulates of an image, or milliseconds as 2.5ms. Needs onnxruntime, numpy and Pillow.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+
+def choose(table, budget):
+    """The most accurate point within a budget; of points whose accuracy is not known the dearest."""
+    unit, most = ("ms", float(budget[:-2])) if budget.endswith("ms") else ("macs", float(budget))
+    within = [point for point in table["points"] if point[unit] is not None and point[unit] <= most]
+    return max(within, key=lambda point: (point["top1"] or 0, point[unit])) if within else None
+
+
+def read(file, table):
+    """An image as the network takes it: float32 (1, 3, height, width)."""
+    image, (_, height, width) = Image.open(file).convert("RGB"), table["input_size"]
+    sides = [side * table["resize"] // min(image.size) for side in image.size]
+    image = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
+    return ((pixels - table["mean"]) / table["std"]).transpose(2, 0, 1)[None].astype(np.float32)
+
+
+def run(sessions, thresholds, image):
+    """Probabilities (classes,) and how many files ran: the image leaves as soon as the network is sure."""
+    state = [image]
+    for count, session in enumerate(sessions):
+        inputs = {value.name: array for value, array in zip(session.get_inputs(), state)}
+        (logits, *state) = session.run(None, inputs)
+        odds = np.exp(logits[0] - logits[0].max())
+        if (odds / odds.sum()).max() >= thresholds[count]:
+            break
+    return odds / odds.sum(), count + 1
+
+
+def main(folder, budget, *files):
+    table = json.loads(Path(folder, "table.json").read_text())
+    point = choose(table, budget) or sys.exit(f"no point in {folder} fits the budget {budget}")
+    names = [*point.get("after", []), point["file"]]
+    sessions = [onnxruntime.InferenceSession(Path(folder, name)) for name in names]
+    thresholds = point.get("thresholds", [2] * len(names))  # 2: no image leaves before the last file
+    for file in files:
+        probabilities, count = run(sessions, thresholds, read(file, table))
+        best = int(probabilities.argmax())
+        print(f"{file}: {table['classes'][best]}, {100 * probabilities[best]:.1f} %, {point['point']}, {count} files")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

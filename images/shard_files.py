@@ -1,0 +1,216 @@
+"""The files of shards on this machine: their indexes, and copies of those that lie on a web server."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import filelock
+import torch
+
+from utils import UserError, printable, replacing
+
+TIMEOUT = 30  # seconds without an answer after which a server counts as unreachable
+TRIES, WAIT = 3, 1.0  # downloads of a file, seconds between them
+ENDING = ".index"  # of the file beside a shard that lists its images
+
+Place = tuple[int, int, int]  # offset and size in bytes of an image in a shard, and its label
+
+
+class ShardError(UserError):
+    """A shard cannot be had, whichever of its images is asked for."""
+
+
+class Index(NamedTuple):
+    """What a shard holds.
+
+    Args:
+        images: in the order of the shard.
+        size: of the shard in bytes.
+        changed: when the shard was last written, in ns; 0 where only its content counts.
+        sha256: of the shard; "" where nobody has computed it.
+    """
+
+    images: list[Place]
+    size: int
+    changed: int = 0
+    sha256: str = ""
+
+
+def is_remote(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def names_shards(path: str) -> bool:
+    """Whether a path is a brace pattern, a tar file or an address on a web server."""
+    return "{" in path or path.endswith(".tar") or is_remote(path)
+
+
+class ShardFiles:
+    """The shards of a data set as files of this machine.
+
+    A shard is listed once, and the list is kept in a folder of this machine, until the shard changes. A list that lies
+    beside the shard under its name and `.index`, as `tools/make_shards.py` writes it, is used instead. A shard of a web
+    server is downloaded when one of its images is first read, and kept. Several processes may do all of this at once:
+    each shard is listed, and downloaded, by one of them.
+
+    Args:
+        cache: folder that gets a folder `shards` for lists and downloads; by default torch.hub's, which `TORCH_HOME`
+            moves.
+        list_images: lists the images of a shard on this machine.
+    """
+
+    def __init__(self, cache: str | os.PathLike | None, list_images: Callable[[str], list[Place]]):
+        self.folder = Path(cache or torch.hub.get_dir()) / "shards"
+        self.list_images = list_images
+
+    def index(self, shard: str) -> list[Place]:
+        """The images of a shard, in its order. Raises UserError where it cannot be read."""
+        beside = self._beside(shard)
+        if beside is not None:
+            return beside.images
+        with self._alone(shard):
+            path = self._fetch(shard)
+            kept, status = _read_index(self._kept(shard)), _status(path)
+            if kept is not None and status is not None and (kept.size, kept.changed) == status:
+                return kept.images
+            images = self.list_images(path)
+            if status is not None:
+                with contextlib.suppress(UserError):  # a list that cannot be kept is made again by the next run
+                    write_index(self._kept(shard), Index(images, *status))
+            return images
+
+    def local(self, shard: str) -> str:
+        """The file of a shard on this machine, downloaded if need be. Raises ShardError where that fails."""
+        if not is_remote(shard) or self._copy(shard).exists():
+            return self._fetch(shard)
+        with self._alone(shard):
+            return self._fetch(shard)
+
+    def _fetch(self, shard: str) -> str:
+        """`local`, while no other process does the same."""
+        if not is_remote(shard):
+            return shard
+        copy = self._copy(shard)
+        if not copy.exists():
+            _download(shard, copy, _read_index(self._kept(shard)))
+        return str(copy)
+
+    def _beside(self, shard: str) -> Index | None:
+        """The list that lies beside a shard; None where there is none that fits it."""
+        if not is_remote(shard):
+            index, own, listed = _read_index(Path(shard + ENDING)), _status(shard), _status(shard + ENDING)
+            # a shard that was written anew with the same size would be read at the wrong places
+            fits = index and own and listed and index.size == own[0] and listed[1] >= own[1]
+            return index if fits else None
+        kept = self._kept(shard)
+        index = _read_index(kept)
+        if index is None and not self._copy(shard).exists():
+            with self._alone(shard), contextlib.suppress(ShardError):
+                _download(_with_ending(shard), kept)
+                index = _read_index(kept)
+        return index if index and index.sha256 else None
+
+    def _alone(self, shard: str) -> contextlib.AbstractContextManager:
+        """A lock on what is kept of a shard; nothing where the folder cannot be written to."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return filelock.FileLock(self._kept(shard).with_suffix(".lock")).acquire()
+        except (OSError, NotImplementedError) as error:
+            if not is_remote(shard):
+                return contextlib.nullcontext()
+            reason = getattr(error, "strerror", None) or error
+            raise ShardError(
+                f"{shard} cannot be kept in {self.folder} ({reason}); name another folder with --cache"
+            ) from error
+
+    def _kept(self, shard: str) -> Path:
+        return self._copy(shard).with_suffix(ENDING)
+
+    def _copy(self, shard: str) -> Path:
+        """Where the download of a shard is kept; the hash tells shards of equal names apart."""
+        where = shard if is_remote(shard) else os.path.abspath(shard)
+        digest = hashlib.sha256(where.encode(errors="surrogateescape")).hexdigest()[:16]
+        return self.folder / f"{Path(urlsplit(where).path).stem[:100]}-{digest}.tar"
+
+
+def write_index(path: str | os.PathLike, index: Index) -> None:
+    """Write what a shard holds, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(index._asdict(), separators=(",", ":")) + "\n")
+
+
+def _read_index(path: Path) -> Index | None:
+    """What a file says a shard holds; None where there is no such file, or it is none."""
+    try:
+        index = Index(**json.loads(path.read_text()))
+        images = [(int(offset), int(size), int(label)) for offset, size, label in index.images]
+        inside = all(offset >= 0 and 0 <= size <= index.size - offset and label >= 0 for offset, size, label in images)
+        sound = isinstance(index.sha256, str) and isinstance(index.changed, int) and images and inside
+        return index._replace(images=images) if sound else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _status(path: str) -> tuple[int, int] | None:
+    """Size of a file, and when it was last written, in ns; None where it cannot be known."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _with_ending(url: str) -> str:
+    """The address of the list beside a shard; a query, such as a signature, stays where it is."""
+    parts = urlsplit(url)
+    return parts._replace(path=parts.path + ENDING).geturl()
+
+
+def _download(url: str, target: Path, expected: Index | None = None) -> None:
+    """Download a file, whole or not at all. Raises ShardError after some tries, at once where the server has none."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    for last in (*[False] * (TRIES - 1), True):
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+                _receive(response, temporary, expected)
+            os.replace(temporary, target)
+            return
+        except urllib.error.HTTPError as error:
+            reason, last = f"{error.code} {error.reason}", last or (error.code < 500 and error.code != 429)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            last = last or getattr(error, "errno", None) == errno.ENOSPC
+        finally:
+            temporary.unlink(missing_ok=True)
+        if last:
+            raise ShardError(printable(f"cannot download {url} to {target.parent}: {reason}"))
+        time.sleep(WAIT)
+
+
+def _receive(response: http.client.HTTPResponse, path: Path, expected: Index | None) -> None:
+    """Write what a server sends. Raises OSError where it is not all, or not what is expected."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb") as file:
+        while block := response.read(1 << 20):
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+        file.flush()
+        os.fsync(file.fileno())
+    length = response.headers.get("Content-Length")
+    if length is not None and size < int(length):
+        raise OSError(f"the connection ended after {size:,} of {int(length):,} bytes")
+    if expected is not None and expected.sha256 and digest.hexdigest() != expected.sha256:
+        raise OSError("its content is not what the list of its images beside it was made of; write that list anew")

@@ -1,0 +1,238 @@
+"""Points of a network in a folder for other programs: a file for each, and a table that a program needs beside them.
+
+`table.json` holds
+
+    format                    onnx or pt2
+    model, dataset, flags     of the network, as `create_model` takes them
+    input_size                (channels, height, width) of an image as the files take it: float32, any number of them
+    resize                    shorter side in pixels before the centre is cut out of an image
+    mean, std                 for pixels from 0 to 1: red, green, blue
+    classes                   their names, by label
+    latency                   where `ms` was measured: batch, device, threads; null where it was not
+    points                    cheapest first; with thresholds behind the others, whose files they run: a list of
+        point       its name
+        file        that returns its logits
+        after       of a network with exits, the files that have to run before it: each returns the logits of its exit,
+                    and behind them what the next file takes
+        thresholds  of a point at which images leave by themselves: an image leaves behind a file where its largest
+                    softmax probability reaches the threshold of that file; in the order of `after`, then `file`
+        macs        multiply-accumulates of an image, all files together; with thresholds their mean on held-out images,
+                    as `AdaptiveModel.infer` counts
+        ms          median of a forward pass in milliseconds, all files together; null where it was not measured
+        top1        percent correct, null where it is not known
+
+The keys of a point, and those of the table but `points`, are also in the metadata (`metadata_props`) of its ONNX file,
+as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models import profile
+from models.adaptive import AdaptiveModel, Point
+from models.built import MadeFor
+from models.deploy import export, stages
+from utils import UserError, make_folder, write_json
+
+TABLE = "table.json"
+
+
+@dataclass
+class Row:
+    """A point of the table; fields as in the module's docstring, and what a program does not need.
+
+    Args:
+        params: numbers in `file`.
+        difference: of its logits from the network's, relative to the largest; None where it could not be run.
+    """
+
+    point: str
+    file: str
+    macs: float
+    after: list[str] = field(default_factory=list)
+    thresholds: list[float] | None = None
+    ms: float | None = None
+    top1: float | None = None
+    params: int = 0
+    difference: float | None = None
+    timing: profile.Latency | None = None
+
+    def content(self) -> dict:
+        """What the table keeps."""
+        values = asdict(self)
+        wanted = ("point", "file", *(key for key in ("after", "thresholds") if values[key]), "macs", "ms", "top1")
+        return {key: values[key] for key in wanted}
+
+
+def exportable(model: AdaptiveModel) -> list[Point]:
+    """The points that other programs can run: all but those at which gates decide inside the network."""
+    return [point for point in model.points if not point.per_image or model.leaving(point)]
+
+
+def about(model: AdaptiveModel, shape: Sequence[int], form: str) -> dict:
+    """What the table says of a network, whatever the point."""
+    built, images = model.built_as, MadeFor.of(model)
+    mean, std = images.normalisation
+    return {
+        "format": form,
+        "model": built.model,
+        "dataset": images.dataset,
+        "flags": dict(built.flags),
+        "input_size": list(shape),
+        "resize": images.sides[0],
+        "mean": list(mean),
+        "std": list(std),
+        "classes": model.classes,
+    }
+
+
+def write_pair(
+    model: AdaptiveModel,
+    points: Sequence[Point],
+    folder: str | os.PathLike[str],
+    form: str = "onnx",
+    *,
+    shape: Sequence[int] | None = None,
+    top1: Mapping[str, float] | None = None,
+    batch: int | None = 1,
+    seconds: float = 0.5,
+) -> list[Row]:
+    """Write points of a network into a folder, and the table last. Each file is loaded again and compared.
+
+    A folder that holds such files keeps them, as they are, until all new ones are written and checked.
+
+    Args:
+        model: made by `create_model`, in eval mode on the CPU, ready to be run at the points.
+        points: some of `exportable`, and points with thresholds.
+        form: onnx or pt2.
+        shape: (channels, height, width) of an image; by default as the network is made for.
+        top1: percent correct, by the names of points.
+        batch: images at once for the timing; None measures nothing.
+        seconds: spent on the timing of each point.
+
+    Raises:
+        UserError: images of a point decide inside the network what runs, or the folder cannot be written.
+        ValueError: packages are missing; or a file computes something else.
+    """
+    export.check_packages(form)
+    shape = tuple(shape or (3, *[MadeFor.of(model).sides[1]] * 2))
+    for point in points:
+        if point.per_image and not model.leaving(point):
+            raise export.no_graph(point, exportable(model))
+    points = [*(point for point in model.points if point in points), *(p for p in points if p not in model.points)]
+    timing = Timing(shape, batch, seconds)
+    folder = make_folder(folder, "--export")
+    with _replaced(folder) as new:
+        write = _write_stages if all(model.leaving(point) for point in points) else _write_points
+        rows = write(model, points, shape, form, new, timing)
+        for row in rows:
+            row.top1 = (top1 or {}).get(row.point)
+        measured = next((row.timing for row in rows if row.timing), None)
+        table = about(model, shape, form)
+        table["latency"] = measured and {key: getattr(measured, key) for key in ("batch", "device", "threads")}
+        for row in rows:
+            if form == "onnx" and row.thresholds is None:
+                export.add_metadata(new / row.file, {**table, **row.content()})
+        write_json(new / TABLE, table | {"points": [row.content() for row in rows]})
+    return rows
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How graphs are timed: images of `shape`, `batch` at once, for some seconds; a batch of None: not at all."""
+
+    shape: tuple[int, ...]
+    batch: int | None
+    seconds: float
+
+    def of(self, run: Callable[[Tensor], object] | None) -> profile.Latency | None:
+        if run is None or self.batch is None:
+            return None
+        images = torch.randn(self.batch, *self.shape)
+        return profile.time_calls(lambda: run(images), self.batch, images.device, self.seconds)
+
+
+def _write_points(
+    model: AdaptiveModel, points: Sequence[Point], shape: Sequence[int], form: str, folder: Path, timing: Timing
+) -> list[Row]:
+    """A file for each point, on its own."""
+    rows = []
+    for point in points:
+        network = export.AtPoint(model, point, shape)
+        row = Row(point.name, f"{point.name}.{form}", profile.count_macs(network.network, shape, network.point))
+        export.write(network, shape, form, folder / row.file)
+        run = export.load(form, folder / row.file)
+        row.difference = run and export.difference(run, model, point, shape)
+        row.params = profile.count_params(network)
+        rows.append(_timed(row, timing.of(run)))
+    return rows
+
+
+def _write_stages(
+    model: AdaptiveModel, points: Sequence[Point], shape: Sequence[int], form: str, folder: Path, timing: Timing
+) -> list[Row]:
+    """A file for each exit at which an image can leave, each going on where the one before it ended."""
+    leaving = {point: dict(model.leaving(point)) for point in points}
+    stops = [stop for stop in model.points if any(each.get(stop, 2) <= 1 for each in leaving.values())]
+    by_stop, graphs, cost = {}, [], 0
+    for stage in stages.cut(export.merged(model), stops, shape):
+        file = f"{stage.point.name}.{form}"
+        taken = ["images"] if not graphs else [f"state{k}" for k in range(1, len(stage.inputs) + 1)]
+        returned = ["logits", *(f"state{k}" for k in range(1, stage.outputs))]
+        export.write_graph(stage.part, stage.inputs, taken, returned, form, folder / file)
+        graphs.append(export.load_graph(form, folder / file))
+        run = None if graphs[-1] is None else _one_after_the_other(graphs)
+        cost += stage.macs()
+        row = Row(stage.point.name, file, cost, after=[row.file for row in by_stop.values()])
+        row.difference = run and export.difference(run, model, stage.point, shape)
+        row.params = profile.count_params(stage)
+        by_stop[stage.point] = _timed(row, timing.of(run))
+    whole, rows = by_stop[stops[-1]], list(by_stop.values())
+    for point in (point for point in points if point.per_image):
+        thresholds = [min(max(leaving[point][stop], 0.0), 2.0) for stop in stops]  # 2: never, 0: always
+        rows.append(Row(point.name, whole.file, point.expected_macs, after=whole.after, thresholds=thresholds))
+    return rows
+
+
+def _one_after_the_other(graphs: Sequence[Callable[..., Sequence[Tensor]]]) -> Callable[[Tensor], Tensor]:
+    """The logits of the last of some stages."""
+    graphs = tuple(graphs)
+
+    def run(images: Tensor) -> Tensor:
+        state: Sequence[Tensor] = [images]
+        for graph in graphs:
+            logits, *state = graph(*state)
+        return logits
+
+    return run
+
+
+def _timed(row: Row, timing: profile.Latency | None) -> Row:
+    row.timing = timing
+    row.ms = timing and round(1e3 * timing.median, 4)
+    return row
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A new folder inside, whose files replace those of `folder` at the end, the table last; nothing on an error."""
+    new = folder / f".new-{os.getpid()}"
+    try:
+        new.mkdir()
+        yield new
+        (folder / TABLE).unlink(missing_ok=True)
+        for path in sorted(new.iterdir(), key=lambda path: path.name == TABLE):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise UserError(f"could not write into {folder}: {error.strerror or error}; name another folder") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

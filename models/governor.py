@@ -1,0 +1,306 @@
+"""The governor: which point to run next, so that images are answered in time and no more accuracy is lost than needed.
+
+It watches what a worker does and has neither a thread nor a tensor:
+
+    governor = Governor(costs, deadline=0.030)
+    while True:
+        point = governor.choose(len(queue), waited=now() - queue[0].came)
+        images = take(queue, governor.batch)
+        start = now()
+        logits = model(images, point)
+        governor.observe(point, now() - start, len(images))
+
+A point may be anything that a family has: an exit, thresholds at which images leave (`candidates`), a width and a
+resolution. With s(n) the measured seconds of n images at a point, m what the machine and the point have shown since
+(1 at first), v their relative variance, z the normal quantile that is wanted, q the images that wait, served in k
+batches of n_1, n_2, ... images, w the seconds that the oldest has waited, r the images that arrive in a second:
+
+    predicted completion     max(w + C(1), min(w, last) + C(k)),
+                             C(j) = m (s(n_1) + ... + s(n_j)) + z m sqrt(v (s(n_1)^2 + ... + s(n_j)^2))
+    a point fits             predicted completion <= deadline
+    there is room for it     r m s(batch) / batch <= HEADROOM
+    after a batch            x = min(seconds / (m s(n)) - 1, LARGEST),
+                             m <- m (1 + FORGET x),  v <- v + FORGET (x^2 - v)
+
+Of the points that fit the most accurate one is run. A less accurate point than the present one is taken at once, a more
+accurate one if it has fitted, with room, whenever it was asked for during the last `patience` seconds. docs/governor.md
+says why, and what follows from it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from models import profile
+from models.adaptive import AdaptiveModel, Point
+from models.query_table import Measured, QueryTable
+
+#: how far an expectation moves towards the last batch
+FORGET = 0.2
+#: which part of such a move is of this point alone; the rest is the machine's, and thus of all points
+OWN = 0.2
+#: how far a point's own part returns to its table with each batch: one that seemed slow is tried again
+RETRY = 0.01
+#: the most that one batch counts, in times over its prediction: a single pause is no slow machine
+LARGEST = 3.0
+#: the share of the worker's time that a more accurate point may take up
+HEADROOM = 0.8
+#: standard deviations of a normal distribution between its quartiles
+QUARTILES = 1.349
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a point is worth and what it takes on this machine.
+
+    Args:
+        point: what `Governor.choose` is to return: a point, or its name.
+        top1: percent correct, on images that nobody is judged by.
+        seconds: of a forward pass, by the number of images in it; at least one number.
+        spread: relative standard deviation of these times.
+    """
+
+    point: Point | str
+    top1: float
+    seconds: Mapping[int, float]
+    spread: float = 0.0
+
+    def __post_init__(self):
+        sound = self.seconds and all(n >= 1 and 0 < s < math.inf for n, s in self.seconds.items())
+        if not (sound and math.isfinite(self.top1) and 0 <= self.spread < math.inf):
+            raise ValueError(
+                f"the cost of {self.point} has to be a finite accuracy, positive seconds for one batch size or more, "
+                f"and a spread of 0 or more, not {self.top1}, {dict(self.seconds)} and {self.spread}"
+            )
+
+    @classmethod
+    def of(cls, row, point: Point | None = None) -> Cost:
+        """The cost in a row of `engine.evaluate`, which timed one batch size or more.
+
+        Args:
+            point: the row's, for one that no name finds (prepared thresholds).
+        """
+        if not row.latency:
+            raise ValueError(f"the latency of {row.point} was not measured: give engine.evaluate latency_batches")
+        spread = max((each.high - each.low) / each.median for each in row.latency) / QUARTILES
+        return cls(point or row.point, row.top1, {each.batch: each.median for each in row.latency}, spread)
+
+    @classmethod
+    def in_table(cls, table: QueryTable) -> list[Cost]:
+        """The costs in a query table (`eval_*.py --query_table`). Raises UserError where it holds no latencies."""
+
+        def cost(row: Measured) -> Cost:
+            return cls(row.point, row.top1, {batch: row.ms / 1e3}, (row.ms_high - row.ms_low) / row.ms / QUARTILES)
+
+        batch = table.conditions.get("batch") or 1
+        return [cost(row) for row in table.best("ms")]
+
+    def of_batch(self, images: int) -> float:
+        """Seconds of so many images: linear between the measured sizes, no less than the smallest one's time."""
+        sizes = sorted(self.seconds)
+        if images >= sizes[-1]:
+            return self.seconds[sizes[-1]] * images / sizes[-1]
+        above = next(i for i, size in enumerate(sizes) if size >= images)
+        if above == 0:
+            return self.seconds[sizes[0]]
+        low, high = sizes[above - 1], sizes[above]
+        share = (images - low) / (high - low)
+        return (1 - share) * self.seconds[low] + share * self.seconds[high]
+
+
+class Governor:
+    """Chooses the point of each batch that one worker runs.
+
+    Args:
+        costs: of the points; those that another one beats in time and accuracy are left out.
+        deadline: seconds from the arrival of an image to its logits.
+        queue: or the number of images that may wait when a batch is done; one of the two, or both, has to be given.
+        batch: how many images the worker takes at a time at most; fewer where fewer wait.
+        quantile: of the predictions that have to meet the deadline, 0.5 to 1 (exclusive).
+        patience: seconds before a more accurate point is taken, and over which arrivals are averaged; by default 0.2,
+            or the deadline where that is longer.
+        clock: seconds, never falling.
+
+    Raises:
+        ValueError: one of these is out of range, there are no costs, or two have the same point.
+    """
+
+    def __init__(
+        self,
+        costs: Iterable[Cost],
+        deadline: float | None = None,
+        queue: float | None = None,
+        *,
+        batch: int = 1,
+        quantile: float = 0.99,
+        patience: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        costs = list(costs)
+        if not costs:
+            raise ValueError("a governor needs the cost of one point at least")
+        if len({str(cost.point) for cost in costs}) < len(costs):
+            raise ValueError("a governor needs one cost for each point, and some point has several")
+        if deadline is None and queue is None:
+            raise ValueError("a governor needs a deadline in seconds, or the longest queue")
+        for name, value in (("deadline", deadline), ("queue", queue), ("patience", patience)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} has to be a positive number, not {value}")
+        if not 0.5 <= quantile < 1:
+            raise ValueError(f"quantile has to be from 0.5 to below 1, not {quantile}")
+        self.batch = _count("batch", batch, least=1)
+        self.deadline, self.queue = deadline, queue
+        self.patience = max(0.2, deadline or 0.0) if patience is None else patience
+        self._z = statistics.NormalDist().inv_cdf(quantile)
+        self._clock = clock
+        ranked = frontier(costs, self.batch)
+        self.points = tuple(cost.point for cost in ranked)  # cheapest first, accuracy rises
+        self._places: dict[Hashable, int] = {str(point): place for place, point in enumerate(self.points)}
+        self._known = {str(cost.point): cost for cost in costs}
+        self._seconds = [[cost.of_batch(max(n, 1)) for n in range(self.batch + 1)] for cost in ranked]
+        self._own = [1.0] * len(ranked)
+        self._machine = 1.0
+        self._spreads = [cost.spread**2 for cost in ranked]
+        self._unrest = 0.0  # relative variance of the machine, beyond those
+        self._chosen = len(ranked) - 1
+        self._unfit = [-math.inf] * len(ranked)  # when each point last did not fit, or had no room
+        self._last = 0.0  # seconds of the last batch
+        self._asked: float | None = None  # when `choose` was last called
+        self._left = 0  # images that waited then, without those that were served since
+        self.rate = 0.0  # images that arrive in a second: the mean of about the last `patience` seconds
+
+    # What the worker says
+
+    def choose(self, queue_length: int, waited: float | None = None) -> Point | str:
+        """The point at which to run the next batch.
+
+        Args:
+            queue_length: images that wait, those of the next batch included; 0 says that nothing does.
+            waited: seconds since the oldest of them came. Without it they are taken to have come during the last batch.
+
+        Raises:
+            ValueError: a number is negative or not finite.
+        """
+        queue_length = _count("queue_length", queue_length, least=0)
+        if waited is None:
+            waited = self._last
+        elif not 0 <= waited < math.inf:
+            raise ValueError(f"waited has to be 0 seconds or more, not {waited}")
+        now = self._clock()
+        self._count_arrivals(queue_length, now)
+        best = None
+        for place in range(len(self.points)):
+            fits = self._fits(place, queue_length, waited)
+            if not (fits and self._has_room(place)):
+                self._unfit[place] = now
+            if fits and (place <= self._chosen or now - self._unfit[place] >= self.patience):
+                best = place
+        if best is None:  # too late for all: the quickest is the least late
+            best = min(range(len(self.points)), key=lambda place: self._expected(place, self.batch))
+        self._chosen = best
+        return self.points[best]
+
+    def observe(self, point: Point | str, seconds: float, images: int = 1) -> None:
+        """Report a batch.
+
+        Args:
+            point: at which it ran.
+            seconds: from its start to its end.
+            images: in it.
+
+        Raises:
+            ValueError: this governor has no such point, or a number is not positive and finite.
+        """
+        images = _count("images", images, least=1)
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"seconds has to be a positive number, not {seconds}")
+        name = str(point)
+        if name not in self._known:
+            raise ValueError(f"this governor has no point {name!r}; it has {', '.join(self._known)}")
+        self._left = max(self._left - images, 0)
+        self._last = seconds
+        if name not in self._places:  # a point that is never chosen, run for another reason
+            return
+        place = self._places[name]
+        surprise = min(seconds / self._expected(place, images) - 1, LARGEST)
+        self._machine *= 1 + (1 - OWN) * FORGET * surprise
+        self._own = [own + RETRY * (1 - own) for own in self._own]
+        self._own[place] *= 1 + OWN * FORGET * surprise
+        unrest = self._unrest + FORGET * (surprise**2 - self._spreads[place] - self._unrest)
+        self._unrest = max(unrest, 0.0)
+
+    # What it expects
+
+    def expected(self, point: Point | str, images: int = 1) -> float:
+        """Seconds that a batch of so many images is expected to take at a point that may be chosen."""
+        return self._expected(self._places[str(point)], images)
+
+    def _expected(self, place: int, images: int) -> float:
+        times = self._seconds[place]
+        base = times[images] if images < len(times) else times[-1] * images / self.batch
+        return base * self._machine * self._own[place]
+
+    def _fits(self, place: int, queue_length: int, waited: float) -> bool:
+        first = min(queue_length, self.batch)
+        whole, rest = divmod(queue_length, self.batch)
+        one, full, partial = (self._expected(place, n) if n else 0.0 for n in (first, self.batch, rest))
+        deviation = self._z * math.sqrt(self._spreads[place] + self._unrest)
+        oldest = waited + one * (1 + deviation)
+        if self.deadline is not None:
+            newest = min(waited, self._last) + whole * full + partial
+            newest += deviation * math.sqrt(whole * full**2 + partial**2)
+            if max(oldest, newest) > self.deadline:
+                return False
+        left = queue_length - first + self.rate * (oldest - waited)
+        return self.queue is None or left <= self.queue
+
+    def _has_room(self, place: int) -> bool:
+        return self.rate * self._expected(place, self.batch) <= HEADROOM * self.batch
+
+    def _count_arrivals(self, queue_length: int, now: float) -> None:
+        """Arrivals follow from two lengths of the queue and what was served between; old ones are forgotten."""
+        if self._asked is not None:
+            passed = (now - self._asked) / self.patience
+            weight = -math.expm1(-passed) / passed if passed > 0 else 1.0
+            self.rate *= 1 - weight * max(passed, 0.0)
+            self.rate += weight * max(queue_length - self._left, 0) / self.patience
+        self._asked, self._left = now, queue_length
+
+
+def frontier(costs: Sequence[Cost], batch: int = 1) -> list[Cost]:
+    """Costs that no other one beats at this batch size in time and accuracy, cheapest first: both rise strictly."""
+    best: list[Cost] = []
+    for cost in sorted(costs, key=lambda cost: (cost.of_batch(batch), -cost.top1)):
+        if not best or cost.top1 > best[-1].top1:
+            best.append(cost)
+    return best
+
+
+def candidates(model: AdaptiveModel, shape: Sequence[int], budgets: int = 4) -> tuple[Point, ...]:
+    """Points that are worth measuring for a governor: a network's default points, and some for mean costs between them.
+
+    A network that can make a point for any mean cost, one with early exits, gets points with thresholds: choosing such
+    a point sets the confidence at which images leave. `model.prepare(points, held_out)` finds the thresholds.
+
+    Args:
+        shape: (3, height, width) of an image.
+        budgets: number of mean costs, in equal ratios between the lowest and the highest of the points.
+    """
+    points = tuple(model.default_points)
+    fixed = [point for point in points if not point.per_image]
+    if not fixed or model.point_for_budget(profile.count_macs(model, shape, fixed[-1])) is None:
+        return points
+    macs = [profile.count_macs(model, shape, point) for point in fixed]
+    low, high = min(macs), max(macs)
+    costs = (low * (high / low) ** (i / (budgets + 1)) for i in range(1, budgets + 1))
+    return points + tuple(model.point_for_budget(cost) for cost in costs)
+
+
+def _count(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} has to be a whole number of at least {least}, not {value}")
+    return value

@@ -1,0 +1,69 @@
+"""The zoo: small trained networks that come with this repository, in `models/weights/`.
+
+Each has a checkpoint <name>.pth, called zoo/<name> wherever a checkpoint can be named, and beside it <name>.json, which
+says how it was trained and what was measured (`reporting/zoo.py` lists the keys). Weights are kept in 16 bits; biases,
+norms and their statistics in 32.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+
+from models import registry
+from models.published import PublishedCheckpoint
+from utils import UserError
+
+WEIGHTS = Path(__file__).parent / "weights"
+PREFIX = "zoo/"
+
+
+def entries(dataset: str | None = None) -> list[PublishedCheckpoint]:
+    """The networks of the zoo, by name, for one data set or all.
+
+    Raises:
+        UserError: a file is damaged or lacks a key.
+    """
+    found = [_entry(file) for file in sorted(WEIGHTS.glob("*.json"))]
+    return [entry for entry in found if dataset in (None, entry.dataset)]
+
+
+def _entry(file: Path) -> PublishedCheckpoint:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        error = 100 - max(point["top1"] for point in record["points"])
+        name, weights = PREFIX + file.stem, str(file.with_suffix(".pth"))
+        known = {"flags": dict(record["flags"]), "sha256": record["sha256"], "top1_error": error}
+        return PublishedCheckpoint(name, record["model"], record["dataset"], url="", file=weights, **known)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} does not describe a network of the zoo; see reporting/zoo.py") from error
+
+
+def path_of(name: str) -> Path | None:
+    """The file of weights behind a name such as zoo/ResNet20; None where it is no name of the zoo.
+
+    Raises:
+        ValueError: the zoo has no network of this name.
+    """
+    if not name.startswith(PREFIX):
+        return None
+    names = {entry.name.lower(): entry for entry in entries()}
+    if entry := names.get(name.lower()):
+        return Path(entry.file)
+    close = difflib.get_close_matches(name.lower(), names, n=3)
+    listed = [names[key].name for key in close or names]
+    raise ValueError(f"the zoo has no network {name}" + (f"; it has {', '.join(listed)}" if listed else " yet"))
+
+
+def name_for(model: str, dataset: str) -> str:
+    """The zoo's network of a published name: the one that is called alike, else the first.
+
+    Raises:
+        ValueError: the zoo has none.
+    """
+    dataset = registry.SAME_NETWORKS.get(dataset, dataset)
+    names = [entry.name for entry in entries(dataset) if entry.model == model]
+    if not names:
+        raise ValueError(f"the zoo has no {model} for {dataset}; --list_checkpoints='zoo/*' lists what it has")
+    return PREFIX + model if PREFIX + model in names else names[0]

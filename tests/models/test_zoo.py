@@ -1,0 +1,165 @@
+"""The networks in models/weights/: named like any checkpoint, complete, and as accurate as their JSON says."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+import dataloader
+import engine
+import eval_cifar10
+import train_cifar10
+from engine import lists
+from models import Checkpoint, create_model, profile, zoo
+from models.profile import Latency
+from models.recorded import zoo_content
+from tests.models.files import content_of_training
+from tests.scripts.commands import call
+from tools import add_to_zoo
+
+NAMES = [entry.name for entry in zoo.entries()]
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """An empty zoo."""
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    zoo.WEIGHTS.mkdir()
+    return zoo.WEIGHTS
+
+
+def add(name, model):
+    """Put a network into the zoo. Returns what its file holds."""
+    training = content_of_training(model)["training"]
+    content = zoo_content(model.state_dict(), training, training["flags"])
+    torch.save(content, zoo.WEIGHTS / f"{name}.pth")
+    built = model.built_as
+    record = {"model": built.model, "dataset": built.dataset, "flags": built.flags, "sha256": "0" * 64}
+    record["points"] = [{"name": "low", "top1": 80.0}, {"name": "full", "top1": 91.5}]
+    (zoo.WEIGHTS / f"{name}.json").write_text(json.dumps(record))
+    return content
+
+
+def test_a_network_is_named_like_a_checkpoint(weights):
+    torch.manual_seed(0)
+    model = create_model("ResNet32_SingleShared", "cifar10", shared_rank=8)
+    add("small", model)
+    checkpoint = Checkpoint.open("zoo/small")
+    assert checkpoint.describe()["shared_rank"] == 8
+    assert checkpoint.classes[3] == "class 3"
+    assert checkpoint.held_out.tolist() == [4, 2]
+    loaded = checkpoint.build()
+    for (name, kept), value in zip(loaded.state_dict().items(), model.state_dict().values(), strict=True):
+        expected = value.half().float() if value.dim() > 1 else value
+        assert torch.equal(kept, expected), name
+    text = lists.checkpoints_text("zoo/*", ["cifar10"])
+    assert text.splitlines()[1].split() == ["zoo/small", "cifar10", "ResNet32_SingleShared", "8.50", "--shared_rank=8"]
+
+
+def test_create_model_takes_weights_of_the_zoo(weights):
+    torch.manual_seed(0)
+    model = create_model("dmnn32", "cifar10", depth=8)
+    add("dmnn32-t05", model)
+    loaded, images = create_model("dmnn32", "cifar10", pretrained="zoo"), torch.randn(2, 3, 32, 32)
+    assert loaded.classes[3] == "class 3"
+    assert torch.allclose(loaded.eval()(images), model.eval()(images), atol=1e-2)
+
+
+def test_a_model_finds_its_own_row_of_the_zoo(weights):
+    model = create_model("dmnn32", "cifar10", depth=8)
+    for name in ("dmnn32-t07", "dmnn32-t05"):
+        add(name, model)
+    assert zoo.name_for("dmnn32", "cifar10") == "zoo/dmnn32-t05"
+    add("dmnn32", model)
+    assert zoo.name_for("dmnn32", "digits") == "zoo/dmnn32"
+    with pytest.raises(ValueError, match="the zoo has no ResNet20 for cifar10"):
+        zoo.name_for("ResNet20", "cifar10")
+
+
+def test_wrong_names_and_damaged_files_are_named(weights):
+    with pytest.raises(ValueError, match="the zoo has no network zoo/ResNet20 yet"):
+        Checkpoint.open("zoo/ResNet20")
+    add("ResNet20", create_model("ResNet20", "cifar10"))
+    with pytest.raises(ValueError, match="no network zoo/ResNet02; it has zoo/ResNet20"):
+        Checkpoint.open("zoo/ResNet02")
+    (weights / "ResNet20.json").write_text('{"model": "ResNet20"')
+    with pytest.raises(ValueError, match=r"ResNet20\.json does not describe a network of the zoo"):
+        zoo.entries()
+
+
+def test_calibrated_norms_come_with_the_weights(weights):
+    flags = {"depth": 10, "widen_factor": 1, "resolution_list": (32, 16)}
+    model = create_model("mutualnet_wrn28_10", "cifar10", **flags).eval()
+    point, images = model.points[0], torch.randn(8, 3, 32, 32)
+    content = add("narrow", model)
+    model = Checkpoint.open("zoo/narrow").build().eval()
+    model.prepare((point,), [(images, None)])
+    logits = model(images, point)
+    content["prepared"] = {"images": {"seed": 0}, "state": model.prepared_state()}
+    torch.save(content, weights / "narrow.pth")
+    checkpoint = Checkpoint.open("zoo/narrow")
+    loaded = checkpoint.build().eval()
+    assert checkpoint.load_prepared(loaded, {"seed": 1, "dataset_path": "here"}) is None
+    assert checkpoint.load_prepared(loaded, {"seed": 0, "dataset_path": "here"}) == {"seed": 0}
+    loaded.prepare((point,), [])
+    assert torch.equal(loaded(images, point), logits)
+    checkpoint.save_prepared(loaded, {"seed": 0})
+    assert not list(weights.glob("*.prepared"))
+
+
+def test_a_training_becomes_a_row(weights, tmp_path, monkeypatch, capsys):
+    quick = lambda model, images, point, batch, seconds=0: Latency(2e-3, 1e-3, 3e-3, batch, "a chip", 1, 5)  # noqa: E731
+    monkeypatch.setattr(profile, "latency", quick)
+    run = tmp_path / "checkpoint" / "small"
+    flags = ("--dataset=digits", "--subset=64", "--model=dmnn32", "--depth=8", "--epochs=1")
+    call(monkeypatch, capsys, train_cifar10, *flags, f"--save={run}", "--resume=auto")
+    add_to_zoo.main([str(run)])
+    file, record = weights / "small.pth", json.loads((weights / "small.json").read_text())
+    assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["command"] == f"python3 train_cifar10.py {' '.join(flags)}"
+    assert record["flags"]["depth"] == 8
+    assert {timing["batch"] for timing in record["points"][0]["latency"]} == {1, 64}
+    assert str(tmp_path) not in (weights / "small.json").read_text()
+    assert str(tmp_path).encode() not in file.read_bytes()
+    call(monkeypatch, capsys, eval_cifar10, "--pretrained=zoo/small", "--latency_batch=0", f"--report={tmp_path}")
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert [row["top1"] for row in rows] == pytest.approx([point["top1"] for point in record["points"]], abs=0.3)
+
+
+def test_an_unfinished_training_is_refused(weights, tmp_path, monkeypatch, capsys):
+    model = create_model("ResNet20", "cifar10")
+    content = content_of_training(model)
+    content["training"]["flags"]["epochs"] = 40
+    torch.save(content, tmp_path / "last.pth")
+    (tmp_path / "run.json").write_text("{}")
+    code, _, err = call(monkeypatch, capsys, add_to_zoo, tmp_path)
+    assert (code, err) == (1, f"error: {tmp_path} is not a finished training; finish it with --resume=auto\n")
+    assert not list(weights.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_is_whole_and_small(name):
+    file = zoo.path_of(name)
+    record = json.loads(file.with_suffix(".json").read_text())
+    assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file.stat().st_size <= add_to_zoo.LARGEST
+    model = Checkpoint.open(name).build()
+    assert {point["name"] for point in record["points"]} <= {point.name for point in model.default_points}
+
+
+def test_the_zoo_stays_small():
+    assert sum(file.stat().st_size for file in zoo.WEIGHTS.glob("*")) <= 10_000_000
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_is_as_accurate_as_it_says(name, tmp_path_factory):
+    checkpoint = Checkpoint.open(name)
+    described, device = checkpoint.describe(), torch.device("cpu")
+    points = json.loads(zoo.path_of(name).with_suffix(".json").read_text())["points"]
+    wanted = {point["name"]: point["top1"] for point in (points[0], points[-1])}
+    data = dataloader.cifar(described["dataset"], None, 500, device, mean=described["mean"], std=described["std"])
+    model = checkpoint.build()
+    rows = engine.evaluate(model, data.test, [model.point(name) for name in wanted], data)
+    assert {row.point: row.top1 for row in rows} == pytest.approx(wanted, abs=0.05)

@@ -1,0 +1,123 @@
+"""Add a finished training of small images to the zoo: its weights in models/weights/, and what they reach.
+
+    python3 -m tools.add_to_zoo checkpoint/zoo/ResNet20
+
+The weights are those of the last epoch, so that none were chosen on the test images. They are evaluated as they are
+kept, in 16 bits, and folded where the network can be; a row that is there already is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import eval_cifar10
+import utils
+from engine import cli, run_images
+from images.normalise import USUAL
+from models import Checkpoint, checkpoint_files, registry, zoo
+from models.recorded import zoo_content
+from reporting.evaluations import load_run
+from utils import UserError
+
+#: bytes of a file of weights at most: a clone has all of them
+LARGEST = 1_500_000
+#: flags that say where a command of a training ran, not what it did
+PLACES = ("dataset_path", "save", "resume", "visible_device", "cache")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the training; its name becomes that of the network")
+    parser.add_argument("--dataset_path", help="as for eval_cifar10.py")
+    args = parser.parse_args(argv)
+    run = _read_json(args.run / "run.json")
+    last = Checkpoint.open(args.run / "last.pth")
+    training = last.training
+    if not training or training["epoch"] < training["flags"]["epochs"]:
+        raise UserError(f"{args.run} is not a finished training; finish it with --resume=auto")
+    flags = last.describe()
+    mean, std = (flags[key] or usual for key, usual in zip(("mean", "std"), USUAL[flags["dataset"]], strict=True))
+    content = zoo_content(last.weights, training, network_flags(flags))
+    evaluation = _evaluate(content, args.dataset_path)
+    name = args.run.resolve().name
+    file = utils.make_folder(zoo.WEIGHTS) / f"{name}.pth"
+    utils.write_tensors(file, content)
+    weights = file.read_bytes()
+    if len(weights) > LARGEST:
+        file.unlink()
+        raise UserError(f"{name} takes {len(weights):,} bytes, more than the zoo's {LARGEST:,}; make it smaller")
+    record = {
+        "name": name,
+        "model": flags["model"],
+        "dataset": flags["dataset"],
+        "flags": _unusual(flags),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "command": command_of(run["command"]),
+        "commit": run["code"],
+        "machine": f"{run['device']}, {run['threads']} threads",
+        "torch": run["torch"],
+        "epochs": flags["epochs"],
+        "seed": flags["seed"],
+        "parameters": evaluation["rows"][-1]["params"],
+        "classes": training["classes"],
+        "transforms": {"size": 32, "mean": mean, "std": std},
+        "points": [_point(row) for row in evaluation["rows"]],
+    }
+    utils.write_json(file.with_suffix(".json"), record)
+    print(f"written: {file} ({len(weights):,} bytes) and its JSON; now: python3 -m reporting zoo")
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file.parent} is not the folder of a training of this project (no run.json)") from error
+
+
+def network_flags(flags: dict) -> dict:
+    """The flags of a training that say what the network is and how its images were loaded."""
+    names = {flag.name for flag in registry.entry(flags["model"], flags["dataset"]).model_flags()}
+    names |= {"model", *run_images.COMMON, *run_images.RECORDED}
+    return {name: value for name, value in flags.items() if name in names}
+
+
+def _unusual(flags: dict) -> dict:
+    """The flags of a network and its objective that differ from their defaults."""
+    entry = registry.entry(flags["model"], flags["dataset"])
+    known = [*entry.model_flags(), *entry.objective_flags()]
+    return {flag.name: flags[flag.name] for flag in known if flags.get(flag.name, flag.default) != flag.default}
+
+
+def _evaluate(content: dict, dataset_path: str | None) -> dict:
+    """Evaluate weights as they are kept, and add what the evaluation prepares for them to `content`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "weights.pth")
+        utils.write_tensors(file, content)
+        command = [f"--pretrained={file}", f"--report={folder}", "--fast", "--amp=off", "--latency_batch=1,64"]
+        eval_cifar10.main(command + ([f"--dataset_path={dataset_path}"] if dataset_path else []))
+        kept = file.with_name(f"{file.name}.prepared")
+        if kept.is_file():
+            prepared = checkpoint_files.read(kept)
+            prepared["images"].pop("dataset_path")  # the images are as published, wherever they lie
+            content["prepared"] = prepared
+        return load_run(folder)
+
+
+def _point(row: dict) -> dict:
+    """A row of an evaluation as the zoo has it."""
+    kept = {key: row[key] for key in ("macs", "top1", "latency")}
+    return {"name": row["point"], **kept}
+
+
+def command_of(command: str) -> str:
+    """The command of a training without the places of the machine that it ran on."""
+    return re.sub(rf" --(?:{'|'.join(PLACES)})(?:=\S+| (?!--|@)\S+)?", "", command)
+
+
+if __name__ == "__main__":
+    cli.run(main)
