@@ -60,6 +60,9 @@ def fit(folder, resume=None, event=None, steps=0, make=Noisy, **recipe):
 
 
 def position(folder):
+    """Epoch and step of the newest save, for the process that has written it."""
+    if utils.rank() > 0:
+        return None
     training = torch.load(folder / "last.pth", weights_only=True)["training"]
     return training["epoch"], training["step"]
 
