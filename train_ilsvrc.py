@@ -3,7 +3,8 @@
     python3 train_ilsvrc.py --dataset_path=<path> --model=ResNet34_DoubleShared --shared_rank=48 --visible_device=0,1
 
 Several visible GPUs share each batch; `--parallel=process` gives each a process of its own, and so does
-`torchrun --nproc_per_node=4 train_ilsvrc.py ...`, on one machine or many. `--dataset_path=fake` tries everything with generated images.
+`torchrun --nproc_per_node=4 train_ilsvrc.py ...`, on one machine or many. `--dataset_path=fake` tries everything with
+generated images.
 """
 
 import startup

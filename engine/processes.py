@@ -86,11 +86,13 @@ def join(device: torch.device) -> None:
             exit_code=2,
         )
     _end_with_parent()
-    _store, number, count = next(rendezvous("env://"))
+    store, number, count = next(rendezvous("env://"))
+    # torchrun keeps its store when it starts the processes again
+    _store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     on_gpu = device.type == "cuda"
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # what the host knows need not pass through a GPU
-        store=dist.PrefixStore("group", _store),
+        store=_store,
         rank=number,
         world_size=count,
         device_id=device if on_gpu else None,
