@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.timing import Result, race, run_alone
 from models import create_model
-from models.msdnet.multi_exit import Exit
+from models.multi_exit import Exit
 
 NETWORK = {"nBlocks": 7, "base": 4, "step": 2, "stepmode": "even", "nChannels": 16}
 QUICK = {"nBlocks": 2, "base": 1, "step": 1, "stepmode": "even", "nChannels": 8}

@@ -26,6 +26,7 @@ from engine.streams import keep_going
 from models import Checkpoint, profile, registry
 from models.adaptive import AdaptiveModel, Point
 from models.deploy import export
+from models.meta import on_meta
 from utils import UserError, printable, say, world_size
 
 
@@ -128,7 +129,7 @@ def check_network(args: argparse.Namespace, side: int) -> None:
     if args.checkpoint:  # whatever its number of classes, which the images decide
         args.checkpoint.check(args.model, args.dataset, new_head=True, **args.model_flags)
     point = args.checkpoint and args.checkpoint.extracted_point
-    with torch.device("meta"):
+    with on_meta():
         model = registry.create_model(args.model, args.dataset, **args.model_flags)
         model = model.extract(point, empty=True) if point else model
     note = model.for_images((3, side, side))

@@ -11,9 +11,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-
 from models import list_checkpoints, profile, registry, zoo
+from models.meta import on_meta
 from utils import UserError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -43,7 +42,7 @@ def models_text(pattern: str, datasets: Sequence[str]) -> str:
     lines = [f"{'name':32} {'dataset':9} {'system':13} {'params':>11}"]
     for entry in entries:
         if entry.name in matching:
-            with torch.device("meta"):
+            with on_meta():
                 params = profile.count_params(registry.create_model(entry.name, entry.dataset))
             lines.append(f"{entry.name:32} {entry.dataset:9} {entry.system:13} {params:11,}")
     return "\n".join(lines)

@@ -34,6 +34,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from models import checkpoint_files, published, recorded, registry, zoo
 from models.adaptive import AdaptiveModel, unwrap
 from models.checkpoint_files import DAMAGE, FORMATS
+from models.meta import on_meta
 from models.state_dicts import fit_state, load_state
 from utils import UserError, write_tensors
 
@@ -219,7 +220,7 @@ class Checkpoint:
             if isinstance(value, int) and value > 4 * numbers + 1_000_000:  # the file may lack parts of the network
                 raise ValueError(f"{self.path} holds {numbers} numbers, too few for {name} {value:.3g}")
         try:
-            with torch.device("meta"), _no_more_tensors_than(4 * len(self.weights) + 5_000):
+            with on_meta(), _no_more_tensors_than(4 * len(self.weights) + 5_000):
                 network = self._empty(model, dataset, num_classes, flags)
         except (TypeError, ArithmeticError, LookupError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]

@@ -11,16 +11,17 @@ It watches what a worker does and has neither a thread nor a tensor:
         governor.observe(point, now() - start, len(images))
 
 A point may be anything that a family has: an exit, thresholds at which images leave (`candidates`), a width and a
-resolution. With s(n) the measured seconds of n images at a point, m what the machine and the point have shown since
-(1 at first), v their relative variance, z the normal quantile that is wanted, q the images that wait, served in k
-batches of n_1, n_2, ... images, w the seconds that the oldest has waited, r the images that arrive in a second:
+resolution. With s(n) the measured seconds of n images at a point, d^2 their relative variance, m what the machine and
+the point have shown since (1 at first), v the machine's relative variance, z the normal quantile that is wanted, q the
+images that wait, served in k batches of n_1, n_2, ... images, w the seconds that the oldest has waited, `last` the
+seconds of the last batch, r the images that arrive in a second:
 
     predicted completion     max(w + C(1), min(w, last) + C(k)),
-                             C(j) = m (s(n_1) + ... + s(n_j)) + z m sqrt(v (s(n_1)^2 + ... + s(n_j)^2))
+                             C(j) = m (s(n_1) + ... + s(n_j)) + z m sqrt((d^2 + v) (s(n_1)^2 + ... + s(n_j)^2))
     a point fits             predicted completion <= deadline
     there is room for it     r m s(batch) / batch <= HEADROOM
-    after a batch            x = min(seconds / (m s(n)) - 1, LARGEST),
-                             m <- m (1 + FORGET x),  v <- v + FORGET (x^2 - v)
+    after a batch            x = min(seconds / (m s(n)) - 1, LARGEST),  f = FORGET / (1 + (d / DOUBT)^2),
+                             m <- m (1 + f x),  v <- max(v + f (x^2 - d^2 - v), 0)
 
 Of the points that fit the most accurate one is run. A less accurate point than the present one is taken at once, a more
 accurate one if it has fitted, with room, whenever it was asked for during the last `patience` seconds. docs/governor.md
@@ -41,6 +42,8 @@ from models.query_table import Measured, QueryTable
 
 #: how far an expectation moves towards the last batch
 FORGET = 0.2
+#: a relative deviation of a point's own times, by the images, at which a batch tells half as much of the machine
+DOUBT = 0.25
 #: which part of such a move is of this point alone; the rest is the machine's, and thus of all points
 OWN = 0.2
 #: how far a point's own part returns to its table with each batch: one that seemed slow is tried again
@@ -49,8 +52,6 @@ RETRY = 0.01
 LARGEST = 3.0
 #: the share of the worker's time that a more accurate point may take up
 HEADROOM = 0.8
-#: standard deviations of a normal distribution between its quartiles
-QUARTILES = 1.349
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,17 @@ class Cost:
         """
         if not row.latency:
             raise ValueError(f"the latency of {row.point} was not measured: give engine.evaluate latency_batches")
-        spread = max((each.high - each.low) / each.median for each in row.latency) / QUARTILES
-        return cls(point or row.point, row.top1, {each.batch: each.median for each in row.latency}, spread)
+        times = {each.batch: _moments(each.low, each.median, each.high) for each in row.latency}
+        seconds = {batch: mean for batch, (mean, _) in times.items()}
+        return cls(point or row.point, row.top1, seconds, max(spread for _, spread in times.values()))
 
     @classmethod
     def in_table(cls, table: QueryTable) -> list[Cost]:
         """The costs in a query table (`eval_*.py --query_table`). Raises UserError where it holds no latencies."""
 
         def cost(row: Measured) -> Cost:
-            return cls(row.point, row.top1, {batch: row.ms / 1e3}, (row.ms_high - row.ms_low) / row.ms / QUARTILES)
+            mean, spread = _moments(row.ms_low, row.ms, row.ms_high)
+            return cls(row.point, row.top1, {batch: mean / 1e3}, spread)
 
         batch = table.conditions.get("batch") or 1
         return [cost(row) for row in table.best("ms")]
@@ -164,7 +167,7 @@ class Governor:
         self._seconds = [[cost.of_batch(max(n, 1)) for n in range(self.batch + 1)] for cost in ranked]
         self._own = [1.0] * len(ranked)
         self._machine = 1.0
-        self._spreads = [cost.spread**2 for cost in ranked]
+        self._spreads = [cost.spread**2 for cost in ranked]  # relative variances of the points
         self._unrest = 0.0  # relative variance of the machine, beyond those
         self._chosen = len(ranked) - 1
         self._unfit = [-math.inf] * len(ranked)  # when each point last did not fit, or had no room
@@ -227,16 +230,19 @@ class Governor:
             return
         place = self._places[name]
         surprise = min(seconds / self._expected(place, images) - 1, LARGEST)
-        self._machine *= 1 + (1 - OWN) * FORGET * surprise
+        forget = FORGET / (1 + self._spreads[place] / DOUBT**2)
+        self._machine *= 1 + (1 - OWN) * forget * surprise
         self._own = [own + RETRY * (1 - own) for own in self._own]
-        self._own[place] *= 1 + OWN * FORGET * surprise
-        unrest = self._unrest + FORGET * (surprise**2 - self._spreads[place] - self._unrest)
+        self._own[place] *= 1 + OWN * forget * surprise
+        unrest = self._unrest + forget * (surprise**2 - self._spreads[place] - self._unrest)
         self._unrest = max(unrest, 0.0)
 
     # What it expects
 
     def expected(self, point: Point | str, images: int = 1) -> float:
-        """Seconds that a batch of so many images is expected to take at a point that may be chosen."""
+        """Seconds that a batch of so many images is expected to take at one of `points`."""
+        if str(point) not in self._places:
+            raise ValueError(f"this governor never chooses {point}; it chooses from {', '.join(self._places)}")
         return self._expected(self._places[str(point)], images)
 
     def _expected(self, place: int, images: int) -> float:
@@ -298,6 +304,15 @@ def candidates(model: AdaptiveModel, shape: Sequence[int], budgets: int = 4) -> 
     low, high = min(macs), max(macs)
     costs = (low * (high / low) ** (i / (budgets + 1)) for i in range(1, budgets + 1))
     return points + tuple(model.point_for_budget(cost) for cost in costs)
+
+
+def _moments(low: float, median: float, high: float) -> tuple[float, float]:
+    """Mean and relative standard deviation from quartiles (X. Wan et al., BMC Med. Res. Methodol. 14:135, C3).
+
+    Where images leave at different exits, the mean is far from the median.
+    """
+    mean = (low + median + high) / 3
+    return mean, (high - low) / 1.35 / mean
 
 
 def _count(name: str, value: int, least: int) -> int:

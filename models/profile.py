@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 import platform
 import statistics
 import time
@@ -15,8 +16,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from utils import UserError
 
@@ -27,14 +30,15 @@ ACTIVATIONS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
     """A context with eval mode and without gradients; every module's own mode is restored afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    trained = [module for module in model.modules() if module.training]
+    if trained:
+        model.eval()
     try:
         with torch.no_grad():
             yield model
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in trained:
+            module.training = True
 
 
 def count_params(model: nn.Module) -> int:
@@ -104,24 +108,93 @@ def count_thop(model: nn.Module, shape: Sequence[int], point=None) -> float:
 _KEEP_SHAPE = frozenset(
     (F.batch_norm, torch.batch_norm, F.relu, torch.relu, torch.relu_, F.relu6, F.hardtanh, F.silu, torch.sigmoid)
 )
+#: those that keep it where both arguments have one shape
+_ADDITIONS = frozenset((Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, torch.add))
+#: frequent functions without multiply-accumulates, and that read no values
+_WITHOUT_MACS = frozenset(
+    (Tensor.__getitem__, Tensor.__len__, Tensor.shape.__get__, Tensor.device.__get__, Tensor.is_meta.__get__)
+    + (Tensor.dim, Tensor.flatten, Tensor.new_zeros, Tensor.new_ones, torch.cat, F.adaptive_avg_pool2d)
+)
 
 
 class _CallCounter(TorchFunctionMode):
-    """Adds up the elements that some functions read, each where a model calls it.
+    """Adds up multiply-accumulates, and the elements that some functions read, each where a model calls it.
 
     What torch makes of a call differs between releases (a batch norm becomes operations of other names). A call
     that is made while another is handled does not come here, so nothing counts twice.
     """
 
-    def __init__(self, functions: Iterable[Callable]):
+    def __init__(self, functions: Iterable[Callable] = ()):
         super().__init__()
         self.functions = frozenset(functions)
         self.elements = 0
+        self.layer_macs = 0
+        self.operations = _OperationCounter()
+
+    @property
+    def macs(self) -> int:
+        return self.layer_macs + self.operations.flops // 2
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func in self.functions:
             self.elements += args[0].numel()
-        return args[0] if func in _KEEP_SHAPE else func(*args, **(kwargs or {}))
+        if func in _KEEP_SHAPE or (func in _ADDITIONS and _alike(*args[:2])):
+            return args[0]
+        if func in _WITHOUT_MACS:
+            return func(*args, **kwargs)
+        if func in _LAYERS and (out := _LAYERS[func](*args, **kwargs)) is not None:
+            self.layer_macs += out.numel() * math.prod(args[1].shape[1:])
+            return out
+        with self.operations:
+            return func(*args, **kwargs)
+
+
+class _OperationCounter(TorchDispatchMode):
+    """Adds up the floating-point operations of all that is executed, by torch's own formulas.
+
+    As `torch.utils.flop_counter.FlopCounterMode` does, which also notes in which module: that takes ten times as long.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if out is NotImplemented else out
+        out = func(*args, **kwargs)
+        self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def _alike(x, y) -> bool:
+    return all(isinstance(z, Tensor) and z.is_meta for z in (x, y)) and (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+def _conv_on_meta(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor | None:
+    """What a convolution gives on the meta device, by its formula; None where it would fail, so that torch says why."""
+    if not x.is_meta or isinstance(padding, str) or x.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
+        return None
+    sizes = zip(x.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
+    sides = [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in sizes]
+    if min(sides) < 1 or weight.shape[0] % groups:
+        return None
+    return torch.empty(x.shape[0], weight.shape[0], *sides, dtype=x.dtype, device="meta")
+
+
+def _linear_on_meta(x, weight, bias=None) -> Tensor | None:
+    """What a linear layer gives on the meta device, likewise."""
+    if not x.is_meta or x.shape[-1] != weight.shape[1]:
+        return None
+    return torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device="meta")
+
+
+_LAYERS = {torch.conv2d: _conv_on_meta, F.linear: _linear_on_meta}
 
 
 def _check_static(point) -> None:
@@ -131,8 +204,9 @@ def _check_static(point) -> None:
 
 def count_elements(model: nn.Module, shape: Sequence[int], point, functions: Iterable[Callable]) -> int:
     """Elements that `functions` (such as `F.relu`) read in one forward pass of one image at `point`."""
-    with evaluating(model), _CallCounter(functions) as calls:
-        _run_on_meta(model, (1, *shape), model.point(point))
+    calls = _CallCounter(functions)
+    with evaluating(model):
+        _run_on_meta(model, (1, *shape), model.point(point), calls)
     return calls.elements
 
 
@@ -143,9 +217,10 @@ def _count(model: nn.Module, shape: Sequence[int], point) -> tuple[int, int]:
     cache = model.__dict__.setdefault("_counts", {})
     key = (point, tuple(shape))
     if key not in cache:
-        with FlopCounterMode(display=False) as counter:
-            norm_elements = count_elements(model, shape, point, (F.batch_norm, torch.batch_norm))
-        cache[key] = counter.get_total_flops() // 2, norm_elements
+        calls = _CallCounter((F.batch_norm, torch.batch_norm))
+        with evaluating(model):
+            _run_on_meta(model, (1, *shape), point, calls)
+        cache[key] = calls.macs, calls.elements
     return cache[key]
 
 
@@ -158,8 +233,8 @@ def check_side(model: nn.Module, side: int, point) -> None:
 
     def works(side: int) -> bool:
         try:
-            with evaluating(model), _CallCounter(()):
-                _run_on_meta(model, (1, 3, side, side), point)
+            with evaluating(model):
+                _run_on_meta(model, (1, 3, side, side), point, _CallCounter())
         except RuntimeError:
             return False
         return True
@@ -212,17 +287,17 @@ def check_training_batch(model: nn.Module, shape: Sequence[int], images: int) ->
             ) from error
 
 
-def _run_on_meta(model: nn.Module, shape: Sequence[int], point) -> None:
+def _run_on_meta(model: nn.Module, shape: Sequence[int], point, calls: _CallCounter | None = None) -> None:
     """Run the network on images of `shape` (N, C, H, W) without arithmetic, its own tensors untouched."""
     # each module once, under one of its names: functional_call would not put back a tensor that it met twice
     tensors = {
-        f"{prefix}.{name}".lstrip("."): tensor.to("meta")
+        f"{prefix}.{name}".lstrip("."): torch.empty_like(tensor, device="meta")
         for prefix, module in model.named_modules()
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        if not tensor.is_meta
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and not tensor.is_meta
     }
     images = torch.empty(shape, device="meta")
-    with torch.no_grad():
+    with torch.no_grad(), calls or contextlib.nullcontext():
         if tensors:
             torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
         else:

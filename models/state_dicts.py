@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models import registry
 from models.adaptive import AdaptiveModel
+from models.meta import on_meta
 
 
 def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.PathLike, new_head: bool = False) -> None:
@@ -67,7 +68,7 @@ def _heads(model: AdaptiveModel, own: dict[str, Tensor], state: dict[str, Tensor
     if built is None:
         return []
     try:
-        with torch.device("meta"):
+        with on_meta():
             other = registry.create_model(built.model, built.dataset, built.num_classes + 1, **built.flags).state_dict()
     except ValueError:  # a network that is made for certain classes only
         return [key for key in state if key in own and _differ_in_classes(state[key], own[key])]
@@ -100,7 +101,7 @@ def _owner(model: AdaptiveModel, given: dict[str, Tensor]) -> str:
     for entry in registry.list_models(f"{name.partition('_')[0]}*", dataset):
         if entry.name == name:
             continue
-        with torch.device("meta"):
+        with on_meta():
             own = registry.create_model(entry.name, dataset).state_dict(keep_vars=True)
         needed = [shared for shared in _names_of_shared(own) if not shared[0].endswith("num_batches_tracked")]
         if given.keys() <= own.keys() and all(any(key in given for key in shared) for shared in needed):

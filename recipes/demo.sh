@@ -28,7 +28,8 @@ if [ ! -e "models/weights/$gates.json" ] || ! evaluate "$baseline"; then
   done
   evaluate "$baseline"
 fi
-for name in $widths $exits $gates; do evaluate "$name"; done
+evaluate "$widths" --point=w0.25-r16,w0.5-r16,w0.5-r24,w0.75-r24,w1-r24,w1-r32
+for name in $exits $gates; do evaluate "$name"; done
 python3 -m reporting compare "reports/demo/$baseline" "reports/demo/$widths" "reports/demo/$exits" \
   "reports/demo/$gates" --out reports/demo
 

@@ -9,11 +9,10 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from engine import cli
 from models import create_model, profile, registry
 from models.adaptive import AdaptiveModel
+from models.meta import on_meta
 from reporting.curves import Curve, own_flags, system_of, system_of_record
 from reporting.evaluations import DATA_NAMES, own_images
 from utils import UserError
@@ -83,7 +82,7 @@ def _build(name: str, dataset: str, flags: str) -> AdaptiveModel:
     names = cli.add_flags(parser, entry.model_flags())
     cli.add_flags(parser, entry.objective_flags())
     args = parser.parse_args(cli.normalise(shlex.split(flags)))
-    with torch.device("meta"):
+    with on_meta():
         return create_model(name, dataset, **{flag: getattr(args, flag) for flag in names})
 
 
@@ -131,7 +130,7 @@ def _sizes(record: dict) -> set[int]:
         return {row["params"] for row in record["rows"]}
     names = {flag.name for flag in registry.entry(record["model"], record["dataset"]).model_flags()}
     flags = {name: _hashable(value) for name, value in own_flags(record).items() if name in names}
-    with torch.device("meta"):
+    with on_meta():
         return {profile.count_params(create_model(record["model"], record["dataset"], **flags))}
 
 

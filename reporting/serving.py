@@ -43,6 +43,8 @@ def draw_streams(
         deadline: seconds.
         capacity: images in a second that the full network serves.
     """
+    from matplotlib.ticker import FormatStrFormatter
+
     styles = {stream.name: {"color": COLOURS[i % len(COLOURS)]} for i, stream in enumerate(streams)}
     first = streams[0]
     with figure_file(path, (6.4, 7.0)) as figure:
@@ -73,6 +75,7 @@ def draw_streams(
         latency.axhline(1e3 * deadline, color="0.3", linestyle="--", linewidth=0.9)
         latency.annotate("deadline", (0, 1e3 * deadline), (2, 2), textcoords="offset points", fontsize=7)
         latency.set_yscale("log")
+        latency.yaxis.set_major_formatter(FormatStrFormatter("%g"))  # powers would be mathematics, which is off
         latency.set_ylabel("latency (ms)")
         right.set_ylim(-4, 104)
         right.set_ylabel("right and\nin time (%)")

@@ -19,6 +19,8 @@ from models.dmnn.paths import BasicPath, Path, add_paths
 from models.layers import full_precision, projection, select_images
 
 Execution = Literal["real", "masked"]
+#: reading and writing images that lie apart takes about as long as a path for one of so many images
+GATHERING = 16
 #: channels inside a gate of ConvNet-AIG
 GATE_WIDTH = 16
 
@@ -100,13 +102,20 @@ class GatedBlock(nn.Module):
         return out
 
     def add_open_paths(self, x: Tensor, gates: Tensor, counts: Sequence[int]) -> Tensor:
-        """The block's output, computing each path only for the images, `counts` of them, that opened it."""
+        """The block's output, computing each path only for the images, `counts` of them, that opened it.
+
+        Where nearly all images did, it is computed for all and added to those.
+        """
         out, some = self.carry(x), []
         if out is x and not any(counts):
             return x
         for j, count in enumerate(counts):
-            if count == x.shape[0]:
+            missing = x.shape[0] - count
+            if missing == 0:
                 out = self.path(j, x).add_(out)
+            elif missing * GATHERING <= x.shape[0]:
+                closed = (gates[:, j] <= 0).nonzero_static(size=missing).flatten()
+                out = self.path(j, x).index_fill_(0, closed, 0).add_(out)
             elif count:
                 which = (gates[:, j] > 0).nonzero_static(size=count).flatten()
                 some.append((which, self.path(j, select_images(x, which))))

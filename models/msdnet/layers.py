@@ -248,22 +248,3 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.features(x))
-
-
-class _Rescale(torch.autograd.Function):
-    @staticmethod
-    def forward(x, factor):
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.factor = inputs[1]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.factor, None
-
-
-def rescale_gradient(x: Tensor, factor: float) -> Tensor:
-    """`x` itself, whose gradient will be multiplied by `factor` (gradient equilibrium, arXiv 1908.06294)."""
-    return _Rescale.apply(x, factor) if torch.is_grad_enabled() else x

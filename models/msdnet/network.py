@@ -11,15 +11,15 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from models.msdnet.layers import Head, Layer, Stem, Transition, rescale_gradient
+from models.msdnet.layers import Head, Layer, Stem, Transition
 from models.msdnet.layout import Layout
-from models.msdnet.multi_exit import MultiExit, Walk
+from models.msdnet.walk import MultiScaleExits, ScaleWalk
 
 #: scales that make the coarsest map 8x8 (CIFAR) or 7x7 (ImageNet), which the heads reduce to 1x1
 SCALES = {32: 3, 224: 4}
 
 
-class MSDNet(MultiExit):
+class MSDNet(MultiScaleExits):
     """A multi-scale dense network: one classifier behind each block of layers.
 
     Args:
@@ -43,7 +43,7 @@ class MSDNet(MultiExit):
         blocks[0].insert(0, Stem(layout, large_images=image_side == 224))
         self.blocks = nn.ModuleList(nn.ModuleList(block) for block in blocks)
         self.classifier = nn.ModuleList()
-        for exit in range(1, self.exits + 1):
+        for exit in range(1, self.num_exits + 1):
             inputs = layout.exit_width(exit)
             self.classifier.append(Head(inputs, inputs if image_side == 224 else 128, num_classes))
         if he_init:
@@ -59,7 +59,7 @@ class MSDNet(MultiExit):
 
     def _freeze_unused(self) -> None:
         """Some depths leave fine maps that no exit reads; their weights exist for the authors' checkpoints only."""
-        for part, module, needed in zip(self.layout.parts, self.parts, self.layout.needed(self.exits), strict=True):
+        for part, module, needed in zip(self.layout.parts, self.parts, self.layout.needed(self.num_exits), strict=True):
             for unused in next(module.children())[: needed - part.finest_out]:
                 unused.requires_grad_(False)
 
@@ -79,26 +79,8 @@ class MSDNet(MultiExit):
     def head(self, exit, x, carry):
         return self.classifier[exit - 1](x), None
 
-    def compute(self, images, point):
-        if not self.training:
-            return super().compute(images, point)
-        return self.train_logits(images)
 
-    def train_logits(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits of all exits."""
-        walk, logits = Walk(self, images), []
-        for exit in range(1, self.exits + 1):
-            x = walk.to(exit)
-            share = 1 / (self.exits - exit + 1)
-            if self.equilibrium:
-                x = rescale_gradient(x, share)
-            logits.append(self.classifier[exit - 1](x))
-            if self.equilibrium:
-                walk.maps[-1] = rescale_gradient(x, self.exits - exit)
-        return tuple(logits)
-
-
-class IMTAMSDNet(MultiExit):
+class IMTAMSDNet(MultiScaleExits):
     """New heads on a frozen MSDNet, each helped by the logits of the one before (ISC, arXiv 1908.06294).
 
     Args:
@@ -110,7 +92,7 @@ class IMTAMSDNet(MultiExit):
     heads_depend = True
 
     def __init__(self, backbone: MSDNet, num_classes: int, isc_cut: bool = False):
-        super().__init__(backbone.exits, backbone.image_shape)
+        super().__init__(backbone.num_exits, backbone.image_shape)
         self.isc_cut = isc_cut
         # the authors' checkpoints name it net.module., because their backbone was saved in a wrapper
         self.net = nn.ModuleDict({"module": backbone.requires_grad_(False)})
@@ -145,8 +127,8 @@ class IMTAMSDNet(MultiExit):
         features, trunk = [], self.trunk
         # the frozen backbone is in train mode too: it normalises with the batch, and its statistics move
         with torch.no_grad():
-            walk = Walk(trunk, images)
-            for exit in range(1, self.exits + 1):
+            walk = ScaleWalk(trunk, images)
+            for exit in range(1, self.num_exits + 1):
                 features.append(trunk.classifier[exit - 1].features(walk.to(exit)))
             teacher = trunk.classifier[-1].linear(features[-1])
         logits = []

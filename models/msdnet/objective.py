@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from models.adaptive import Objective, Phase
+from models.exit_losses import exit_accuracies, one_for_all
 
 
 class MultiExitCrossEntropy(Objective):
@@ -23,9 +21,7 @@ class MultiExitCrossEntropy(Objective):
 
 
 class OneForAll(Objective):
-    """Cross entropy at the last exit; at the others it is mixed with distillation from the frozen stage-1 classifier.
-
-    loss = CE(z_K, y) + sum over i < K of (1 - gamma) CE(z_i, y) + gamma T^2 KL_i(teacher, z_i)
+    """`exit_losses.one_for_all`, with the frozen stage-1 classifier as the teacher.
 
     Args:
         T: temperature of teacher and exits (the authors pass 1 on ImageNet).
@@ -48,23 +44,6 @@ class OneForAll(Objective):
 
     def __call__(self, model, images, labels):
         *logits, teacher = model(images)
-        loss = F.cross_entropy(logits[-1], labels)
-        for each in logits[:-1]:
-            distilled = kl_divergence(each, teacher, self.T, self.kl_mean)
-            loss = loss + (1 - self.gamma) * F.cross_entropy(each, labels) + self.gamma * self.T**2 * distilled
+        loss = one_for_all(logits, teacher, labels, self.gamma, self.T, self.kl_mean)
         self.track(logits[-1], labels, loss=loss, **exit_accuracies(logits, labels))
         yield loss
-
-
-def kl_divergence(logits: Tensor, teacher: Tensor, T: float, mean: str = "elements") -> Tensor:
-    """KL(softmax(teacher / T), softmax(logits / T)): its mean over images, or over images and classes ("elements")."""
-    student, wanted = (logits / T).log_softmax(dim=1), (teacher.detach() / T).log_softmax(dim=1)
-    divergence = wanted.exp() * (wanted - student)
-    return divergence.mean() if mean == "elements" else divergence.sum(dim=1).mean()
-
-
-def exit_accuracies(logits: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Top-1 (percent) of every exit, on the device."""
-    with torch.no_grad():
-        hits = torch.stack([each.argmax(dim=1) for each in logits]) == labels
-        return {f"exit{k}_top1": 100 * share for k, share in enumerate(hits.float().mean(dim=1), start=1)}

@@ -20,12 +20,13 @@ CPU = torch.device("cpu")
 ALIKE = [name for name, make in SYSTEMS.items() if not make()[1].draws]
 
 
-def steps_of(model, objective, device=CPU, sizes=(8,) * 12, parts=False, **recipe) -> tuple[list[float], dict]:
+def steps_of(model, objective, device=CPU, sizes=(8,) * 12, parts=False, seed=1, **recipe) -> tuple[list[float], dict]:
     """The engine's losses of steps on different noise with a falling rate, and the objective's means.
 
     Args:
         sizes: of the batches; what is captured has 8 images.
         parts: capture backward and update one by one, as where gradients are exchanged between them.
+        seed: of the noise.
     """
     recipe = engine.Recipe(1, 0.02, weight_decay=5e-4, lr_schedule="linear", **recipe)
     trainer = engine.Trainer(model, objective, dataloader.cifar("digits", None, 8, device), None, recipe, device)
@@ -33,7 +34,7 @@ def steps_of(model, objective, device=CPU, sizes=(8,) * 12, parts=False, **recip
     objective.restrict_draws()
     trainer.begin_epoch()
     torch.manual_seed(0)
-    generator, dtype = torch.Generator().manual_seed(1), next(model.parameters()).dtype
+    generator, dtype = torch.Generator().manual_seed(seed), next(model.parameters()).dtype
     losses = []
     for size in sizes:
         images = torch.randn(size, 3, 32, 32, generator=generator, dtype=dtype).to(memory_format=torch.channels_last)

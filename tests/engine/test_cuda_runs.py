@@ -62,7 +62,7 @@ def test_a_captured_run_that_was_stopped_continues(system, tmp_path, monkeypatch
             engine.fit(model, objective, data, run, recipe, device)
         finally:
             run.close()
-        return torch.nn.utils.parameters_to_vector(model.parameters())
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     whole = train(tmp_path / "whole")
     with pytest.raises(engine.Stopped):

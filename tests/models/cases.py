@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models import profile, registry
 from models.adaptive import AdaptiveModel, Point
+from models.meta import on_meta
 
 #: no dataset has so many, so that a network which ignores the number is found out
 CLASSES = 7
@@ -73,7 +74,7 @@ class Case:
 
     def build_on_meta(self, num_classes: int | None = None) -> AdaptiveModel:
         """Without values: nothing is computed, whatever the size."""
-        with torch.device("meta"):
+        with on_meta():
             return self.build(num_classes)
 
 

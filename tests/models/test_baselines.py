@@ -5,6 +5,7 @@ import torch
 import torchvision
 
 from models import create_model, profile
+from models.meta import on_meta
 from reporting import tables
 from reporting.published import PublishedRow, published_rows
 
@@ -54,7 +55,7 @@ def test_mobilenet_v2_is_torchvisions():
     ],
 )
 def test_baselines_have_the_published_size(name, dataset, flags, params, giga_macs):
-    with torch.device("meta"):
+    with on_meta():
         model = create_model(name, dataset, **flags)
     side = 224 if dataset == "ilsvrc" else 32
     assert profile.count_params(model) == params

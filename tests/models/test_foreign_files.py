@@ -13,8 +13,16 @@ import pytest
 import torch
 import torchvision
 
-from models import Checkpoint, checkpoint_files, create_model, load_checkpoint, profile, published, registry
-from models.msdnet import report
+from models import (
+    Checkpoint,
+    checkpoint_files,
+    create_model,
+    exit_report,
+    load_checkpoint,
+    profile,
+    published,
+    registry,
+)
 from tests.models.files import saved
 
 
@@ -270,7 +278,7 @@ def test_budgets_are_counted_as_the_authors_count_too():
     torch.manual_seed(0)
     model = create_model("msdnet", "cifar10", nBlocks=2, base=1, step=1, stepmode="even", nChannels=4).eval()
     batches = [(torch.randn(16, 3, 32, 32), torch.randint(10, (16,))) for _ in range(2)]
-    rows, exits = report.budget_rows(model, batches, batches)
+    rows, exits = exit_report.budget_rows(model, batches, batches)
     totals = [profile.count_published(model, "authors", (3, 32, 32), point) for point in model.points]
     assert [round(authors) for _, authors, _ in exits.values()] == totals
     for row in (rows[0], rows[-1]):

@@ -8,6 +8,7 @@ import eval_ilsvrc
 import train_cifar10
 import train_ilsvrc
 from models import create_model, profile
+from models.meta import on_meta
 from tests.models.slimmable.networks import batches, tiny
 from tests.scripts.commands import call
 from utils import UserError
@@ -15,8 +16,8 @@ from utils import UserError
 SMALL = dict(nBlocks=2, base=3, step=1, stepmode="even", nChannels=8, growthRate=4)
 
 
-def on_meta(name, dataset="ilsvrc", **flags):
-    with torch.device("meta"):
+def shapes_of(name, dataset="ilsvrc", **flags):
+    with on_meta():
         return create_model(name, dataset, **flags)
 
 
@@ -25,7 +26,7 @@ def macs(model, side, point):
 
 
 def test_budgets_of_msdnet_are_counted_at_the_size_of_the_images():
-    model = on_meta("msdnet", **SMALL)
+    model = shapes_of("msdnet", **SMALL)
     with pytest.raises(UserError, match="below the"):
         model.point(f"budget-{macs(model, 144, 'exit1')}")
     assert model.for_images((3, 144, 144)) == ""
@@ -46,7 +47,7 @@ def test_thresholds_meet_a_budget_at_the_size_of_the_images():
 
 @pytest.mark.parametrize(("side", "nearest"), [(96, 129), (128, 129), (448, 384)])
 def test_sizes_that_the_layers_cannot_run_are_refused(side, nearest):
-    model = on_meta("msdnet", **SMALL)
+    model = shapes_of("msdnet", **SMALL)
     with pytest.raises(UserError, match=rf"images of {side} x {side} pixels: .* is {nearest} \(--crop\)") as refused:
         model.for_images((3, side, side))
     assert refused.value.exit_code == 2
@@ -55,7 +56,7 @@ def test_sizes_that_the_layers_cannot_run_are_refused(side, nearest):
 
 @pytest.mark.parametrize("name", ["s_mobilenet_v1", "us_mobilenet_v2", "autoslim_mnasnet", "s_shufflenet"])
 def test_networks_without_resolutions_run_images_as_they_are(name):
-    model = on_meta(name)
+    model = shapes_of(name)
     usual = macs(model, 224, model.full)
     assert model.for_images((3, 160, 160)) == ""
     assert model.full.resolution == model.watched[0].resolution == 160
@@ -65,14 +66,14 @@ def test_networks_without_resolutions_run_images_as_they_are(name):
 
 
 def test_the_count_of_mobilenet_at_160_pixels():
-    model = on_meta("s_mobilenet_v1", num_classes=2)
+    model = shapes_of("s_mobilenet_v1", num_classes=2)
     model.for_images((3, 160, 160))
     assert macs(model, 160, "w1") == 289_653_248
 
 
 @pytest.mark.parametrize(("side", "resolutions"), [(160, (160, 128)), (176, (176, 160, 128)), (96, (96,))])
 def test_mutualnet_does_not_enlarge_images(side, resolutions):
-    model = on_meta("mutualnet_mobilenet_v1", width_mult_list_test=(0.5, 1.0))
+    model = shapes_of("mutualnet_mobilenet_v1", width_mult_list_test=(0.5, 1.0))
     left_out = [str(known) for known in (224, 192, 160, 128) if known > side]
     assert model.for_images((3, side, side)).endswith(f"without {','.join(left_out)}")
     assert model.resolutions == resolutions
@@ -82,7 +83,7 @@ def test_mutualnet_does_not_enlarge_images(side, resolutions):
 
 
 def test_larger_images_are_resized_to_the_listed_resolutions():
-    model = on_meta("mutualnet_mobilenet_v1", width_mult_list_test=(1.0,))
+    model = shapes_of("mutualnet_mobilenet_v1", width_mult_list_test=(1.0,))
     assert model.for_images((3, 288, 288)) == ""
     assert model.resolutions == (224, 192, 160, 128)
     assert model.point("w1-r256").resolution == 256
@@ -101,7 +102,7 @@ def test_mutualnet_runs_any_resolution(resolution):
 
 @pytest.mark.parametrize(("name", "side"), [("mutualnet_resnet50", 112), ("s_shufflenet", 100), ("s_shufflenet", 224)])
 def test_the_authors_count_of_pooling_at_any_resolution(name, side):
-    model = on_meta(name)
+    model = shapes_of(name)
     model.for_images((3, side, side))
     functions = torch.nn.functional.adaptive_avg_pool2d, torch.nn.functional.avg_pool2d
     counted = profile.count_elements(model, (3, side, side), model.full, functions)
@@ -129,7 +130,7 @@ def test_a_point_of_a_small_network_runs_at_its_own_resolution():
     ],
 )
 def test_batches_that_a_batch_norm_cannot_train_on(name, dataset, flags):
-    model = on_meta(name, dataset, **flags)
+    model = shapes_of(name, dataset, **flags)
     side = 32 if dataset == "cifar10" else 64
     model.for_images((3, side, side))
     with pytest.raises(UserError, match="a batch of 1 image: give a --batch_size of 2") as refused:
@@ -141,7 +142,7 @@ def test_batches_that_a_batch_norm_cannot_train_on(name, dataset, flags):
 def test_batches_of_one_image_are_fine_where_maps_are_larger():
     generator = torch.get_rng_state()
     for name in ("ResNet20", "msdnet", "mutualnet_wrn28_10"):
-        profile.check_training_batch(on_meta(name, "cifar10"), (3, 32, 32), 1)
+        profile.check_training_batch(shapes_of(name, "cifar10"), (3, 32, 32), 1)
     assert torch.equal(torch.get_rng_state(), generator)
 
 

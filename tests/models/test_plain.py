@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from models import create_model, profile, registry
+from models.meta import on_meta
 from tests.parity import check
 
 CIFAR = {"ResNet20": 3, "ResNet32": 5, "ResNet44": 7, "ResNet56": 9, "ResNet110": 18, "ResNet1202": 200}
@@ -14,7 +15,7 @@ CIFAR = {"ResNet20": 3, "ResNet32": 5, "ResNet44": 7, "ResNet56": 9, "ResNet110"
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_counts_of_cifar_resnets_equal_closed_forms(name, dataset):
     blocks, classes = CIFAR[name], registry.NUM_CLASSES[dataset]
-    with torch.device("meta"):
+    with on_meta():
         model = create_model(name, dataset)
     params, macs = 432 + 32 + 64 * classes + classes, 32 * 32 * 432 + 64 * classes
     before = 16
@@ -43,7 +44,7 @@ def test_counts_of_cifar_resnets_equal_closed_forms(name, dataset):
     ],
 )
 def test_counts_of_larger_networks_equal_the_published_code(name, dataset, params, giga_macs):
-    with torch.device("meta"):
+    with on_meta():
         model = create_model(name, dataset)
     assert profile.count_params(model) == params
     side = 224 if dataset == "ilsvrc" else 32

@@ -6,9 +6,9 @@ import itertools
 import pytest
 import torch
 
+from models import exit_budgets
 from models.layers import select_images
-from models.msdnet import budget
-from models.msdnet.multi_exit import BudgetPoint
+from models.multi_exit import BudgetPoint
 from models.pooled_leaving import Batch, Pool
 from tests.models.msdnet.networks import small
 
@@ -33,7 +33,7 @@ def half_and_half(network, images):
     confidences = network.confidences([images])
     first = confidences[0].median().item()
     second = confidences[1, confidences[0] < first].median().item()
-    return BudgetPoint("half", thresholds=(first, second, budget.ALWAYS))
+    return BudgetPoint("half", thresholds=(first, second, exit_budgets.ALWAYS))
 
 
 @pytest.mark.parametrize("sizes", [(1,), (4,), (21,), (9, 3, 1, 5)])
@@ -42,10 +42,10 @@ def test_a_stream_gives_what_each_batch_gives(network, images, half_and_half, si
     batches = [part.contiguous(memory_format=torch.channels_last) for part in images.tensor_split(list(ends))]
     thresholds = {
         "half": half_and_half.thresholds,
-        "all leave at the first exit": (0.0, 0.0, budget.ALWAYS),
-        "none leave, none are tested": (budget.NEVER, budget.NEVER, budget.ALWAYS),
-        "none leave, all are tested": (1.0, 1.0, budget.ALWAYS),
-        "the first head is skipped": (budget.NEVER, half_and_half.thresholds[1], budget.ALWAYS),
+        "all leave at the first exit": (0.0, 0.0, exit_budgets.ALWAYS),
+        "none leave, none are tested": (exit_budgets.NEVER, exit_budgets.NEVER, exit_budgets.ALWAYS),
+        "none leave, all are tested": (1.0, 1.0, exit_budgets.ALWAYS),
+        "the first head is skipped": (exit_budgets.NEVER, half_and_half.thresholds[1], exit_budgets.ALWAYS),
     }
     for name, values in thresholds.items():
         point = BudgetPoint(name, thresholds=values)
@@ -71,7 +71,7 @@ def test_stages_run_full_batches_until_the_end(network, images, half_and_half, m
 
 
 def test_results_held_back_and_waiting_images_are_bounded(network, images, half_and_half):
-    for point in (half_and_half, BudgetPoint("never", thresholds=(1.0, 1.0, budget.ALWAYS))):
+    for point in (half_and_half, BudgetPoint("never", thresholds=(1.0, 1.0, exit_budgets.ALWAYS))):
         asked, given = 0, 0
 
         def batches():

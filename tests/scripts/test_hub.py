@@ -13,6 +13,7 @@ import torch
 import hubconf
 from models import create_model, list_models
 from models.adaptive import BuiltAs
+from models.meta import on_meta
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -60,7 +61,7 @@ ONE_OF_EACH = {(entry.system, entry.dataset): entry for entry in list_models()}
 
 @pytest.mark.parametrize("entry", ONE_OF_EACH.values(), ids=lambda entry: f"{entry.dataset}-{entry.name}")
 def test_a_name_builds_the_network_of_its_data_set(entry):
-    with torch.device("meta"):
+    with on_meta():
         model = getattr(hubconf, entry.name)(dataset=entry.dataset)
     assert (model.built_as.model, model.built_as.dataset, model.built_as.flags) == (entry.name, entry.dataset, {})
 

@@ -1,9 +1,9 @@
 """Parameters and multiply-accumulates of DMNN and ConvNet-AIG."""
 
 import pytest
-import torch
 
 from models import create_model, profile
+from models.meta import on_meta
 
 SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 224)}
 
@@ -27,7 +27,7 @@ PUBLISHED_COUNTS = [
 
 @pytest.mark.parametrize(("name", "dataset", "flags", "params", "published", "static", "paths"), PUBLISHED_COUNTS)
 def test_parameters_and_macs_are_the_recorded_ones(name, dataset, flags, params, published, static, paths):
-    with torch.device("meta"):
+    with on_meta():
         model = create_model(name, dataset, **flags)
     assert profile.count_params(model) == params
     assert published is None or params / 1e6 == pytest.approx(published, rel=0.005)
@@ -41,5 +41,5 @@ def test_parameters_and_macs_are_the_recorded_ones(name, dataset, flags, params,
 def test_controllers_cost_what_the_spec_says():
     expected = {("dmnn50", 2): 437_248, ("dmnn50", 4): 439_296, ("dmnn101", 2): 1_013_888}
     for (name, num_paths), macs in expected.items():
-        with torch.device("meta"):
+        with on_meta():
             assert create_model(name, "ilsvrc", num_paths=num_paths).costs((3, 64, 64)).controllers == macs

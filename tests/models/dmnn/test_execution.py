@@ -8,6 +8,7 @@ from torch import nn
 
 from models import create_model, create_objective
 from models.dmnn import gates
+from models.meta import on_meta
 from tests.models.dmnn.networks import run, small_network
 from tests.parity import check
 
@@ -129,7 +130,7 @@ def test_blocks_of_target_one_always_run_and_have_no_gradient(monkeypatch):
 
 def test_gate_layers_have_a_learning_rate_of_their_own():
     for name, dataset, layers in (("convnet_aig110", "cifar10", 2), ("convnet_aig50", "ilsvrc", 6)):
-        with torch.device("meta"):
+        with on_meta():
             model = create_model(name, dataset)
         others, own = create_objective(name, dataset, lrfact=0.1).begin_epoch(model, 0).groups
         assert (others.get("lr_scale", 1), own["lr_scale"]) == (1, 0.1)

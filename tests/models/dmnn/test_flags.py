@@ -1,9 +1,9 @@
 """Gated networks, coarse files and objectives that cannot be."""
 
 import pytest
-import torch
 
 from models import create_model, create_objective
+from models.meta import on_meta
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from models import create_model, create_objective
     ],
 )
 def test_networks_that_cannot_be_say_why(name, dataset, flags, message):
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
+    with on_meta(), pytest.raises(ValueError, match=message):
         create_model(name, dataset, **flags)
 
 

@@ -81,6 +81,27 @@ def test_open_paths_of_a_batch_are_those_of_each_image(network, opened):
         torch.testing.assert_close(torch.cat(alone), masked, rtol=1e-5, atol=1e-5)
 
 
+def test_a_path_that_nearly_all_images_take_runs_for_all(network):
+    block = next(block for block in network[1].gated_blocks() if block.carry(probe := _probe(block)) is probe)
+    x = _probe(block).contiguous(memory_format=torch.channels_last)
+    sizes, path = [], block.path
+    block.path = lambda index, x: sizes.append(len(x)) or path(index, x)
+    for closed in (1, 2):
+        gates = torch.ones(16, block.num_paths)
+        gates[:closed] = 0
+        masked = block(x.clone(), gates)
+        sizes.clear()
+        out = block(x.clone(), gates, [16 - closed] * block.num_paths)
+        assert sizes == [16 if closed == 1 else 14] * block.num_paths
+        torch.testing.assert_close(out, masked, rtol=1e-5, atol=1e-5)
+    del block.path
+
+
+def _probe(block):
+    channels = next(iter(block.layers_of_gates())).weight.shape[1]
+    return torch.rand(16, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
 def test_merged_gates_decide_in_float32_under_autocast(network):
     _, folded, images = network
     block = next(iter(folded.gated_blocks()))

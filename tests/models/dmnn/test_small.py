@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from models import create_model, create_objective, profile
+from models.meta import on_meta
 from utils import UserError
 
 
@@ -27,7 +28,7 @@ def seeded(name, seed=0, **flags):
     ("name", "params", "macs"), [("dmnn32", 498_902, 68_862_592), ("convnet_aig32", 476_328, 69_124_736)]
 )
 def test_they_are_as_large_as_resnet32(name, params, macs):
-    with torch.device("meta"):
+    with on_meta():
         model = create_model(name, "cifar10")
     assert profile.count_params(model) == params
     assert profile.count_macs(model, (3, 32, 32), model.point("all")) == macs
@@ -35,7 +36,7 @@ def test_they_are_as_large_as_resnet32(name, params, macs):
 
 def test_paths_together_cost_what_the_undivided_block_costs():
     for num_paths in (1, 2, 4):
-        with torch.device("meta"):
+        with on_meta():
             model, plain = create_model("dmnn32", num_paths=num_paths), create_model("ResNet32")
         assert profile.count_macs(model, (3, 32, 32), model.point("all")) == profile.count_macs(plain, (3, 32, 32))
 

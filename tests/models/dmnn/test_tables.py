@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 import train_cifar10
 import train_ilsvrc
 from engine import cli
 from models import create_model, create_objective
+from models.meta import on_meta
 from reporting import published
 
 ROWS = [row for row in published.published_rows("dmnn") if row.model]
@@ -36,6 +36,6 @@ def test_every_row_of_a_gated_network_has_its_recipe():
 def test_a_recipe_is_a_command_that_exists(path):
     script = train_ilsvrc.SCRIPT if path.name.startswith("ilsvrc") else train_cifar10.SCRIPT
     args = cli.parse(script, [f"@{path}"])
-    with torch.device("meta"):
+    with on_meta():
         create_model(args.model, args.dataset, **args.model_flags)
     create_objective(args.model, args.dataset, **args.objective_flags)

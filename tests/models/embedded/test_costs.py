@@ -1,9 +1,9 @@
 """Sizes and costs of the tables, in millions."""
 
 import pytest
-import torch
 
 from models import create_model, profile
+from models.meta import on_meta
 from tests.models.embedded.networks import shape_of
 
 TABLE = [
@@ -32,7 +32,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("name", "dataset", "flags", "params", "macs"), TABLE)
 def test_sizes_and_costs_of_the_tables(name, dataset, flags, params, macs):
-    with torch.device("meta"):
+    with on_meta():
         model = create_model(name, dataset, **flags)
     assert profile.count_params(model) == params
     for point, expected in macs.items():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models import create_model, profile
+from models.meta import on_meta
 from tests.models.embedded.networks import SMALL, batch, seeded, shape_of
 
 
@@ -37,7 +38,7 @@ def test_skipped_blocks_are_not_executed(name, dataset, cheapest, costliest):
 
 @pytest.mark.parametrize(("name", "dataset"), SMALL)
 def test_points_are_cheapest_first_and_equal_costs_by_name(name, dataset):
-    with torch.device("meta"):
+    with on_meta():
         model = create_model(name, dataset)
     points = model.points[:: 1 if len(model.points) < 32 else 4]
     order = [(profile.count_macs(model, shape_of(dataset), point), point.name) for point in points]

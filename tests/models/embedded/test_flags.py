@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-import torch
 
 from models import create_model, create_objective
+from models.meta import on_meta
 from models.registry import list_models
 from utils import UserError
 
@@ -15,7 +15,7 @@ SKIP = [(name, dataset) for name, dataset in NAMES if name.endswith("_skip")]
 
 @pytest.mark.parametrize("pattern", ["TTF", "TTFFF", "TTXF", "ttff", "full", "True True False", "Yes True False True"])
 def test_wrong_patterns_are_one_sentence(pattern):
-    with torch.device("meta"):
+    with on_meta():
         model = create_model("ResNet50_ADN", "ilsvrc")
     with pytest.raises(ValueError, match="for each of the 4 stages, such as TTFF"):
         model.point(pattern)

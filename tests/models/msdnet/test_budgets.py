@@ -3,19 +3,18 @@
 import pytest
 import torch
 
-from models import create_objective, profile
-from models.msdnet import budget
-from models.msdnet.multi_exit import BudgetPoint
+from models import create_objective, exit_budgets, profile
+from models.multi_exit import BudgetPoint
 from tests.models.msdnet.networks import batches, small
 
 
 def slow_thresholds(confidences, p):
     """The rule by which thresholds are found, image by image."""
     exits, images = confidences.shape
-    shares = budget.exit_shares([p], exits)[0]
+    shares = exit_budgets.exit_shares([p], exits)[0]
     left, thresholds = set(), []
     for k in range(exits - 1):
-        quota, count, threshold = int((images * shares[k]).floor()), 0, budget.NEVER
+        quota, count, threshold = int((images * shares[k]).floor()), 0, exit_budgets.NEVER
         for i in confidences[k].argsort(descending=True, stable=True).tolist():
             if i in left:
                 continue
@@ -25,14 +24,14 @@ def slow_thresholds(confidences, p):
                 break
         left |= {i for i in range(images) if confidences[k, i] >= threshold}
         thresholds.append(threshold)
-    return [*thresholds, budget.ALWAYS]
+    return [*thresholds, exit_budgets.ALWAYS]
 
 
 def test_thresholds_are_those_of_the_rule_read_image_by_image():
     generator = torch.Generator().manual_seed(0)
     confidences = (torch.rand(4, 60, generator=generator) * 20).round() / 20  # many ties
-    found = budget.find_thresholds(confidences)
-    for p, thresholds in zip(budget.SWEEP, found, strict=True):
+    found = exit_budgets.find_thresholds(confidences)
+    for p, thresholds in zip(exit_budgets.SWEEP, found, strict=True):
         torch.testing.assert_close(thresholds, torch.tensor(slow_thresholds(confidences, p)))
 
 
@@ -57,8 +56,8 @@ def test_images_that_left_are_not_computed_any_further():
     model = small()
     images, seen = torch.randn(20, 3, 32, 32), []
     with torch.no_grad():
-        surest = budget.confidence(model(images, "exit1")).sort().values
-        point = BudgetPoint("some", thresholds=((surest[6] + surest[7]).item() / 2, 0.0, budget.ALWAYS))
+        surest = exit_budgets.confidence(model(images, "exit1")).sort().values
+        point = BudgetPoint("some", thresholds=((surest[6] + surest[7]).item() / 2, 0.0, exit_budgets.ALWAYS))
         model(images, point)  # costs are counted the first time
         for head in model.classifier:
             head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
@@ -68,7 +67,7 @@ def test_images_that_left_are_not_computed_any_further():
 
 def test_a_head_where_nobody_leaves_is_not_run_and_not_counted():
     model = small()
-    point = BudgetPoint("late", thresholds=(budget.NEVER, budget.NEVER, budget.ALWAYS))
+    point = BudgetPoint("late", thresholds=(exit_budgets.NEVER, exit_budgets.NEVER, exit_budgets.ALWAYS))
     cost, calls = profile.count_macs(model, (3, 32, 32), "exit3"), []
     with torch.no_grad():
         _, macs = model.infer(torch.randn(2, 3, 32, 32), point)
@@ -131,7 +130,7 @@ def test_impossible_budgets_and_thresholds_are_one_sentence():
     with pytest.raises(ValueError, match="no thresholds yet"):
         model(torch.randn(1, 3, 32, 32), model.find_point("budget-p3"))
     with pytest.raises(ValueError, match="of another network"):
-        model(torch.randn(1, 3, 32, 32), BudgetPoint("foreign", thresholds=(0.5, budget.ALWAYS)))
+        model(torch.randn(1, 3, 32, 32), BudgetPoint("foreign", thresholds=(0.5, exit_budgets.ALWAYS)))
     with pytest.raises(ValueError, match="--T 0"):
         create_objective("IMTA_MSDNet", "cifar10", T=0.0)
     with pytest.raises(ValueError, match="--gamma 2"):

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.fast import with_lone_bottlenecks
 from models import create_model, profile
-from models.msdnet.multi_exit import Exit
+from models.multi_exit import Exit
 from tests.models.msdnet.networks import SMALL, small
 
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from engine import Recipe
 from engine.recipe import lr_steps
-from models import create_model, create_objective, profile, registry
-from models.msdnet import budget
+from models import create_model, create_objective, exit_budgets, profile, registry
+from models.exit_losses import kl_divergence
+from models.meta import on_meta
 from models.msdnet.counting import authors_costs
-from models.msdnet.objective import kl_divergence
 from tests.parity import check
 
 NETWORKS = [name for name in check.names("msdnet") if check.load("msdnet", name)["keys"]]
@@ -90,7 +90,7 @@ def configured(name, text):
     dataset, stepmode, *numbers = text.split("-")
     blocks, base, step = (int(re.sub("[a-z]", "", number)) for number in numbers)
     flags = {"nChannels": 32, "growthRate": 16} if dataset == "ilsvrc" else {"nChannels": 16}
-    with torch.device("meta"):
+    with on_meta():
         return create_model(name, dataset, nBlocks=blocks, base=base, step=step, stepmode=stepmode, **flags)
 
 
@@ -196,15 +196,15 @@ def test_thresholds_and_results_match_the_authors_tester():
     held_out, held_labels = synthetic_probabilities(generator)
     tested, labels = synthetic_probabilities(generator)
     costs = fixture["input"]["exit_macs"]
-    found = budget.find_thresholds(held_out.amax(dim=2), fixture["args"]["p_index"])
+    found = exit_budgets.find_thresholds(held_out.amax(dim=2), fixture["args"]["p_index"])
     for thresholds, row in zip(found, fixture["outputs"]["rows"], strict=True):
         torch.testing.assert_close(thresholds, torch.tensor(row["thresholds"]), atol=1e-5, rtol=0)
         for probabilities, truth, kind in ((held_out, held_labels, "val"), (tested, labels, "test")):
             confidences = probabilities.amax(dim=2)
-            left = budget.leaving_exits(confidences, thresholds)
+            left = exit_budgets.leaving_exits(confidences, thresholds)
             said = probabilities[left, torch.arange(len(truth))].argmax(dim=1)
             assert 100 * (said == truth).double().mean().item() == pytest.approx(row[f"{kind}_accuracy"])
-            cost = budget.expected_costs(confidences, thresholds, costs).item()
+            cost = exit_budgets.expected_costs(confidences, thresholds, costs).item()
             assert cost == pytest.approx(row[f"{kind}_expected_macs"], rel=1e-5)
         assert torch.bincount(left, minlength=5).tolist() == row["test_exit_counts"]
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.msdnet.multi_exit import BudgetPoint
+from models.multi_exit import BudgetPoint
 from reporting import figures
 from tests.models.msdnet.networks import batches, small
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from models import Checkpoint, create_model, create_objective
-from models.msdnet.layers import rescale_gradient
-from models.msdnet.objective import kl_divergence
+from models.exit_losses import kl_divergence
+from models.layers import rescale_gradient
 from models.state_dicts import load_state
 from tests.models.msdnet.networks import SMALL, small
 

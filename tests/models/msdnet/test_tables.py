@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from engine import cli
 from models import registry
+from models.meta import on_meta
 from reporting import published
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +34,7 @@ def test_a_recipe_trains_as_the_network_was_published(recipe):
     for flag, value in entry.defaults.items():
         if flag in words and not (lua and flag in ("nesterov", "lr_steps")):
             assert str(value) == words[flag] or float(value) == float(words[flag])
-    with torch.device("meta"):
+    with on_meta():
         published.PublishedRow(**{field: "" for field in published.PublishedRow.__annotations__} | {
             "model": words["model"], "dataset": words["dataset"],
             "flags": " ".join(f"--{k}" if v is True else f"--{k}={v}" for k, v in words.items() if k in own),

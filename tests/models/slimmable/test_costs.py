@@ -3,9 +3,9 @@
 import functools
 
 import pytest
-import torch
 
 from models import create_model, profile
+from models.meta import on_meta
 from models.profile import count_macs
 from reporting import published
 from tests.models.slimmable.networks import EVAL, FAMILY, named
@@ -31,7 +31,7 @@ def counted_network(*network):
 @pytest.mark.parametrize("name", EVAL)
 def test_macs_equal_the_reference(name):
     fixture = check.load(FAMILY, name)
-    with torch.device("meta"):
+    with on_meta():
         dataset = "cifar100" if fixture["args"]["num_classes"] == 100 else "ilsvrc"
         flags = {}
         if "channel_num_list" not in fixture["args"]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from models import profile
 from models.adaptive import top_hits
 from models.figures import Line, LinePlot, Table
-from models.msdnet import counting
 
 
 @dataclass(frozen=True)
@@ -20,19 +19,20 @@ class BudgetRow:
     Args:
         expected_macs: mean over the held-out images that the thresholds were found on.
         spent_macs: mean over the test images.
-        authors_macs: the same as the authors count (see `counting`), which the curves of the paper show.
+        authors_macs: the same as the network's authors count, which the curves of their paper show; None where they
+            count as it is done here.
         top1: percent of the test images.
     """
 
     point: str
     expected_macs: float
     spent_macs: float
-    authors_macs: float
+    authors_macs: float | None
     top1: float
     thresholds: tuple[float, ...]
 
 
-def budget_rows(model, held_out, test) -> tuple[list[BudgetRow], dict[str, tuple[float, float, float]]]:
+def budget_rows(model, held_out, test) -> tuple[list[BudgetRow], dict[str, tuple[float, float | None, float]]]:
     """Evaluate the published sweep of budgets.
 
     Args:
@@ -51,9 +51,13 @@ def budget_rows(model, held_out, test) -> tuple[list[BudgetRow], dict[str, tuple
             sums = []
             for place, (logits, macs) in enumerate(model.sweep(images, points)):
                 left = torch.searchsorted(lazy[place], macs)  # the exit, from what leaving there costs
-                sums.append(torch.stack([macs.sum(), published[place][left].sum(), top_hits(logits, labels)[0].sum()]))
+                authors = published[place][left] if published else torch.zeros_like(macs)
+                sums.append(torch.stack([macs.sum(), authors.sum(), top_hits(logits, labels)[0].sum()]))
             totals, count = totals + torch.stack(sums), count + len(labels)
-    means = [(macs / count, authors / count, 100 * hits / count) for macs, authors, hits in totals.tolist()]
+    means = [
+        (macs / count, authors / count if published else None, 100 * hits / count)
+        for macs, authors, hits in totals.tolist()
+    ]
     exits = {point.name: mean for point, mean in zip(model.points, means, strict=False)}
     return [
         BudgetRow(point.name, point.expected_macs, *mean, point.thresholds)
@@ -62,29 +66,30 @@ def budget_rows(model, held_out, test) -> tuple[list[BudgetRow], dict[str, tuple
 
 
 def _costs(model, points, images) -> tuple[list[Tensor], list[Tensor]]:
-    """For each point what its images may cost, ascending: as counted here, and as the authors count it."""
+    """For each point what its images may cost, ascending: as counted here, and as the authors count if they differ."""
     shape, device = images.shape[1:], images.device
-    totals = [cost.total for cost in counting.authors_costs(model, shape)]
+    single = [profile.count_macs(model, shape, exit) for exit in model.points]
+    totals = [model.authors_macs(shape, exit) for exit in model.points]
     lazy, published = [], []
     for point in points:
-        leaving = (
-            [profile.count_macs(model, shape, point)] if not point.per_image else model.leaving_costs(point, shape)
-        )
+        place = slice(None) if point.per_image else slice(point.exit - 1, point.exit)
+        leaving = model.leaving_costs(point, shape) if point.per_image else single[place]
         lazy.append(torch.tensor(leaving, device=device))
-        published.append(torch.tensor(totals if point.per_image else [totals[point.exit - 1]], device=device))
-    return lazy, published
+        published.append(torch.tensor(totals[place], device=device))
+    return lazy, published if totals != single else []
 
 
 def report(model, data) -> list[Table | LinePlot]:
     """The sweep of budgets as CSV and JSON, and accuracy against MACs as a figure; every fifth budget is printed."""
     rows, exits = budget_rows(model, data.valid, data.test)
-    lines = ["budget        MACs expected       spent   as the authors count   top-1"]
+    authors = rows[0].authors_macs is not None
+    lines = ["budget        MACs expected       spent" + "   as the authors count" * authors + "   top-1"]
     for row in rows[4::5]:
+        counted = f" {row.authors_macs / 1e6:21.2f}M" if authors else ""
         lines.append(
-            f"{row.point:12} {row.expected_macs / 1e6:12.2f}M {row.spent_macs / 1e6:10.2f}M "
-            f"{row.authors_macs / 1e6:21.2f}M {row.top1:6.2f}%"
+            f"{row.point:12} {row.expected_macs / 1e6:12.2f}M {row.spent_macs / 1e6:10.2f}M{counted} {row.top1:6.2f}%"
         )
-    columns = ("point", "expected_macs", "spent_macs", "authors_macs", "top1")
+    columns = ("point", "expected_macs", "spent_macs", *["authors_macs"] * authors, "top1")
     return [
         Table("budgets.csv", [{name: getattr(row, name) for name in columns} for row in rows], "\n".join(lines)),
         Table("budgets.json", [asdict(row) for row in rows]),

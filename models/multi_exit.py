@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models import pooled_leaving, profile
+from models import exit_budgets, exit_report, pooled_leaving, profile
 from models.adaptive import AdaptiveModel, Point, resize
-from models.deploy.folding import folded_copy
-from models.layers import constant, select_images
-from models.msdnet import budget, counting, report
+from models.layers import constant, rescale_gradient, select_images
 from models.pooled_leaving import Line, Stage
 from utils import UserError
 
@@ -57,19 +55,19 @@ class BudgetPoint(Point):
 class Walk:
     """A forward pass that stops at exits and can go on with some of its images.
 
-    It computes what the next exit needs and nothing else, and keeps one map per scale for later exits.
+    It computes what the next exit needs and nothing else. Subclasses implement `to` and `replace`.
     """
 
-    def __init__(self, trunk, images: Tensor):
-        self.parts, self.steps, self.reached = trunk.parts, trunk.steps, 0
-        self.maps: list[Tensor | None] = trunk.stem(images)
+    #: what is kept for later exits, each with one row for each image; None stands for what is not needed
+    maps: list[Tensor | None]
 
     def to(self, exit: int) -> Tensor:
-        """Go on to an exit and return the coarsest map, which its head reads."""
-        for i, scales in self.steps[self.reached, exit]:
-            self.parts[i].advance(self.maps, scales)
-        self.reached = exit
-        return self.maps[-1]
+        """Go on to an exit, behind the last one, and return what its head reads."""
+        raise TypeError(f"{type(self).__name__} does not implement to")
+
+    def replace(self, x: Tensor) -> None:
+        """Go on from this tensor instead of the one that `to` returned last."""
+        raise TypeError(f"{type(self).__name__} does not implement replace")
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these images only."""
@@ -77,39 +75,32 @@ class Walk:
 
 
 class MultiExit(AdaptiveModel):
-    """A network that walks a trunk from exit to exit.
+    """A network that is walked from exit to exit.
 
-    Subclasses implement `trunk` and `head`.
+    Subclasses implement `start_walk` and `head`.
 
     Args:
-        exits: their number.
+        num_exits: how many there are; the last one is the whole network.
         image_shape: (channels, height, width) for which costs are counted before an image was seen.
     """
 
     #: exits that an exit's logits depend on are computed in any case (ISC)
     heads_depend = False
+    #: rescale gradients at the exits in training (gradient equilibrium, arXiv 1908.06294)
+    equilibrium = False
 
-    def __init__(self, exits: int, image_shape: tuple[int, int, int]):
+    def __init__(self, num_exits: int, image_shape: tuple[int, int, int]):
         super().__init__()
-        self.exits, self.image_shape = exits, image_shape
-        self.points = tuple(Exit(f"exit{k}", exit=k) for k in range(1, exits + 1))
+        self.num_exits, self.image_shape = num_exits, image_shape
+        self.points = tuple(Exit(f"exit{k}", exit=k) for k in range(1, num_exits + 1))
 
     def for_images(self, shape):
         self.image_shape = tuple(shape)
         return super().for_images(shape)
 
-    @property
-    def trunk(self):
-        """The MSDNet whose layers are walked."""
-        raise TypeError(f"{type(self).__name__} does not implement trunk")
-
     def start_walk(self, images: Tensor) -> Walk:
-        """Begin a forward pass in eval mode."""
-        return Walk(self.trunk, images)
-
-    def fold(self, batches=()):
-        """A copy for inference: batch norms folded, and convolutions that read the same map joined (channels-last)."""
-        return folded_copy(self).to(memory_format=torch.channels_last)
+        """Begin a forward pass."""
+        raise TypeError(f"{type(self).__name__} does not implement start_walk")
 
     def head(self, exit: int, x: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of an exit from its map and from what the exit before handed on; what it hands on itself."""
@@ -117,13 +108,31 @@ class MultiExit(AdaptiveModel):
 
     def all_logits(self, images: Tensor, exits: Iterable[int] | None = None) -> dict[int, Tensor]:
         """Logits (N, classes) of several exits (all by default) from one pass, in eval mode."""
-        exits = sorted(set(range(1, self.exits + 1) if exits is None else exits))
+        exits = sorted(set(range(1, self.num_exits + 1) if exits is None else exits))
         walk, carry, logits = self.start_walk(images), None, {}
         for exit in range(1, exits[-1] + 1) if self.heads_depend else exits:
             logits[exit], carry = self.head(exit, walk.to(exit), carry)
         return logits
 
+    def train_logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits of all exits, in train mode.
+
+        With gradient equilibrium the gradient that reaches the map of exit i of K is multiplied by 1 / (K - i + 1), and
+        what comes to it from later exits by K - i besides (arXiv 1908.06294, section 3.1).
+        """
+        walk, logits = self.start_walk(images), []
+        for exit in range(1, self.num_exits + 1):
+            x, later = walk.to(exit), self.num_exits - exit
+            if self.equilibrium:
+                x = rescale_gradient(x, 1 / (later + 1))
+                walk.replace(rescale_gradient(x, later))
+            logits.append(self.head(exit, x, None)[0])
+        return tuple(logits)
+
     def compute(self, images, point):
+        """In train mode the logits of all exits."""
+        if self.training:
+            return self.train_logits(images)
         if isinstance(point, BudgetPoint):
             return self.compute_counted(images, point)[0]
         return self.all_logits(images, {*point.heads, point.exit})[point.exit]
@@ -144,7 +153,8 @@ class MultiExit(AdaptiveModel):
                 macs.index_fill_(0, staying, stage.cost)
             if stage is stages[-1]:
                 break
-            (rows,) = (~(budget.confidence(new) >= stage.threshold)).nonzero(as_tuple=True)  # waits for the device
+            leaving = exit_budgets.confidence(new) >= stage.threshold
+            (rows,) = (~leaving).nonzero(as_tuple=True)  # waits for the device
             if len(rows) == 0:
                 break
             if len(rows) < len(new):
@@ -183,7 +193,8 @@ class MultiExit(AdaptiveModel):
         if full is None:
             full = min(len(first), 64) if first.device.type == "cpu" else len(first)
         resized = (resize(images, point.resolution) for images in itertools.chain([first], batches))
-        line = Line(self, self.stages(point, resize(first[:1], point.resolution).shape[1:]), budget.confidence, full)
+        stages = self.stages(point, resize(first[:1], point.resolution).shape[1:])
+        line = Line(self, stages, exit_budgets.confidence, full)
         yield from pooled_leaving.stream(line, resized, window or max(16 * full, 1024))
 
     def stages(self, point: BudgetPoint, shape: Iterable[int]) -> list[Stage]:
@@ -191,7 +202,7 @@ class MultiExit(AdaptiveModel):
         stages, exits = [], ()
         thresholds, costs = self._thresholds(point), self.leaving_costs(point, shape)
         for exit, (threshold, cost) in enumerate(zip(thresholds, costs, strict=True), start=1):
-            nobody_leaves = threshold > 1 and exit < self.exits
+            nobody_leaves = threshold > 1 and exit < self.num_exits
             if not nobody_leaves or self.heads_depend:  # else its head would be wasted
                 exits += (exit,)
             if not nobody_leaves:
@@ -202,9 +213,9 @@ class MultiExit(AdaptiveModel):
     def _thresholds(self, point: BudgetPoint) -> tuple[float, ...]:
         if point.thresholds is None:
             raise ValueError(f"the point {point} has no thresholds yet; `prepare` finds them on held-out images")
-        if len(point.thresholds) != self.exits:
+        if len(point.thresholds) != self.num_exits:
             raise ValueError(
-                f"the point {point} has {len(point.thresholds)} thresholds and this network {self.exits} exits: "
+                f"the point {point} has {len(point.thresholds)} thresholds and this network {self.num_exits} exits: "
                 "they are of another network; find new ones on held-out images"
             )
         return point.thresholds
@@ -220,7 +231,7 @@ class MultiExit(AdaptiveModel):
     def leaving(self, point):
         if isinstance(point, BudgetPoint):
             return tuple(zip(self.points, self._thresholds(point), strict=True))
-        return ((point, budget.ALWAYS),)
+        return ((point, exit_budgets.ALWAYS),)
 
     def logits_at(self, images, points):
         logits = self.all_logits(images, [point.exit for point in points])
@@ -243,11 +254,11 @@ class MultiExit(AdaptiveModel):
         logits = self.all_logits(images, None if budgets else [point.exit for point in points])
         if budgets:
             stacked = torch.stack([logits[exit] for exit in sorted(logits)])  # [exit, image, class]
-            confidences = budget.confidence(stacked)
+            confidences = exit_budgets.confidence(stacked)
         for point in points:
             if isinstance(point, BudgetPoint):
                 thresholds = constant(self._thresholds(point), images.device, torch.float32)
-                left = budget.leaving_exits(confidences, thresholds)
+                left = exit_budgets.leaving_exits(confidences, thresholds)
                 costs = constant(tuple(self.leaving_costs(point, images.shape[1:])), images.device, torch.int64)
                 yield stacked[left, torch.arange(len(images), device=images.device)], costs[left]
             else:
@@ -256,18 +267,12 @@ class MultiExit(AdaptiveModel):
 
     def report(self, data):
         """The published sweep of budgets as tables and a figure; nothing if no images were held out."""
-        return report.report(self, data) if data.valid is not None else []
-
-    def authors_macs(self, shape, point):
-        """As the tables of this family count an exit (see `counting`); they have no other points."""
-        if isinstance(point, Exit):
-            return counting.published_total(self, shape, point.exit)
-        return super().authors_macs(shape, point)
+        return exit_report.report(self, data) if data.valid is not None else []
 
     @property
     def budget_points(self) -> tuple[BudgetPoint, ...]:
         """The published sweep of budgets; `prepare` finds their thresholds."""
-        return tuple(BudgetPoint(f"budget-p{p}", p=p) for p in budget.SWEEP)
+        return tuple(BudgetPoint(f"budget-p{p}", p=p) for p in exit_budgets.SWEEP)
 
     def point_for_budget(self, macs: float) -> BudgetPoint:
         """A point whose mean cost on held-out images will be the closest below `macs` per image.
@@ -285,11 +290,11 @@ class MultiExit(AdaptiveModel):
     def find_point(self, name):
         """Also `budget-p1` to `budget-p40`, and mean MACs per image as `budget-30M`, `budget-1.2G` or `budget-3e7`."""
         swept = re.fullmatch(r"budget-p(\d+)", name)
-        if swept and int(swept[1]) in budget.SWEEP:
+        if swept and int(swept[1]) in exit_budgets.SWEEP:
             return BudgetPoint(name, p=int(swept[1]))
         if swept:
             raise UserError(
-                f"{name} is outside the sweep; there are budget-p1 to budget-p{budget.SWEEP[-1]}", exit_code=2
+                f"{name} is outside the sweep; there are budget-p1 to budget-p{exit_budgets.SWEEP[-1]}", exit_code=2
             )
         cost = re.fullmatch(r"budget-(\d+(?:\.\d+)?(?:e\+?\d+)?)([MG]?)", name)
         if cost:
@@ -309,14 +314,14 @@ class MultiExit(AdaptiveModel):
         if all(not isinstance(point, BudgetPoint) or point.thresholds is not None for point in points):
             return points
         confidences = self.confidences(images for images, _ in held_out)
-        found = budget.find_thresholds(confidences)
-        everyone_first = torch.full_like(found[:1], budget.ALWAYS)  # met by every budget that pays the first exit
+        found = exit_budgets.find_thresholds(confidences)
+        everyone_first = torch.full_like(found[:1], exit_budgets.ALWAYS)  # met by every budget that pays the first exit
         rows = torch.cat([everyone_first, found]).tolist()
         candidates = []
         for row in rows:
             point = BudgetPoint("", thresholds=tuple(row))
             costs = self.leaving_costs(point, self.image_shape)
-            expected = budget.expected_costs(confidences, torch.tensor(row, device=confidences.device), costs)
+            expected = exit_budgets.expected_costs(confidences, torch.tensor(row, device=confidences.device), costs)
             candidates.append(replace(point, expected_macs=expected.item()))
         return tuple(self._choose(point, candidates) for point in points)
 
@@ -335,5 +340,5 @@ class MultiExit(AdaptiveModel):
         with profile.evaluating(self):
             for images in batches:
                 logits = self.all_logits(images)
-                collected.append(budget.confidence(torch.stack([logits[exit] for exit in sorted(logits)])))
-        return torch.cat(collected, dim=1) if collected else torch.empty(self.exits, 0)
+                collected.append(exit_budgets.confidence(torch.stack([logits[exit] for exit in sorted(logits)])))
+        return torch.cat(collected, dim=1) if collected else torch.empty(self.num_exits, 0)

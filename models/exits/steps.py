@@ -1,0 +1,190 @@
+"""The forward pass of a backbone as a list of steps, and how it is run from exit to exit.
+
+The steps hold no module and no tensor, only names in the backbone, so that copies, replicas and folded networks run
+their own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from models.multi_exit import Walk
+
+
+@dataclass(frozen=True)
+class Value:
+    """Stands for what an earlier step made."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Stands for a parameter or a buffer, by its name in the backbone."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module to call, by its name in the backbone."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method to call of the first argument."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function to call, by its name: some of torch's cannot be pickled."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the forward pass.
+
+    Args:
+        name: of what it makes.
+        target: what is called.
+        args, kwargs: of the call; `Value` and `Attribute` stand for tensors in them.
+        exits: numbers of the exits that need it, from 1.
+    """
+
+    name: str
+    target: Module | Method | Function | Callable
+    args: tuple
+    kwargs: dict
+    exits: frozenset[int] = frozenset()
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of what it is made of."""
+        return {part.name for part in parts((self.args, self.kwargs)) if isinstance(part, Value)}
+
+    def run(self, backbone: nn.Module, values: Mapping[str, object]) -> object:
+        args, kwargs = fill(self.args, backbone, values), fill(self.kwargs, backbone, values)
+        if isinstance(self.target, Module):
+            return _get(backbone, self.target.path)(*args, **kwargs)
+        if isinstance(self.target, Method):
+            return getattr(args[0], self.target.name)(*args[1:], **kwargs)
+        if isinstance(self.target, Function):
+            return getattr(sys.modules[self.target.module], self.target.name)(*args, **kwargs)
+        return self.target(*args, **kwargs)
+
+
+def fill(given: object, backbone: nn.Module, values: Mapping[str, object]) -> object:
+    """The arguments of a call, with tensors for what stands for them."""
+    if isinstance(given, Value):
+        return values[given.name]
+    if isinstance(given, Attribute):
+        return _get(backbone, given.path)
+    return rebuild(given, lambda part: fill(part, backbone, values))
+
+
+def rebuild(given: object, function: Callable) -> object:
+    """The same container with `function` of each of its parts; what is no container is returned itself."""
+    if isinstance(given, (tuple, list)):
+        made = [function(part) for part in given]
+        if isinstance(given, list):
+            return made
+        return type(given)(*made) if hasattr(given, "_fields") else tuple(made)
+    if isinstance(given, dict):
+        return {key: function(part) for key, part in given.items()}
+    if isinstance(given, slice):
+        return slice(function(given.start), function(given.stop), function(given.step))
+    return given
+
+
+def parts(given: object) -> list[object]:
+    """What lies in nested containers."""
+    found: list[object] = []
+
+    def look(part: object) -> object:
+        found.append(part)
+        return rebuild(part, look)
+
+    look(given)
+    return found
+
+
+def _get(backbone: nn.Module, path: str) -> object:
+    """The module, parameter or buffer of this name."""
+    found = backbone
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a forward pass, in order, and what the heads read of them.
+
+    Args:
+        images: name of the images among the values.
+        order: the modules behind which the exits are, first exit first.
+        features: name of what each exit's head reads; the last one is the backbone's logits.
+        shapes: of those for one image, such as (64, 8, 8).
+        shared: names of the values that are the same for all images.
+    """
+
+    images: str
+    steps: tuple[Step, ...]
+    order: tuple[str, ...]
+    features: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    shared: frozenset[str]
+
+
+class StepWalk(Walk):
+    """A forward pass through a backbone that stops behind the modules of a plan.
+
+    What an exit does not need is not run, and what no later exit reads is not kept.
+    """
+
+    def __init__(self, backbone: nn.Module, plan: Plan, images: Tensor):
+        self.backbone, self.plan, self.left = backbone, plan, plan.steps
+        self.values: dict[str, object] = {plan.images: images}
+        self.feature = plan.images
+
+    @property
+    def maps(self):
+        return [self.values[name] for name in self._per_image()]
+
+    @maps.setter
+    def maps(self, maps):
+        self.values = self.values | dict(zip(self._per_image(), maps, strict=True))
+
+    def _per_image(self) -> list[str]:
+        return [name for name in self.values if name not in self.plan.shared]
+
+    def to(self, exit):
+        """What the module with that exit made; at the last exit the backbone's logits."""
+        todo = [step for step in self.left if exit in step.exits]
+        self.left = [step for step in self.left if exit not in step.exits and max(step.exits) > exit]
+        self.feature = self.plan.features[exit - 1]
+        later = {name for step in self.left for name in step.reads}
+        last = {name: place for place, step in enumerate(todo) for name in step.reads}
+        for place, step in enumerate(todo):
+            self.values[step.name] = step.run(self.backbone, self.values)
+            for name in step.reads:
+                if last[name] == place and name not in later and name != self.feature:
+                    del self.values[name]
+        feature = self.values[self.feature]
+        self.values = {name: value for name, value in self.values.items() if name in later}
+        return feature
+
+    def replace(self, x):
+        if self.feature in self.values:  # where a later exit reads it
+            self.values[self.feature] = x
