@@ -22,7 +22,7 @@ SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = engine.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device, args.parallel)
     cli.complete(args, device)
     cli.check_network(args, 32)
     checkpoint = args.checkpoint

@@ -28,7 +28,7 @@ SCRIPT = cli.Script(
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = engine.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device, args.parallel)
     cli.complete(args, device)
     cli.check_network(args, args.crop)
     checkpoint, run = args.checkpoint, args.run_images

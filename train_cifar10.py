@@ -22,7 +22,7 @@ SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = engine.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device, args.parallel)
     cli.complete(args, device)
     cli.check_network(args, 32)
     utils.seed_everything(args.seed, args.deterministic)
@@ -38,7 +38,7 @@ def main(argv=None):
     data = load_data(args, device)
     folder = args.save or f"checkpoint/{cli.folder_name(args)}"
     run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))
-    utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
+    utils.say(f"{args.model} on {data.source}; {engine.devices_in_words()}; run in {run.folder}")
     engine.fit(model, objective, data, run, recipe, device, args.checkpoint)
     run_report.of_run(model, data, run)
 

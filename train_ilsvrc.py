@@ -2,8 +2,9 @@
 
     python3 train_ilsvrc.py --dataset_path=<path> --model=ResNet34_DoubleShared --shared_rank=48 --visible_device=0,1
 
-Several visible GPUs share each batch; `torchrun --nproc_per_node=4 train_ilsvrc.py ...` gives each a process of its
-own, on one machine or many. `--dataset_path=fake` tries everything with generated images.
+Several visible GPUs share each batch; `--parallel=process` gives each a process of its own, and so does
+`torchrun --nproc_per_node=4 train_ilsvrc.py ...`, on one machine or many. `--dataset_path=fake` tries everything with
+generated images.
 """
 
 import startup
@@ -29,7 +30,7 @@ SCRIPT = cli.Script(
 
 def main(argv=None):
     args = cli.parse(SCRIPT, argv)
-    device = engine.start_device(args.visible_device)
+    device = engine.start_device(args.visible_device, args.parallel)
     cli.complete(args, device)
     cli.check_network(args, args.crop)
     utils.seed_everything(args.seed, args.deterministic)
@@ -62,7 +63,7 @@ def main(argv=None):
         args.model_flags = dict(model.built_as.flags)  # weights of another project may need one more
     folder = args.save or f"checkpoint/{cli.folder_name(args)}"
     run = engine.Run(folder, cli.all_flags(args), args.resume, cli.default_flags(SCRIPT, args))
-    utils.say(f"{args.model} on {data.source}; {engine.device_name()}; run in {run.folder}")
+    utils.say(f"{args.model} on {data.source}; {engine.devices_in_words()}; run in {run.folder}")
     engine.fit(model, objective, data, run, recipe, device, args.checkpoint)
     run_report.of_run(model, data, run)
 

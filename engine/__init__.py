@@ -5,8 +5,9 @@ run on disk, `devices` and `cuda_graph` what it computes on. What only the scrip
 `engine.flags` and `engine.tasks`.
 """
 
-from engine.devices import autocast, broadcast, device_name, multiplies_bf16, parallel, start_device
+from engine.devices import autocast, device_name, devices_in_words, multiplies_bf16, parallel, start_device
 from engine.evaluation import Row, evaluate
+from engine.processes import broadcast
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
 from engine.steps import check, losses_of
@@ -23,6 +24,7 @@ __all__ = [
     "broadcast",
     "check",
     "device_name",
+    "devices_in_words",
     "evaluate",
     "fit",
     "losses_of",

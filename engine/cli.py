@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from engine import failures, lists, originals, run_images
+from engine import failures, lists, originals, processes, run_images
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.recipe import lr_steps
@@ -137,8 +137,6 @@ def check_network(args: argparse.Namespace, side: int) -> None:
         named_points(model, args.point)
         return
     images = args.batch_size // world_size()
-    if world_size() == 1:
-        images = min(len(part) for part in torch.empty(images).chunk(max(1, torch.cuda.device_count())))
     if images == 1:
         profile.check_training_batch(model, (3, side, side), images)
 
@@ -346,8 +344,10 @@ def run(main: Callable[[], None]) -> None:
     keep_going()
     try:
         main()
+        processes.leave()
     except Stopped as stop:
         say(stop)
+        processes.leave()
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -128,8 +128,7 @@ def obstacle(objective: Objective, device: torch.device, recipe: Recipe, world_s
         "needs a GPU": device.type != "cuda",
         "needs identical steps: leave --accumulate out": recipe.accumulate > 1,
         "needs --amp=bf16 or off": recipe.amp == "fp16",
-        "needs a process for each GPU: start the script with torchrun": world_size == 1
-        and torch.cuda.device_count() > 1,
+        "needs a process for each GPU: add --parallel=process": world_size == 1 and torch.cuda.device_count() > 1,
         "is for one process where the optimizer steps after every loss": world_size > 1 and objective.step_per_loss,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel
 
+from engine import processes
+from engine.replicas import Replicas
 from models import profile
 from models.adaptive import AdaptiveModel
-from utils import UserError
+from utils import UserError, world_size
 
 #: what `--amp` can be
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,44 +26,76 @@ DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The devices of this process
 
 
-def start_device(visible: str | None = None) -> torch.device:
-    """Choose the device of this process, and join the others when torchrun started several.
+def start_device(visible: str | None = None, how: str = "thread") -> torch.device:
+    """Choose the device of this process, and join the others where a launcher started several.
 
     Call it before anything else asks CUDA: it sets CUDA_VISIBLE_DEVICES, which CUDA reads once.
 
     Args:
-        visible: CUDA device numbers such as "0,1", numbered as nvidia-smi does; None is the first, or, under torchrun
-            or where CUDA_VISIBLE_DEVICES is set, whatever is visible.
+        visible: GPUs such as "0,1": numbers as nvidia-smi shows them or, where CUDA_VISIBLE_DEVICES is set, places in
+            its list, from 0. None is the first; or, in one of several processes or where CUDA_VISIBLE_DEVICES is set,
+            whatever is visible. Only without a GPU is None the CPU.
+        how: several GPUs of one process share each batch by "thread". By "process" this command is started again, one
+            process for each GPU; this one waits for them and raises SystemExit with their exit code.
 
     Raises:
-        UserError: there are fewer GPUs than `visible` names, or than the processes that torchrun starts.
+        UserError: there are fewer GPUs than `visible` names, or than processes.
     """
-    choose_devices(visible)
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
-    if cuda and visible is not None and torch.cuda.device_count() < len(visible.split(",")):
-        raise UserError(f"--visible_device {visible} names GPUs that do not exist; nvidia-smi -L lists those that do")
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if cuda and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
-            raise UserError(
-                f"torchrun starts {os.environ['LOCAL_WORLD_SIZE']} processes but only {torch.cuda.device_count()} "
-                "CUDA devices are visible: give --nproc_per_node at most that"
-            )
-        dist.init_process_group("nccl" if cuda else "gloo")
-    if not cuda:
+    several, environment = processes.launched(), dict(os.environ)
+    choose_devices(visible, one=not several and how == "thread")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    asked = _numbers(visible)
+    if count < len(asked):
+        allowed = environment.get("CUDA_VISIBLE_DEVICES")
+        there = "nvidia-smi -L lists what there is" if allowed is None else f"CUDA_VISIBLE_DEVICES is {allowed!r}"
+        raise UserError(
+            f"--visible_device={visible} names GPUs that cannot be used ({there}); without the flag the first one is "
+            "used, or the CPU where there is none",
+            exit_code=2,
+        )
+    if how == "process" and not several:
+        if not count:
+            message = "--parallel=process starts a process for each GPU, and there is none: leave it out"
+            raise UserError(message, exit_code=2)
+        raise SystemExit(processes.start(count, environment))
+    device = torch.device("cpu")
+    if count:
+        device = torch.device("cuda", processes.place(count) if several else 0)
+        torch.cuda.set_device(device)
+    else:
         keep_freed_memory()
-        return torch.device("cpu")
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
+    if several:
+        processes.join(device)
+    return device
 
 
-def choose_devices(visible: str | None) -> None:
-    """Make CUDA see the devices that `start_device` describes, and no others."""
-    if visible is None and "WORLD_SIZE" not in os.environ and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        visible = "0"
-    if visible is not None:
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+def _numbers(visible: str | None) -> list[int]:
+    """The numbers in --visible_device. Raises UserError where it is no list of different numbers."""
+    words = [] if visible is None else visible.split(",")
+    if not all(word.strip().isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
+        message = f"--visible_device={visible} is not a list of different GPU numbers, such as 0,1"
+        raise UserError(message, exit_code=2)
+    return [int(word) for word in words]
+
+
+def choose_devices(visible: str | None, one: bool = False) -> None:
+    """Make CUDA see the GPUs that `start_device` describes, and no others.
+
+    Args:
+        one: use the first one where nothing says which.
+    """
+    numbers, allowed = _numbers(visible), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        if not one or allowed is not None:
+            return
+        numbers = [0]
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if allowed is None:
+        names = [str(number) for number in numbers]
+    else:
+        listed = [name for name in allowed.split(",") if name.strip()]
+        names = [listed[number] for number in numbers if number < len(listed)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
 
 
 def keep_freed_memory() -> None:
@@ -78,10 +111,16 @@ def keep_freed_memory() -> None:
 
 
 def device_name() -> str:
-    """Readable name of what the run computes on: the GPU or the processor."""
+    """Readable name of what the run computes on: the GPUs or the processor."""
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        return f"{max(world_size(), torch.cuda.device_count())} x {torch.cuda.get_device_name()}"
     return profile.device_name(torch.device("cpu"))
+
+
+def devices_in_words() -> str:
+    """`device_name`, and that the processor is used because there is no GPU."""
+    name = device_name()
+    return name if torch.cuda.is_available() else f"no GPU, so on the CPU: {name}"
 
 
 # Precision
@@ -105,17 +144,16 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
 
 
 def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.Module:
-    """Wrap a network for its devices: DataParallel where one process sees several GPUs, torch.compile if `compiled`.
+    """Wrap a network for its devices: `Replicas` where one process sees several GPUs, torch.compile if `compiled`.
 
-    Processes that torchrun starts hold an unwrapped copy each and average gradients once a step.
+    Several processes hold an unwrapped copy each and average gradients once a step (`engine.gradients`).
     DistributedDataParallel would reduce within every backward, and leave out what the step's last sub-network does not
     use.
     """
     if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
         if compiled:
-            message = "--compile on several GPUs needs one process for each: start the script with torchrun"
-            raise UserError(message, exit_code=2)
-        return DataParallel(model)
+            raise UserError("--compile on several GPUs needs one process for each: add --parallel=process", exit_code=2)
+        return Replicas(model)
     if compiled:
         keep_compiled_code()
         # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
@@ -151,50 +189,17 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)}
 
 
-def broadcast(model: nn.Module) -> None:
-    """Copy the first process's parameters and buffers to all others."""
-    if dist.is_initialized():
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor.detach(), 0)
-
-
-def average_gradients(model: nn.Module) -> None:
-    """Replace every gradient by its mean over the processes, in one message."""
-    if not dist.is_initialized():
-        return
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    message = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(message)
-    message /= dist.get_world_size()
-    parts = message.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
-
-
-def average_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The mean of each value over the processes."""
-    if not dist.is_initialized():
-        return values
-    message = torch.tensor(list(values.values()), device=device)
-    dist.all_reduce(message)
-    return dict(zip(values, (message / dist.get_world_size()).tolist(), strict=True))
-
-
-def average_number(value: float, device: torch.device) -> float:
-    """The mean over the processes of a number that each has."""
-    return average_over_processes({"": value}, device)[""]
-
-
 # Values on a device
 
 
 class DelayedValue:
-    """A copy of a number on the device, read some steps later when it is already computed, so that nothing waits."""
+    """A copy of numbers on the device, read some steps later when they are already computed, so that nothing waits."""
 
     def __init__(self, value: Tensor):
         self.copy = torch.empty(value.shape, pin_memory=value.is_cuda).copy_(value, non_blocking=True)
         self.done = torch.cuda.current_stream().record_event() if value.is_cuda else None
 
-    def read(self) -> float:
+    def read(self) -> float | list[float]:
         if self.done is not None:
             self.done.synchronize()
-        return self.copy.item()
+        return self.copy.tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import cuda_graph
+from engine import cuda_graph, processes
 from engine.devices import autocast
 from models import profile
 from models.adaptive import AdaptiveModel, Point, top_hits, unwrap
@@ -42,7 +42,8 @@ def evaluate(
     latency_batches: Sequence[int] = (),
     seconds: float = 0.5,
     capture: bool = False,
-) -> list[Row]:
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Row] | None:
     """Evaluate a network at its points (its default points unless others are given): one row each, in their order.
 
     Args:
@@ -53,6 +54,7 @@ def evaluate(
         seconds: spent on timing each point with each of these.
         capture: record what a batch computes as a CUDA graph, and replay it for the others of its size. Nothing is
             recorded where several GPUs share a batch, or where what a point computes depends on the image.
+        stop: asked after each batch; if it says so in any process, there is no result: None in all of them.
     """
     network = unwrap(model)
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
@@ -79,31 +81,42 @@ def evaluate(
 
         bar = iter(tqdm(batches, "evaluating", leave=False, disable=not show_progress()))
         first, labels = next(bar, (None, None))
-        if first is None:
-            raise UserError("there are no images to evaluate on")
-        if model is not network:  # a replica can neither count itself nor remember what it counted
+        if (
+            model is not network and first is not None
+        ):  # a replica can neither count itself nor remember what it counted
             for point in measured:
                 network.infer(first[:1], point)
-        batches = itertools.chain([(first, labels)], bar)
+        batches = bar if first is None else itertools.chain([(first, labels)], bar)
         if model is network and len(measured) == 1 and measured[0].per_image:
             parts = (add_up([result], labels) for result, labels in _streamed(network, batches, measured[0]))
-        elif capture and model is network and not any(point.per_image for point in measured):
+        elif capture and first is not None and model is network and not any(point.per_image for point in measured):
             recorded, size = cuda_graph.recorded(count), len(first)
             parts = ((recorded if len(images) == size else count)(images, labels) for images, labels in batches)
         else:
             parts = itertools.starmap(count, batches)
         for sums in parts:
             totals = sums.clone() if totals is None else totals.add_(sums)
+            if stop():
+                break
+    if totals is None:  # the other processes may have images
+        totals = torch.zeros(len(measured), 4, dtype=torch.int64, device=next(network.parameters()).device)
+    if processes.any_of(stop()):
+        return None
     if dist.is_initialized():
         dist.all_reduce(totals)
+    totals = totals.tolist()
+    if not totals[0][3]:
+        raise UserError("there are no images to evaluate on")
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
     rows = {}
     bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
-    for point, (top1, top5, macs, count) in zip(bar, totals.tolist(), strict=True):
+    for point, (top1, top5, macs, count) in zip(bar, totals, strict=True):
         accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
-        with autocast(first.device, amp):
-            times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
+        times = ()
+        if timed:
+            with autocast(first.device, amp):
+                times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
         rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, times)
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 
 #: parts of what torch and the system say when memory cannot be had
 MEMORY_IS_FULL = ("can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
@@ -19,6 +20,8 @@ def explain(error: BaseException) -> str | None:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = text.partition("\n")[0]
         return f"the network could not be compiled ({reason}); leave --compile and --fast out"
+    if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in text):
+        return "another process of this run has ended, and says why; continue the run with --resume=auto"
     if isinstance(error, (ValueError, OSError)):
         return text
     return None

@@ -20,7 +20,7 @@ from engine.faster_step import FasterStep
 from engine.recipe import Recipe
 from engine.steps import losses_of
 from models.adaptive import AdaptiveModel, Objective
-from utils import restore_rng_state, rng_state, say, world_size
+from utils import say, world_size
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -132,15 +132,11 @@ def find_ways(
     equal = torch.are_deterministic_algorithms_enabled() or world_size() > 1
     if equal or len(ways) * (TIMED + 1) > MOST_TRIED * steps:
         return usual, None
-    before = rng_state()
     names = {f"{way.layout}{' in ' * (len(amps) > 1)}{_precision(way.amp) * (len(amps) > 1)}": way for way in ways}
     images, labels = batch()
-    try:
-        best, seconds = choose(
-            {name: _trial(model, objective, images, labels, way) for name, way in names.items()}, TIMED, margin=MARGIN
-        )
-    finally:
-        restore_rng_state(before)
+    with torch.random.fork_rng(devices=[]):
+        trials = {name: _trial(model, objective, images, labels, way) for name, way in names.items()}
+        best, seconds = choose(trials, TIMED, margin=MARGIN)
     times = ", ".join(f"{1e3 * each:.3g} ms {name}" for name, each in seconds.items())
     say(f"a step takes {times}: from here on {best}")
     return names[best], seconds[best]

@@ -113,7 +113,13 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
         help="mean of pixels from 0 to 1 (default: as published)",
     )
     add("--std", type=_colours(above_zero), metavar="R,G,B", help="their standard deviation (default: as published)")
-    add("--visible_device", metavar="N,N", help="CUDA devices to use (default: 0; under torchrun all)")
+    add("--visible_device", metavar="N,N", help="GPUs that share each batch (default: 0; of several processes all)")
+    add(
+        "--parallel",
+        choices=("thread", "process"),
+        default="thread",
+        help="several GPUs: one thread of this process for each (DataParallel), or a process for each, which is faster",
+    )
     add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
     add("--seed", type=seed, default=0, help="seed of weights, order and augmentation (default: 0)")
     add("--cache", metavar="DIR", help="folder for downloads, and for lists of shards (default: torch.hub's)")
@@ -154,6 +160,13 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "it pays off; and bf16 if the device supports it; compiled networks draw random widths from a grid",
     )
     add("--deterministic", action="store_true", help="forbid nondeterministic algorithms on a GPU")
+    add(
+        "--dist_bn",
+        choices=("broadcast", "reduce"),
+        default="broadcast",
+        help="of several processes: batch-norm statistics that are evaluated and saved: the first one's, or their mean",
+    )
+    add("--sync_bn", action="store_true", help="of several processes: batch norms see the images of all of them")
     add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="of the random crop (default: zeros)")
     add = parser.add_argument_group("run").add_argument
     add("--pretrained", metavar="FILE|NAME", help="start from these weights, and their optimizer if it fits")

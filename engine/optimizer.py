@@ -16,9 +16,10 @@ def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
     )
 
 
-def trained_parameters(optimizer: torch.optim.SGD) -> list[nn.Parameter]:
-    """All parameters of an optimizer, group by group."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def trained_parameters(optimizer: torch.optim.SGD, network: nn.Module | None = None) -> list[nn.Parameter]:
+    """All parameters of an optimizer, group by group, or in the order of the network."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return parameters if network is None else [p for p in network.parameters() if p in set(parameters)]
 
 
 def add_momentum(optimizer: torch.optim.SGD) -> None:

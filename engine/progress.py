@@ -13,9 +13,11 @@ from dataloader import Data
 from engine.devices import DelayedValue
 from engine.evaluation import Row
 from engine.recipe import Recipe
+from images.batches import Batches
 from models import profile
 from models.adaptive import AdaptiveModel
-from utils import rank, say
+from models.checkpoints import Checkpoint
+from utils import rank, say, world_size
 
 #: steps between two looks at the running loss, and the steps after which it is looked at before that
 LOOK_EVERY = 50
@@ -37,6 +39,20 @@ def describe(model: AdaptiveModel, data: Data, recipe: Recipe) -> str:
     )
 
 
+def say_resumed(checkpoint: Checkpoint, recipe: Recipe, train: Batches) -> None:
+    """Say where a run continues, and what is not as it was."""
+    training = checkpoint.training
+    say(f"resuming from {checkpoint.path} after epoch {training['epoch']}, step {training['step']}")
+    say_new_processes(training.get("processes"), train, recipe.sync_bn)
+    say_new_length(recipe, training["flags"].get("epochs"), training["epoch"], training["step"], len(train))
+
+
+def say_estimate(bar: tqdm, steps: int, seconds: float) -> None:
+    """Say above a bar how long so many steps take at so many seconds each."""
+    if rank() == 0:
+        bar.write(f"about {duration(steps * seconds)} of training are left, {1e3 * seconds:.3g} ms a step")
+
+
 def say_new_length(recipe: Recipe, before: int | None, epoch: int, step: int, steps: int) -> None:
     """Say what another number of epochs does to the learning rate of a resumed run.
 
@@ -52,10 +68,26 @@ def say_new_length(recipe: Recipe, before: int | None, epoch: int, step: int, st
         say(f"--epochs was {before} and is {recipe.epochs}: the learning rate of what is left {then}")
 
 
-def write_estimate(bar: tqdm, steps: int, seconds: float) -> None:
-    """Write above a bar how long training will take at so many seconds a step, for so many steps that are left."""
-    if rank() == 0:
-        bar.write(f"about {duration(steps * seconds)} of training are left, {1e3 * seconds:.3g} ms a step")
+def say_new_processes(before: int | None, train: Batches, sync_bn: bool) -> None:
+    """Say what another number of processes changes in a resumed run.
+
+    Args:
+        before: how many it had; None if that is unknown.
+        train: the training images.
+        sync_bn: whether batch norms see the images of all processes.
+    """
+    now = world_size()
+    if before in (None, now):
+        return
+    sets = (Batches(train.num_images, train.batch_size, True, share=(0, count)) for count in (before, now))
+    old, new = (batches.sizes() for batches in sets)
+    changes = ["noise of gates and dropout"]
+    if old != new:
+        changes.append(f"batches ({new[0]} images instead of {old[0]}; {sum(new)} an epoch instead of {sum(old)})")
+    if not sync_bn:
+        changes.append(f"the images of a batch norm ({new[0] // now} instead of {old[0] // before})")
+    same = "; the global batches are the same" if old == new else ""
+    say(f"the run had {before} process{'es' * (before != 1)} and has {now}{same}; what changes: {', '.join(changes)}")
 
 
 class RunningLoss:

@@ -56,6 +56,9 @@ class Recipe:
         ema: decay per step of an average of weights and buffers, which is then evaluated and saved; 0 is off.
         checkpoint_steps: also save after every so many steps within an epoch; 0 is off.
         starting_epoch: epochs counted as done, for weights trained elsewhere.
+        dist_bn: of several processes, which running statistics of batch norms are evaluated and saved: "broadcast"
+            those of the first one, "reduce" their means.
+        sync_bn: whether batch norms see the images of all processes.
     """
 
     epochs: int
@@ -76,6 +79,8 @@ class Recipe:
     ema: float = 0.0
     checkpoint_steps: int = 0
     starting_epoch: int = 0
+    dist_bn: str = "broadcast"
+    sync_bn: bool = False
 
     @classmethod
     def of(cls, flags: argparse.Namespace | Mapping[str, Any]) -> Recipe:

@@ -18,11 +18,12 @@ from typing import Any
 
 import filelock
 import torch
-import torch.distributed as dist
 
+from engine import processes
 from engine.devices import device_name
 from engine.recipe import Recipe, same_rates
 from engine.saving import Writer, snapshot
+from engine.stopping import STOP_SIGNALS
 from models import Checkpoint
 from utils import UserError, code_version, make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
@@ -32,14 +33,16 @@ class Run:
 
     The folder holds `run.json` (command, flags, versions, seeds), `log.jsonl` (one record an epoch), `last.pth`,
     `previous.pth` (the one before) and best files. Every file is whole at any moment. Several processes share one run;
-    only the first one writes. Nothing but a lock is written before `begin`.
+    only the first one reads and writes files, so that the others need not see the folder. Nothing but a lock is written
+    before `begin`.
 
     Args:
         folder: created if need be.
         flags: resolved flags; a resumed run must have the same, but for those in `MAY_CHANGE`, and for `SCHEDULE` where
             what is done was trained at the rates that they give.
         resume: "auto" to continue from the folder's newest good checkpoint if there is one, a path to continue from
-            that file, None to start afresh.
+            that file, None to start afresh. Where torchrun starts the processes again after a failure, what they have
+            saved counts as "auto".
         defaults: of all flags: what a run had that began before a flag existed.
 
     Raises:
@@ -52,6 +55,7 @@ class Run:
             "resume",
             "dataset_path",
             "visible_device",
+            "parallel",
             "workers",
             "checkpoint_steps",
             "compile",
@@ -80,19 +84,22 @@ class Run:
         self._lock: filelock.BaseFileLock | None = None
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self._unusable: set[Path] = set()  # checkpoints that cannot be read or loaded
+        self._candidates: list[Path] = []
         try:
-            make_folder(self.folder)
-            self._acquire_lock()
-            self._candidates = self._find_checkpoints(resume)
-            self.checkpoint = self._next_checkpoint()
+            self.checkpoint = processes.from_first(lambda: self._open(resume))
         except BaseException:
             self.release()
             raise
 
+    def _open(self, resume: str | None) -> Checkpoint | None:
+        """Take hold of the folder; return what to continue from."""
+        make_folder(self.folder)
+        self._acquire_lock()
+        self._candidates = self._find_checkpoints(resume)
+        return self._next_checkpoint()
+
     def _acquire_lock(self) -> None:
         """Keep other runs out of the folder until this process ends, and remove what a killed one left half written."""
-        if rank() != 0:
-            return
         self._lock = filelock.FileLock(self.folder / ".lock")
         try:
             with warnings.catch_warnings():  # where there is no flock, filelock says so and uses the file's existence
@@ -142,6 +149,8 @@ class Run:
         """The files to continue from, the newest first; none for a run that starts afresh."""
         # new.pth is there only if a kill came between writing and renaming it: it is whole, and the newest
         written = [path for path in (self.new, self.last, self.previous) if path.exists()]
+        if processes.restarted() and written:
+            return written
         if resume is None and written:
             raise UserError(
                 f"{self.folder} holds a run already; add --resume=auto to continue it, or name another with --save"
@@ -174,8 +183,11 @@ class Run:
         """Set `checkpoint` to the next older one. Raises UserError if there is none.
 
         Args:
-            error: why the present one cannot be loaded.
+            error: why the present one cannot be loaded, in all processes alike.
         """
+        self.checkpoint = processes.from_first(lambda: self._older_checkpoint(error))
+
+    def _older_checkpoint(self, error: Exception) -> Checkpoint | None:
         assert self.checkpoint is not None
         path = self.checkpoint.path
         self._unusable.add(path)
@@ -183,7 +195,7 @@ class Run:
         if not self._candidates:
             raise UserError(f"{message}; start from its weights with --pretrained, or afresh, and another --save")
         say(f"{message}; using {self._candidates[0]} instead")
-        self.checkpoint = self._next_checkpoint()
+        return self._next_checkpoint()
 
     def _check_folder(self, files: Iterable[Path]) -> None:
         """Refuse a folder that holds a different run."""
@@ -229,9 +241,7 @@ class Run:
         Args:
             best: names under which the save of `checkpoint` was to keep it too.
         """
-        if dist.is_initialized():
-            dist.barrier()  # until all processes have read
-        self.code = self._code_versions()
+        self.code = processes.from_first(self._code_versions)
         if rank() != 0:
             return
         self._write_description()
@@ -337,9 +347,8 @@ class Run:
             elif number == signal.SIGINT:
                 os._exit(128 + number)  # files on disk are whole at any moment
 
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         # what is ignored stays ignored: SIGHUP under nohup, SIGINT of a shell's background job
-        numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, on_signal) for number in numbers}
         try:
             yield

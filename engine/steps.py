@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engine import cuda_graph
 from engine.devices import autocast
+from engine.norms import synchronised
 from engine.recipe import Recipe
 from models.adaptive import Objective, unwrap
 from utils import UserError, world_size
@@ -25,6 +26,12 @@ def check(objective: Objective, recipe: Recipe, device: torch.device) -> None:
             "leave it out",
             exit_code=2,
         )
+    if recipe.sync_bn and (recipe.compile or recipe.fast or recipe.cuda_graph):
+        raise UserError(
+            "--sync_bn cannot be combined with --compile, --cuda_graph and --fast: leave it out", exit_code=2
+        )
+    if recipe.sync_bn and world_size() == 1 and torch.cuda.device_count() > 1:
+        raise UserError("--sync_bn needs a process for each GPU: add --parallel=process", exit_code=2)
 
 
 def settle(recipe: Recipe, objective: Objective, device: torch.device) -> Recipe:
@@ -46,11 +53,17 @@ def settle(recipe: Recipe, objective: Objective, device: torch.device) -> Recipe
     return replace(recipe, cuda_graph=True, compile=None if tries_both else recipe.compile)
 
 
-def losses_of(objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str) -> Iterator[Tensor]:
-    """The losses of one step, each computed in half precision as `amp` says; backward passes between them are not."""
+def losses_of(
+    objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str, sync_bn: bool = False
+) -> Iterator[Tensor]:
+    """The losses of one step, each computed in half precision as `amp` says; backward passes between them are not.
+
+    Args:
+        sync_bn: whether batch norms see the images of all processes.
+    """
     losses = objective(model, images, labels)
     while True:
-        with autocast(images.device, amp):
+        with autocast(images.device, amp), synchronised(sync_bn):
             loss = next(losses, None)
         if loss is None:
             return
@@ -58,18 +71,18 @@ def losses_of(objective: Objective, model: nn.Module, images: Tensor, labels: Te
 
 
 def parts_of(
-    objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str
+    objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str, sync_bn: bool = False
 ) -> Iterator[tuple[Hashable, Iterator[Tensor]]]:
     """The losses of one step in parts that can be recorded: (key, losses), and equal keys stand for the same work.
 
     Steps that are all alike have one part; otherwise each pass of a sub-network is one.
     """
     if not objective.draws:
-        yield None, losses_of(objective, model, images, labels, amp)
+        yield None, losses_of(objective, model, images, labels, amp, sync_bn)
         return
     for each in objective.passes_of_step(unwrap(model)):
 
         def loss_of(model: nn.Module, images: Tensor, labels: Tensor, each: object = each) -> Iterator[Tensor]:
             yield objective.loss_of_pass(model, images, labels, each)
 
-        yield each, losses_of(loss_of, model, images, labels, amp)
+        yield each, losses_of(loss_of, model, images, labels, amp, sync_bn)

@@ -9,26 +9,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel
 from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import cuda_graph
+from engine import cuda_graph, processes
 from engine.cuda_graph import run_at_once
-from engine.devices import (
-    average_gradients,
-    average_number,
-    average_over_processes,
-    broadcast,
-    parallel,
-    peak_memory,
-)
+from engine.devices import parallel, peak_memory
 from engine.evaluation import Row, evaluate
 from engine.fast import Ways, clock_of
 from engine.faster_step import FasterStep
 from engine.finite import check_loss, check_weights
+from engine.gradients import Gradients
+from engine.noise import Generators
+from engine.norms import share_statistics
 from engine.optimizer import (
     add_momentum,
     check_state,
@@ -38,14 +32,16 @@ from engine.optimizer import (
     trained_parameters,
     update_average,
 )
-from engine.progress import LOOK_EVERY, RunningLoss, describe, duration, print_epoch, say_new_length, write_estimate
+from engine.progress import RunningLoss, describe, duration, print_epoch, say_estimate, say_resumed
 from engine.recipe import Recipe
+from engine.replicas import Replicas
 from engine.run import Run, Stopped
 from engine.steps import check, parts_of, settle
+from engine.stopping import Agreement
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint
 from models.recorded import training_content
-from utils import UserError, restore_rng_state, rng_state, say, show_progress, world_size
+from utils import UserError, say, show_progress, world_size
 
 
 class Trainer:
@@ -75,7 +71,7 @@ class Trainer:
         self.model = model.to(device, memory_format=torch.channels_last)
         if objective.teacher is not None:
             objective.teacher.to(device, memory_format=torch.channels_last)
-        broadcast(self.model)
+        processes.broadcast(self.model)
         self.average = copy.deepcopy(model) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         if recipe.compile or recipe.cuda_graph:
@@ -87,10 +83,13 @@ class Trainer:
             self.forms = {"recorded": self.model, "compiled and recorded": self.wrapped}
         self.recorder = cuda_graph.CudaRecorder() if recipe.cuda_graph else None
         # parts of a step that are recorded one by one leave their gradients where they were
-        self.keeps_gradients = bool(recipe.cuda_graph) and (objective.draws or dist.is_initialized())
+        self.keeps_gradients = bool(recipe.cuda_graph) and (objective.draws or world_size() > 1)
         self.captured: cuda_graph.CapturedStep | FasterStep | None = None
         self.ways: Ways | None = None  # see `fast.settle`
         self.total = torch.zeros((), device=device)  # of a step's losses
+        self.generators = Generators(objective, device)
+        self.agreement = Agreement(device)
+        self.gradients = Gradients([], self.agreement)
         self.optimizer: torch.optim.SGD | None = None
         self.first_optimizer: dict | None = None  # state with which the first optimizer begins
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
@@ -121,9 +120,7 @@ class Trainer:
         self.run.begin([self.best_file(point).name for point in saved_now])
         say(describe(self.model, self.data, self.recipe))
         if self.run.checkpoint:
-            say(f"resuming {self.run.folder} after epoch {self.epoch}, step {self.step}")
-            before = self.run.checkpoint.training["flags"].get("epochs")
-            say_new_length(self.recipe, before, self.epoch, self.step, len(self.data.train))
+            say_resumed(self.run.checkpoint, self.recipe, self.data.train)
 
     # An epoch: train, evaluate, record, save
 
@@ -137,13 +134,14 @@ class Trainer:
         running = RunningLoss(self.device)
         with tqdm(batches, title, len(train), initial=self.step, leave=False, disable=not show_progress()) as bar:
             for images, labels in bar:
+                self.agreement.ask(self.run.stop_signal)
                 mean = running.add(self.train_step(images, labels))
                 if mean is not None:
                     bar.set_postfix_str(f"loss {check_loss(mean, self.run.folder):.3f}", refresh=False)
                 if not self.estimated and running.settled():
                     self.estimated = True
                     left = (self.recipe.epochs - self.epoch) * len(train) - self.step
-                    write_estimate(bar, left, running.seconds_per_step)
+                    say_estimate(bar, left, running.seconds_per_step)
                 if self.step == len(train):
                     break  # the end of an epoch is saved after its evaluation
                 self._save_within_epoch(running.sum)
@@ -174,6 +172,9 @@ class Trainer:
     def _make_optimizer(self, groups: list[dict]) -> None:
         """A fresh optimizer, and with it what steps with it: a recorded step, or gradients that stay in place."""
         self.optimizer = make_optimizer(groups, self.recipe)
+        self.gradients.remove()
+        trained = trained_parameters(self.optimizer, self.model)
+        self.gradients = Gradients(trained, self.agreement, overlap=not self.recipe.cuda_graph)
         if self.keeps_gradients:
             for parameter in trained_parameters(self.optimizer):
                 parameter.grad = torch.zeros_like(parameter)
@@ -192,7 +193,7 @@ class Trainer:
         if len(ways) == 1:
             return next(iter(ways.values()))
         steps = (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
-        agree = partial(average_number, device=self.device)
+        agree = partial(processes.average_number, device=self.device)
         return FasterStep(ways, steps, self._keep_form, clock_of(self.device), agree)
 
     def _keep_form(self, form: str) -> None:
@@ -201,12 +202,14 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Evaluate, record, save, print."""
         seconds, whole = time.perf_counter() - self.started, self.first_step == 0
-        means = average_over_processes(self.objective.means.read(), self.device)
-        broadcast(self.model)  # batch-norm statistics of the first process, as in the checkpoint
-        broadcast(self.evaluated)
+        means = processes.average(self.objective.means.read(), self.device)
+        share_statistics({self.model, self.evaluated}, self.recipe.dist_bn)
         self.run.writer.wait()  # best files are looked for below, and workers are best forked without a busy thread
         evaluating = time.perf_counter()
         rows = self._evaluate()
+        if rows is None:  # evaluated again when the run is resumed
+            self._save()
+            raise Stopped(self.agreement.ask_all(self.run.stop_signal), self.run.folder)
         evaluating = time.perf_counter() - evaluating
         self.epoch, self.step = self.epoch + 1, 0
         better = [row for row in rows if row.top1 >= self.best.get(row.point, (-1.0, 0))[0]]
@@ -230,17 +233,20 @@ class Trainer:
         time_left = f", about {duration(left)} left" if left and whole else ""
         title = f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s{time_left}"
         print_epoch(title, "Test" if self.data.valid is None else "Valid", means, rows, [row.point for row in better])
-        stop = self._stop_signal()
+        stop = self.agreement.ask_all(self.run.stop_signal)
         if stop is not None:
             raise Stopped(stop, self.run.folder)
 
-    def _evaluate(self) -> list[Row]:
-        """What the network achieves at its watched points on held-out images, or on the test images without any."""
-        several = isinstance(self.wrapped, DataParallel) and self.average is None
+    def _evaluate(self) -> list[Row] | None:
+        """What the network achieves at its watched points on held-out images, or on the test images without any.
+
+        None if a signal asked to stop meanwhile.
+        """
+        several = isinstance(self.wrapped, Replicas) and self.average is None
         network = self.wrapped if several else self.evaluated
         images = self.data.test if self.data.valid is None else self.data.valid
-        capture = bool(self.recipe.cuda_graph)
-        return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp, capture=capture)
+        how = {"capture": bool(self.recipe.cuda_graph), "stop": lambda: self.run.stop_signal is not None}
+        return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp, **how)
 
     # A step: a backward for each loss, then the optimizer
 
@@ -257,8 +263,8 @@ class Trainer:
         update = self.step % self.recipe.accumulate == 0 or self.step == steps
         if (self.recipe.compile or self.captured) and len(images) < self.data.train.batch_size // world_size():
             # compiling once more for a smaller last batch would cost more than it saves, and a graph has one shape
-            return self._step(self.model, images, labels, update)
-        return self.captured(images, labels) if self.captured else self._step(self.wrapped, images, labels, update)
+            return self.make_step(self.model, images, labels, update)
+        return self.captured(images, labels) if self.captured else self.make_step(self.wrapped, images, labels, update)
 
     def _set_rate(self, rate: float) -> None:
         self.rate = rate
@@ -269,39 +275,36 @@ class Trainer:
             else:
                 group["lr"] = scaled
 
-    def _step(
-        self, model: nn.Module, images: Tensor, labels: Tensor, update: bool, run: Callable = run_at_once
+    def make_step(
+        self, model: nn.Module, images: Tensor, labels: Tensor, update: bool = True, run: Callable = run_at_once
     ) -> Tensor:
         """`train_step` on the device alone.
 
         Args:
+            model: the form of the network to make it with.
             update: whether the optimizer steps after the last loss.
             run: runs each part of the step that can be recorded by itself, given what tells it from others.
         """
         self.total.zero_()
-        for key, losses in parts_of(self.objective, model, images, labels, self.recipe.amp):
+        for key, losses in parts_of(self.objective, model, images, labels, self.recipe.amp, self.recipe.sync_bn):
             run(key, partial(self._backward, losses))
         if update and not self.objective.step_per_loss:
-            average_gradients(self.model)
+            self.gradients.average()
             run("update", self._update)
         return self.total
 
-    def make_step(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """`_step` with an update, of this form of the network."""
-        return self._step(model, images, labels, update=True)
-
     def _step_to_capture(self, model: nn.Module, images: Tensor, labels: Tensor, run: cuda_graph.Runner) -> Tensor:
-        """`_step` as one recording, or, where its parts differ or gradients are exchanged, with one for each part."""
+        """`make_step` as one recording, or, where its parts differ or gradients are exchanged, with one for each part."""
         if self.keeps_gradients:
-            return self._step(model, images, labels, True, run)
-        return run("step", partial(self._step, model, images, labels, True))
+            return self.make_step(model, images, labels, True, run)
+        return run("step", partial(self.make_step, model, images, labels))
 
     def _backward(self, losses: Iterator[Tensor]) -> None:
         for loss in losses:
-            self.scaler.scale(loss / self.recipe.accumulate).backward()
+            self.gradients.backward(self.scaler.scale(loss / self.recipe.accumulate))
             self.total += loss.detach()
             if self.objective.step_per_loss:
-                average_gradients(self.model)
+                self.gradients.average()
                 self._update()
 
     def _update(self) -> None:
@@ -326,22 +329,13 @@ class Trainer:
         self.run.writer.check()
         if self.step % self.recipe.accumulate:
             return  # accumulated gradients are not part of a checkpoint
-        stop, every = self._stop_signal(), self.recipe.checkpoint_steps
+        stop, every = self.agreement.answer(self.run.stop_signal), self.recipe.checkpoint_steps
         if stop or (every and self.step % every == 0):
+            share_statistics({self.model, self.evaluated}, self.recipe.dist_bn)
             self.check_finite(running)
             self._save()
         if stop:
             raise Stopped(stop, self.run.folder)
-
-    def _stop_signal(self) -> int | None:
-        """The signal that asked to stop; several processes agree on it every few steps."""
-        if not dist.is_initialized():
-            return self.run.stop_signal
-        if self.step % LOOK_EVERY:
-            return None
-        signal = torch.tensor(self.run.stop_signal or 0, device=self.device)
-        dist.all_reduce(signal, dist.ReduceOp.MAX)
-        return int(signal) or None
 
     def _save(self, best: tuple[str, ...] = ()) -> None:
         """Save, unless the weights are no longer finite."""
@@ -363,7 +357,10 @@ class Trainer:
         return self.run.folder / ("best.pth" if point == self.model.main_point.name else f"best-{point}.pth")
 
     def state_dict(self) -> dict:
-        """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs."""
+        """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs.
+
+        All processes must call it.
+        """
         top1, _ = self.best.get(self.evaluated.main_point.name, (0.0, 0))
         training = {
             "epoch": self.epoch,
@@ -371,7 +368,8 @@ class Trainer:
             "best": dict(self.best),
             "objective": self.objective.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": rng_state(),
+            "rng": self.generators.state_dict(),
+            "processes": world_size(),
             "flags": self.run.flags,
             "valid_index": self.data.valid_index,
             "classes": list(self.data.classes),
@@ -387,7 +385,7 @@ class Trainer:
         """Continue where a checkpoint stopped; on a CPU the run ends with the same bits as an uninterrupted one."""
         training = checkpoint.training
         check_state(checkpoint.optimizer)
-        if not training["step"] < len(self.data.train):
+        if not training["step"] <= len(self.data.train):  # equal where a signal came during the evaluation
             raise ValueError(f"it is at step {training['step']} of an epoch, which has {len(self.data.train)} now")
         if self.average is not None:
             self.average.load_state_dict(checkpoint.weights)
@@ -399,4 +397,4 @@ class Trainer:
         self.scaler.load_state_dict(training["scaler"])
         self.ways = Ways(**training["ways"]) if training.get("ways") else None
         self.first_optimizer = checkpoint.optimizer
-        restore_rng_state(training["rng"])
+        self.generators.load_state_dict(training["rng"], (self.epoch, self.step))

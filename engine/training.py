@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dataloader import Data
-from engine import fast
+from engine import fast, processes
 from engine.recipe import Recipe
 from engine.run import Run
 from engine.trainer import Trainer
@@ -51,7 +51,8 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
     trainer.start(start)
     fast.settle(trainer)
     # a best file that stayed in another folder cannot be evaluated at the end
-    trainer.best = {point: best for point, best in trainer.best.items() if trainer.best_file(point).exists()}
+    kept = processes.from_first(lambda: {point for point in trainer.best if trainer.best_file(point).exists()})
+    trainer.best = {point: best for point, best in trainer.best.items() if point in kept}
     with run.stoppable():
         try:
             while trainer.epoch < recipe.epochs:
@@ -63,7 +64,8 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
                     raise
         finally:
             run.writer.wait()
-    if not trainer.best_file(model.main_point.name).exists():  # a finished run that was resumed in another folder
+    # a finished run that was resumed in another folder
+    if not processes.from_first(trainer.best_file(model.main_point.name).exists):
         run.save(trainer.state_dict(), ("best.pth",))
         run.writer.wait()
     where = "" if data.valid is None else ", held-out images"

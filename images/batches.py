@@ -43,6 +43,10 @@ class Batches:
     def __len__(self) -> int:
         return self.length
 
+    def sizes(self) -> list[int]:
+        """Images in each batch of an epoch, of all processes together."""
+        return [part.stop - part.start + self.rank for part in self._batches(range(self.num_images))]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError
 

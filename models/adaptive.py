@@ -333,9 +333,13 @@ class Objective:
     """How a family is trained.
 
     Calling it returns a generator that yields the losses of one step, one backward each, so that a step over several
-    sub-networks never holds more than one graph. Random draws come from torch's global CPU generator, whose state is
-    part of every checkpoint.
+    sub-networks never holds more than one graph. Sub-networks are drawn from `generator`, whose state is part of every
+    checkpoint; noise comes from torch's global generators.
     """
+
+    #: on the CPU; the same in all processes of a run, which must train the same sub-networks. With one process it is
+    #: torch's global one
+    generator: torch.Generator = torch.default_generator
 
     #: step the optimizer after every loss instead of once after the last
     step_per_loss = False

@@ -31,6 +31,13 @@ def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, device=device, dtype=dtype)
 
 
+class Statistics:
+    """Which images the batch norms of a training step see; the engine sets it (`engine.norms`)."""
+
+    #: whether all those of a batch that several processes share: layers must then leave norms to `F.batch_norm`
+    of_all_processes = False
+
+
 def select_images(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """Some images of a batch, in the batch's memory format.
 

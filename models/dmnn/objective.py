@@ -21,7 +21,7 @@ def batch_mean(values: Tensor) -> Tensor:
     """Mean over the images (first axis) of all processes' batches, which are of equal size.
 
     The gradient reaches this process's images as if the mean were theirs alone: averaging gradients over the processes
-    (`engine.devices.average_gradients`) completes it.
+    (`engine.gradients`) completes it.
     """
     mean = values.mean(dim=0)
     if dist.is_available() and dist.is_initialized():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import conv, full_precision
+from models.layers import Statistics, conv, full_precision
 
 
 class Path(nn.Module):
@@ -91,7 +91,7 @@ def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> T
     x = F.conv2d(x, stacked(paths, "conv2"), None, second.stride, 1, groups=len(paths) * second.groups)
     x = act(joint_norm(x, [path.bn2 for path in paths]), inplace=True)
     gates = gates.to(x.dtype)
-    if merging_pays(second.out_channels, out):
+    if merging_pays(second.out_channels, out) and not Statistics.of_all_processes:
         weights, shifts = last_layers(paths, x)
         gated = x * gates.repeat_interleave(second.out_channels, dim=1)[:, :, None, None]
         merged = weights.transpose(0, 1).flatten(1)  # [out channels, paths * width]

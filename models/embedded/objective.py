@@ -110,7 +110,7 @@ class EmbeddedLoss(Objective):
             return (epoch < self.low_epochs,)
         if self.embed == "alternate":
             # its own generator, of the run's seed: an epoch's draw is the same in every process and after a resume
-            generator = torch.Generator().manual_seed(torch.initial_seed())
+            generator = torch.Generator().manual_seed(self.generator.initial_seed())
             for _ in range(epoch + 1):
                 draw = torch.randint(3, (), generator=generator)
             return (int(draw) == 0,)

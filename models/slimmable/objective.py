@@ -11,16 +11,6 @@ from torch import Tensor, nn
 from models.adaptive import Objective, Phase, Point, unwrap
 
 
-def uniform(low: float, high: float, count: int) -> list[float]:
-    """`count` numbers between two, from torch's global CPU generator."""
-    return (low + (high - low) * torch.rand(count, dtype=torch.float64, device="cpu")).tolist()
-
-
-def indices(below: int, count: int) -> list[int]:
-    """`count` numbers from 0 to `below` - 1, from torch's global CPU generator."""
-    return torch.randint(below, (count,), device="cpu").tolist()
-
-
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
     """Mean over images of sum_k p_k (log p_k - log q_k), with p the teacher's probabilities and q the student's."""
     return F.kl_div(logits.float().log_softmax(dim=1), teacher, reduction="batchmean")
@@ -93,7 +83,8 @@ class SandwichObjective(Objective):
 
     def random_widths(self, low: float, high: float, count: int) -> list[float]:
         """Widths of a range, all equally likely; after `restrict_draws` the nearest multiples of 0.05."""
-        widths = uniform(low, high, count)
+        draws = torch.rand(count, generator=self.generator, dtype=torch.float64, device="cpu")
+        widths = (low + (high - low) * draws).tolist()
         if self.widths_from_grid:
             widths = [min(high, max(low, round(20 * width) / 20)) for width in widths]
         return widths
@@ -103,7 +94,7 @@ class MutualLearning(SandwichObjective):
     """MutualNet (arXiv 1909.12978): the full network learns the labels, then sub-networks learn from it.
 
     The sub-networks are the narrowest and random widths of the range, from wide to narrow, each at a resolution drawn
-    for it. Widths are equal for all processes of a run as long as their CPU generators are seeded alike.
+    for it.
 
     Args:
         num_random_widths: sub-networks of random width in each step.
@@ -120,7 +111,8 @@ class MutualLearning(SandwichObjective):
     def draw(self, low: float, high: float, resolutions: tuple[int, ...]) -> list[tuple[float, int]]:
         """Widths and resolutions of the sub-networks of a step, in the order in which they run."""
         widths = sorted([low, *self.random_widths(low, high, self.num_random_widths)], reverse=True)
-        return [(width, resolutions[i]) for width, i in zip(widths, indices(len(resolutions), len(widths)))]
+        places = torch.randint(len(resolutions), (len(widths),), generator=self.generator, device="cpu").tolist()
+        return [(width, resolutions[place]) for width, place in zip(widths, places, strict=True)]
 
     def narrower_points(self, network):
         drawn = self.draw(network.form.low, network.form.high, network.resolutions)

@@ -14,7 +14,6 @@ from engine.devices import keep_compiled_code
 from engine.fast import Ways
 from models.adaptive import CrossEntropy
 from tests.engine.runs import CPU, Both, Tiny, digits, fit
-from utils import rng_state
 
 LONG = 10_000
 
@@ -105,11 +104,11 @@ def test_runs_that_have_to_be_equal_try_nothing(data, always, monkeypatch):
 def test_a_trial_leaves_no_trace(data, always):
     always("contiguous")
     model, objective = Tiny(), Both()
-    weights, random = state(model), rng_state()["cpu"]
+    weights, random = state(model), torch.get_rng_state()
     fast.find_ways(model, objective, lambda: next(data.train.epoch(0)), engine.Recipe(1, 0.1), LONG)
     assert same(weights, model.state_dict())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert torch.equal(random, rng_state()["cpu"])
+    assert torch.equal(random, torch.get_rng_state())
     assert objective.means.sums == {}
 
 

@@ -1,0 +1,85 @@
+"""Random numbers of a run on several devices: the same sub-networks everywhere, noise that differs.
+
+What an objective draws (widths, sub-networks) must be the same in all processes; Gumbel noise and dropout must not, or
+the images at the same place of each part would share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from engine import processes
+from models.adaptive import Objective
+from utils import rank, world_size
+
+
+class Generators:
+    """The generators of this process: the objective's, which draws, and torch's global ones, which make noise.
+
+    One process has one for both on the CPU: torch's. Of several, each has its own for noise, and draws from a copy of
+    the first one's. A further GPU of one process has its own noise too.
+
+    Args:
+        objective: is given the generator that it draws from.
+        device: of this process.
+    """
+
+    def __init__(self, objective: Objective, device: torch.device):
+        self.objective = objective
+        several = dist.is_initialized()
+        self.gpus = tuple(range(torch.cuda.device_count())) if device.type == "cuda" else ()
+        if several:
+            self.gpus = self.gpus and (device.index,)
+        self.seed = torch.initial_seed()
+        if several:
+            objective.generator = torch.Generator()
+            objective.generator.set_state(processes.from_first(torch.get_rng_state))
+        self.separate()
+
+    def separate(self, *moment: int) -> None:
+        """Seed the noise of this process's part of a run, if there are others.
+
+        Args:
+            moment: epoch and step at which it begins, so that what began earlier is not repeated.
+        """
+        if dist.is_initialized():
+            torch.manual_seed(_mixed(self.seed, rank(), *moment))
+        for place, gpu in enumerate(self.gpus[1:], start=1):
+            torch.cuda.default_generators[gpu].manual_seed(_mixed(self.seed, place, *moment))
+
+    def state_dict(self) -> dict:
+        """For a checkpoint, with the part of every process: all must call it."""
+        own = {"cpu": torch.get_rng_state()}
+        if self.gpus:
+            own["cuda"] = [torch.cuda.get_rng_state(gpu) for gpu in self.gpus]
+        state = own | {"cpu": self.objective.generator.get_state()}
+        return state | {"noise": processes.gathered(own)} if dist.is_initialized() else state
+
+    def load_state_dict(self, state: dict, moment: Sequence[int]) -> bool:
+        """Continue where a checkpoint of any number of processes stopped.
+
+        Args:
+            moment: its epoch and step.
+
+        Returns:
+            Whether every process and GPU has the noise that it would have had.
+        """
+        saved, processes_before = state, len(state.get("noise", [None]))
+        self.separate(*moment)
+        if dist.is_initialized():
+            saved = state["noise"][rank()] if rank() < len(state.get("noise", [])) else {}
+            if "cpu" in saved:
+                torch.set_rng_state(saved["cpu"])
+        self.objective.generator.set_state(state["cpu"])
+        for gpu, generator in zip(self.gpus, saved.get("cuda", []), strict=False):
+            torch.cuda.set_rng_state(generator, gpu)
+        return processes_before == world_size() and len(self.gpus) == len(saved.get("cuda", []))
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed made of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,253 @@
+"""The processes that share a run: who started them, how they meet, what the first one tells the others, how they end.
+
+A launcher says in the environment how many there are (WORLD_SIZE), which one this is (RANK) and where they meet
+(MASTER_ADDR, MASTER_PORT): torchrun, `start` in this module, or another one whose names for a process's place on its
+machine are in `PLACES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from images.processors import usable_processors
+from utils import UserError, rank, world_size
+
+T = TypeVar("T")
+
+#: what launchers call a process's number among those of its machine: torchrun, Slurm, Open MPI, MPICH and Intel MPI
+PLACES = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+#: set by `start`: the process whose end ends this one
+PARENT = "RUN_PARENT"
+#: seconds that the others get to save and end when one process has failed
+GRACE = 30.0
+
+_store: dist.Store | None = None  # where the processes met
+
+
+# Joining
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several (or of one)."""
+    return "WORLD_SIZE" in os.environ
+
+
+def restarted() -> bool:
+    """Whether torchrun started the processes again after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def place(gpus: int) -> int:
+    """The number of this process's GPU among the `gpus` that it sees.
+
+    Raises:
+        UserError: the machine has more processes than GPUs.
+    """
+    here = os.environ.get("LOCAL_WORLD_SIZE")
+    if here is not None and int(here) > gpus:
+        raise UserError(
+            f"there are {here} processes on this machine but only {gpus} visible CUDA devices: start at most that many "
+            "(torchrun --nproc_per_node)"
+        )
+    own = next((os.environ[name] for name in PLACES if name in os.environ), os.environ.get("RANK", "0"))
+    return int(own) % gpus  # a launcher may let each process see its own GPU only
+
+
+def join(device: torch.device) -> None:
+    """Meet the other processes.
+
+    Args:
+        device: of this process, the current one if it is a GPU.
+
+    Raises:
+        UserError: the launcher does not say where.
+    """
+    global _store
+    if dist.is_initialized():
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is set, as launchers of several processes do, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not: use torchrun, set what is missing, or unset WORLD_SIZE",
+            exit_code=2,
+        )
+    _end_with_parent()
+    store, number, count = next(rendezvous("env://"))
+    # torchrun keeps its store when it starts the processes again
+    _store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # what the host knows need not pass through a GPU
+        store=_store,
+        rank=number,
+        world_size=count,
+        device_id=device if on_gpu else None,
+    )
+
+
+def leave() -> None:
+    """End the group once every process has come this far; the others wait for what the first one still writes."""
+    global _store
+    if not dist.is_initialized():
+        return
+    if _store is not None:  # a collective would give up after some minutes
+        if rank() == 0:
+            _store.set("done", "1")
+        else:
+            _store.wait(["done"], timedelta(days=1))
+    dist.barrier()  # the first process may hold the store
+    dist.destroy_process_group()
+    _store = None
+
+
+# Telling each other
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """What `work` returns on the first process, to all of them: the others may not see its files.
+
+    Where it fails there, all end: the first process with the error, the others with its exit code and without a word.
+    """
+    if world_size() == 1:
+        return work()
+    message, failure = [None, None], None  # the result, or an exit code
+    if rank() == 0:
+        try:
+            message[0] = work()
+        except Exception as error:
+            failure, message[1] = error, getattr(error, "exit_code", 1)
+    dist.broadcast_object_list(message)
+    if failure is not None:
+        raise failure
+    if message[1] is not None:
+        raise SystemExit(message[1])
+    return message[0]
+
+
+def gathered(value: T) -> list[T]:
+    """The `value` of each process, in the order of their ranks."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def any_of(value: bool) -> bool:
+    """Whether `value` holds in any process."""
+    return any(gathered(value))
+
+
+def broadcast(*networks: torch.nn.Module) -> None:
+    """Copy the first process's parameters and buffers to all others."""
+    if dist.is_initialized():
+        for network in networks:
+            for tensor in (*network.parameters(), *network.buffers()):
+                dist.broadcast(tensor.detach(), 0)
+
+
+def average(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """The mean of each value over the processes."""
+    if not dist.is_initialized():
+        return dict(values)
+    message = torch.tensor(list(values.values()), device=device)
+    dist.all_reduce(message)
+    return dict(zip(values, (message / world_size()).tolist(), strict=True))
+
+
+def average_number(value: float, device: torch.device) -> float:
+    """The mean over the processes of a number that each has."""
+    return average({"": value}, device)[""]
+
+
+# Starting
+
+
+def start(count: int, environment: Mapping[str, str]) -> int:
+    """Run the command of this process again in `count` processes, one for each GPU, and wait for them.
+
+    Signals that ask to stop are passed on. If a process fails the others are ended. Where this process is killed, so
+    are they (Linux).
+
+    Args:
+        environment: of the processes, beside what tells them apart.
+
+    Returns:
+        The exit code of the first that failed, else 0.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        **environment,
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # they meet in the store of this process
+        PARENT: str(os.getpid()),
+    }
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, usable_processors() // count)))
+    command = [sys.executable, *sys.orig_argv[1:]]
+    children: list[subprocess.Popen] = []
+    stopping = False
+
+    def pass_on(number: int, frame=None) -> None:
+        nonlocal stopping
+        stopping = True
+        for child in children:
+            child.send_signal(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {n: signal.signal(n, pass_on) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        for number in range(count):
+            own = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
+            # in a session of its own: Ctrl-C in the terminal reaches this process, which passes it on, once
+            children.append(subprocess.Popen(command, env=own, start_new_session=True))
+        failed = _wait(children, lambda: stopping)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return failed if failed >= 0 else 128 - failed
+
+
+def _wait(children: list[subprocess.Popen], stopping: Callable[[], bool]) -> int:
+    """Wait until all have ended; end the rest where one fails. Returns the exit code of the first failure, or 0."""
+    failed, deadline = 0, float("inf")
+    running = list(children)
+    while running:
+        for child in [child for child in running if child.poll() is not None]:
+            running.remove(child)
+            if child.returncode and not failed:
+                failed, deadline = child.returncode, time.monotonic() + GRACE
+                if not stopping():
+                    for other in running:
+                        other.terminate()
+        if time.monotonic() > deadline:
+            for other in running:
+                other.kill()
+        time.sleep(0.05)
+    return failed
+
+
+def _end_with_parent() -> None:
+    """Have Linux stop this process, as SIGTERM does, when the one that `start` ran in is killed."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(parent):  # it has ended already
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,56 @@
+"""How the processes of a run agree to stop when one of them was asked to, without a message of its own."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+
+import torch
+import torch.distributed as dist
+
+from engine import processes
+from engine.devices import DelayedValue
+
+#: the signals that ask a run to save and end; Windows lacks some
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Agreement:
+    """`request` rides with the gradient message of each step, whose sum is copied to `agreed`.
+
+    All processes read the same sum after the same step, so that they stop, and save, after the same one. On a GPU it is
+    read some steps late, so that no step waits for it.
+    """
+
+    #: steps between a sum and its reading on a GPU
+    LATE = 2
+
+    def __init__(self, device: torch.device):
+        self.request = torch.zeros(len(STOP_SIGNALS), device=device)
+        self.agreed = torch.zeros(len(STOP_SIGNALS), device=device)
+        self._late = self.LATE if device.type == "cuda" else 0
+        self._sums: deque[DelayedValue] = deque()
+
+    def ask(self, number: int | None) -> None:
+        """Ask all processes to stop, where a signal has asked this one. Call it before a step."""
+        if number is not None:
+            self.request[STOP_SIGNALS.index(number)] = 1.0
+
+    def answer(self, number: int | None) -> int | None:
+        """The signal for which all stop now, None where they go on. Call it after each step.
+
+        Args:
+            number: the signal that has asked this process, which is the answer where there is no other.
+        """
+        if not dist.is_initialized():
+            return number
+        self._sums.append(DelayedValue(self.agreed))
+        if len(self._sums) <= self._late:
+            return None
+        counts = self._sums.popleft().read()
+        return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), None)
+
+    def ask_all(self, number: int | None) -> int | None:
+        """The signal that has asked any process until now: a message of its own."""
+        self.ask(number)
+        return max(filter(None, processes.gathered(number)), default=None)
