@@ -294,7 +294,7 @@ class Trainer:
         return self.total
 
     def _step_to_capture(self, model: nn.Module, images: Tensor, labels: Tensor, run: cuda_graph.Runner) -> Tensor:
-        """`make_step` as one recording, or, where its parts differ or gradients are exchanged, with one for each part."""
+        """`make_step` as one recording; as one for each part where parts differ or gradients are exchanged."""
         if self.keeps_gradients:
             return self.make_step(model, images, labels, True, run)
         return run("step", partial(self.make_step, model, images, labels))
