@@ -41,12 +41,12 @@ PHASES = ((1.0, 0.4), (0.7, 2.0), (1.3, 0.4), (0.7, 4.0), (1.3, 0.4))
 DEADLINE = 3.0
 IN_TIME = 0.99
 #: the network that is trained where none is given: MSDNet with exits that cost from a ninth to the whole
-NETWORK = {"nBlocks": 5, "base": 1, "step": 2, "stepmode": "even", "nChannels": 8, "growthRate": 4}
+NETWORK = {"nBlocks": 5, "base": 1, "step": 2, "stepmode": "even", "nChannels": 2, "growthRate": 2}
 NETWORK |= {"grFactor": (1, 1, 1), "bottleneck": False, "prune": "min"}
 QUICK = NETWORK | {"nBlocks": 2}
-HELD_OUT, EPOCHS, LEARNING_RATE = 300, 10, 0.1
+HELD_OUT, EPOCHS, LEARNING_RATE = 300, 8, 0.1
 #: standard deviations of the noise on the digits, without which every exit reads them
-NOISE = 6.0
+NOISE = 4.0
 
 
 @dataclass
