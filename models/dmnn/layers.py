@@ -82,17 +82,17 @@ class GatedBlock(nn.Module):
         """The layers that decide; each sees one vector of an image, so that it costs as many MACs as it has weights."""
         raise TypeError(f"{type(self).__name__} does not implement layers_of_gates")
 
-    def forward(self, x: Tensor, gates: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-        """Run on x (images, channels, height, width), which may be overwritten where no gradient is wanted.
+    def forward(self, x: Tensor, gates: Tensor | None, images: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """Run on x (images, channels, height, width).
 
         Args:
-            gates: (images, paths), above 0 for an open path.
-            counts: how many images opened each path, which are the only ones to be computed; None to compute each path
-                for all images and multiply it by `gates`, then 0 or 1.
+            gates: (images, paths), 0 or 1: each path is computed for all images and multiplied by them. None to compute
+                what is open alone; x may then be overwritten, where no gradient is wanted.
+            images: without gates, the images that open each path; None where all images open all paths.
         """
-        if counts is None:
+        if gates is not None:
             return self.finish(self.add_paths(x, gates))
-        return self.add_open_paths(x, gates, counts)
+        return self.add_open_paths(x, images)
 
     def add_paths(self, x: Tensor, gates: Tensor) -> Tensor:
         """The shortcut plus gate times path over all paths, each computed for all images."""
@@ -101,23 +101,28 @@ class GatedBlock(nn.Module):
             out = torch.addcmul(out, self.path(j, x), gates[:, j, None, None, None].to(x.dtype))
         return out
 
-    def add_open_paths(self, x: Tensor, gates: Tensor, counts: Sequence[int]) -> Tensor:
-        """The block's output, computing each path only for the images, `counts` of them, that opened it.
+    def add_open_paths(self, x: Tensor, images: Sequence[Sequence[int]] | None) -> Tensor:
+        """The block's output, computing each path only for the images that opened it.
 
         Where nearly all images did, it is computed for all and added to those.
         """
         out, some = self.carry(x), []
-        if out is x and not any(counts):
+        if images is None:
+            for j in range(self.num_paths):
+                out = self.path(j, x).add_(out)
+            return self.finish(out)
+        if out is x and not any(images):
             return x
-        for j, count in enumerate(counts):
-            missing = x.shape[0] - count
+        batch = x.shape[0]
+        for j, opened in enumerate(images):
+            missing = batch - len(opened)
             if missing == 0:
                 out = self.path(j, x).add_(out)
-            elif missing * GATHERING <= x.shape[0]:
-                closed = (gates[:, j] <= 0).nonzero_static(size=missing).flatten()
+            elif missing * GATHERING <= batch:
+                closed = torch.tensor(sorted(set(range(batch)) - set(opened)), device=x.device)
                 out = self.path(j, x).index_fill_(0, closed, 0).add_(out)
-            elif count:
-                which = (gates[:, j] > 0).nonzero_static(size=count).flatten()
+            elif opened:
+                which = torch.tensor(opened, device=x.device)
                 some.append((which, self.path(j, select_images(x, which))))
         if some and out is x and x.requires_grad:
             out = x.clone()

@@ -20,7 +20,7 @@ from models.adaptive import AdaptiveModel, Point
 from models.deploy import folding
 from models.dmnn import report
 from models.dmnn.coarse import Grouping
-from models.dmnn.gates import MergedGates, open_gates
+from models.dmnn.gates import MergedGates, open_gates, open_images
 from models.dmnn.layers import Execution, GatedBlock
 from models.layers import constant
 
@@ -160,8 +160,7 @@ class GatedNetwork(AdaptiveModel):
                 if decision.category is not None:
                     categories.append(decision.category)
             masked = self.training or point.execution == "masked"
-            # the counts are read back from the device
-            x = block(x, opened, None if masked else opened.sum(dim=0).int().tolist())
+            x = block(x, opened) if masked else block(x, None, open_images(opened))
             gates.append(opened)
             soft.append(probability)
         stacked = [torch.stack(values, dim=1) for values in (gates, soft)]
@@ -173,13 +172,13 @@ class GatedNetwork(AdaptiveModel):
         for block in self.gated_blocks():
             if point.every_path or block.always:
                 # not len(x): it would fix the batch size of an exported network
-                lead, counts = x.new_full((x.shape[0], block.num_paths), math.inf), [x.shape[0]] * block.num_paths
+                lead, images = x.new_full((x.shape[0], block.num_paths), math.inf), None
             else:
                 lead, hidden = block.leads(x, hidden)
                 if x.is_meta:
                     raise ValueError(f"what the point {point} costs depends on the image; model.infer counts it")
-                counts = [value > 0 for value in lead[0].tolist()] if len(x) == 1 else (lead > 0).sum(dim=0).tolist()
-            x = block(x, lead, counts)
+                images = open_images(lead)
+            x = block(x, None, images)
             leads.append(lead)
         lead = torch.stack(leads, dim=1)
         return Routed(self.classify(x), (lead > 0).to(lead.dtype), lead.sigmoid(), None)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import create_model
-from models.dmnn.gates import Decision
+from models.dmnn.gates import Decision, open_images
 from models.dmnn.network import GatedPoint
 from models.layers import full_precision
 from tests.models.dmnn.networks import run
@@ -75,8 +75,8 @@ def test_open_paths_of_a_batch_are_those_of_each_image(network, opened):
         gates = torch.zeros(5, block.num_paths)
         gates[list(opened)] = 1
         masked = block(x.clone(), gates)
-        together = block(x.clone(), gates, gates.sum(dim=0).int().tolist())
-        alone = [block(x[i : i + 1].clone(), gates[i : i + 1], gates[i].int().tolist()) for i in range(5)]
+        together = block(x.clone(), None, open_images(gates))
+        alone = [block(x[i : i + 1].clone(), None, open_images(gates[i : i + 1])) for i in range(5)]
         torch.testing.assert_close(together, masked, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(torch.cat(alone), masked, rtol=1e-5, atol=1e-5)
 
@@ -91,7 +91,7 @@ def test_a_path_that_nearly_all_images_take_runs_for_all(network):
         gates[:closed] = 0
         masked = block(x.clone(), gates)
         sizes.clear()
-        out = block(x.clone(), gates, [16 - closed] * block.num_paths)
+        out = block(x.clone(), None, open_images(gates))
         assert sizes == [16 if closed == 1 else 14] * block.num_paths
         torch.testing.assert_close(out, masked, rtol=1e-5, atol=1e-5)
     del block.path
@@ -100,6 +100,12 @@ def test_a_path_that_nearly_all_images_take_runs_for_all(network):
 def _probe(block):
     channels = next(iter(block.layers_of_gates())).weight.shape[1]
     return torch.rand(16, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_open_images_are_those_above_0():
+    nan = float("nan")
+    assert open_images(torch.tensor([[1.0, 0.0], [-1.0, nan], [0.5, 2.0]])) == [[0, 2], [2]]
+    assert open_images(torch.tensor([[-1.0]])) == [[]]
 
 
 def test_merged_gates_decide_in_float32_under_autocast(network):
