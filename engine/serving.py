@@ -28,10 +28,10 @@ class Fixed:
 
     point: Point
 
-    def choose(self, queue_length, waited):
+    def choose(self, queue_length: int, waited: float) -> Point | str:
         return self.point
 
-    def observe(self, point, seconds, images):
+    def observe(self, point: Point | str, seconds: float, images: int) -> None:
         """It learns nothing."""
 
 

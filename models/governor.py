@@ -35,10 +35,14 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.query_table import Measured, QueryTable
+
+if TYPE_CHECKING:
+    from engine.evaluation import Row
 
 #: how far an expectation moves towards the last batch
 FORGET = 0.2
@@ -70,7 +74,7 @@ class Cost:
     seconds: Mapping[int, float]
     spread: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sound = self.seconds and all(n >= 1 and 0 < s < math.inf for n, s in self.seconds.items())
         if not (sound and math.isfinite(self.top1) and 0 <= self.spread < math.inf):
             raise ValueError(
@@ -79,7 +83,7 @@ class Cost:
             )
 
     @classmethod
-    def of(cls, row, point: Point | None = None) -> Cost:
+    def of(cls, row: Row, point: Point | None = None) -> Cost:
         """The cost in a row of `engine.evaluate`, which timed one batch size or more.
 
         Args:

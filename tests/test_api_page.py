@@ -17,6 +17,8 @@ PACKAGES = ("models", "engine", "dataloader", "reporting")
 FURTHER = {
     "models.profile": ("Latency", "count_macs", "count_params", "latency"),
     "models.query_table": ("Budget", "QueryTable"),
+    "models.governor": ("Cost", "Governor"),
+    "models.exits": ("early_exits",),
     "models.deploy.pair": ("write_pair",),
 }
 #: hooks for those who write a family are in CONTRIBUTING.md
@@ -39,7 +41,7 @@ def signature(name, described):
     def value(default):
         if isinstance(default, str):
             return f'"{default}"'
-        return default.__name__ if inspect.isclass(default) else repr(default)
+        return default.__name__ if callable(default) else repr(default)
 
     if inspect.isclass(described) and described.__init__ is torch.nn.Module.__init__:
         return f"{name}()"

@@ -12,7 +12,7 @@ SOURCES = ["".join(cell["source"]) for cell in TOUR["cells"]]
 CODE = ["".join(cell["source"]) for cell in TOUR["cells"] if cell["cell_type"] == "code"]
 
 
-def test_the_notebook_keeps_no_outputs_and_has_a_place_for_the_zoo():
+def test_the_notebook_keeps_no_outputs_and_marks_the_zoo():
     assert (TOUR["nbformat"], len({cell["id"] for cell in TOUR["cells"]})) == (4, len(TOUR["cells"]))
     cells = [cell for cell in TOUR["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
