@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
+import torch
 from torch import nn
 
 from models import registry
@@ -87,7 +88,12 @@ def _backbone(name: str, image_side: int, num_classes: int) -> nn.Module:
     if name not in known:
         close = ", ".join(difflib.get_close_matches(name, known, n=3)) or "resnet34"
         raise UserError(f"--backbone {TORCHVISION}{name} is unknown to torchvision; try {close}", exit_code=2)
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    try:
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    except NotImplementedError:  # some work out their widths with tensors, which have no values on the meta device
+        with torch.device("cpu"):
+            network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        return network.to(torch.get_default_device())
 
 
 def _groups(network: nn.Module) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models import profile
+from models import create_model, profile
 from models.exits import early_exits
 from tests.models.exits.networks import SHAPE, Branches, Plain, randomise, small
 from utils import UserError
@@ -212,6 +212,22 @@ def test_places_without_an_exit_are_one_sentence(backbone, after, message):
 def test_an_exit_may_not_cost_more_than_the_next():
     with pytest.raises(UserError, match=r"the exit after stages\.0 costs more than the next one"):
         early_exits(Plain(), ["stages.0", "stages.1"], head_channels=(400,), image_shape=SHAPE)
+
+
+def test_backbones_are_named_or_answered_with_the_nearest():
+    with torch.device("meta"):
+        assert create_model("exits", backbone="ResNet20", after=("layer1.1",), head_channels=(0,)).num_exits == 2
+        # its constructor computes with tensors
+        assert create_model("exits", "ilsvrc", backbone="torchvision:regnet_y_400mf", after=("stem",)).num_exits == 2
+    for flags, message in (
+        ({"backbone": "ResNet3"}, "closest are ResNet32"),
+        ({"backbone": "torchvision:resnet3"}, "unknown to torchvision; try resnet34"),
+        ({"backbone": "torchvision:squeezenet1_1"}, "--after: name the modules of .* it has features, classifier"),
+        ({"head_channels": (-1,)}, "must be above 0"),
+    ):
+        with torch.device("meta"), pytest.raises(UserError, match=message) as error:
+            create_model("exits", **flags)
+        assert error.value.exit_code == 2
 
 
 def test_images_that_the_backbone_cannot_run_on_are_one_sentence():
