@@ -1,11 +1,13 @@
-"""Real skipping against masking, and a training step against that of a plain ResNet.
+"""Real skipping against everything executed and against masking; a training step against that of a plain ResNet.
 
-    OMP_NUM_THREADS=1 python3 benchmarks/gated.py    # DMNN-50: about three minutes on one core
+    OMP_NUM_THREADS=1 python3 benchmarks/gated.py    # all: about an hour on one core
+    OMP_NUM_THREADS=1 python3 benchmarks/gated.py --only execution --networks ConvNet-AIG-110 --batches 1 8
 
 Gates are drawn at random, per image and path, so that the executed share is near the line's rate. To be quick, batches
-of 64 have images of 96 pixels, training steps of 192, and of 32 in the form for CIFAR-100.
+of 64 have images of 96 pixels where others have 224, training steps of 192, and of 32 in the forms for CIFAR.
 
-Aims: time ratio at most MAC ratio + 0.08 at batch 1, + 0.15 at batch 64; training step at equal MACs at most 1.25.
+Aims: time ratio at most MAC ratio + 0.08 over `all`, both folded; over masks, not folded, + 0.08 at batch 1 and + 0.15
+at batch 64; training step at equal MACs at most 1.25.
 """
 
 import copy
