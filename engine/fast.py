@@ -32,9 +32,9 @@ TIMED = 2
 MOST_TRIED = 0.03
 #: share of the usual way's time that another must save
 MARGIN = 0.05
-#: seconds to compile a layer's forward and backward (docs/speed.md: 0.25 to 0.46), sub-networks of random widths, and
+#: seconds to compile a layer's forward and backward (docs/speed.md: 0.25 to 1.1), sub-networks of random widths, and
 #: the share of time that compiled steps save: of what convolutions leave, which is less in float32
-COMPILE_LAYER, DRAWN, SAVED = 0.45, 32, {"off": 0.05, "bf16": 0.25}
+COMPILE_LAYER, DRAWN, SAVED = 1.0, 32, {"off": 0.05, "bf16": 0.25}
 
 
 def choose(
