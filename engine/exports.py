@@ -17,7 +17,7 @@ from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint
 from models.deploy import export, pair
 from models.query_table import QueryTable
-from reporting import evaluations, screen
+from reporting import evaluations, screen, zoo
 from reporting.run_report import latency_columns, latency_note
 from utils import UserError, make_folder, rank, replacing, say
 
@@ -89,12 +89,16 @@ def accuracies(
 ) -> dict[str, float]:
     """What is known of the accuracy of a file's network, by the names of points, in percent correct.
 
-    It is known from the table that --query_table names, or from the evaluation that a run keeps beside its best.pth.
+    It is known from the table that --query_table names, of the zoo, or from the evaluation that a run keeps beside its
+    best.pth.
     """
     if args.query_table:
         table = QueryTable.load(args.query_table)
         table.check(model, shape[-1])
         return {row.point: row.top1 for row in table.rows}
+    if checkpoint.path.parent == zoo.WEIGHTS:
+        (record,) = (record for record in zoo.networks() if record["name"] == checkpoint.path.stem)
+        return {point["name"]: point["top1"] for point in record["points"]}  # of these weights, not a mean of seeds
     report = checkpoint.path.with_name("evaluation.json")
     if checkpoint.path.name != "best.pth" or not report.is_file():
         return {}

@@ -1,5 +1,6 @@
 """Points in a folder with a table: programs without this project choose by budget and stop between stages."""
 
+import argparse
 import ast
 import importlib.util
 import itertools
@@ -13,7 +14,8 @@ from PIL import Image
 
 import dataloader
 import eval_cifar10
-from models import create_model
+from engine import exports
+from models import Checkpoint, create_model
 from models.deploy import export, pair, stages
 from tests.models.files import content_of_training, saved
 from tests.scripts.commands import call
@@ -188,6 +190,20 @@ def test_the_script_writes_a_folder(monkeypatch, capsys, tmp_path):
     for point, logits in zip(model.points, one_after_the_other(graphs, images), strict=True):
         with torch.no_grad():
             torch.testing.assert_close(logits, model(images, point), rtol=1e-4, atol=1e-4)
+
+
+def test_accuracies_of_the_zoo_are_known(monkeypatch, tmp_path):
+    points = [{"name": "exit1", "top1": 60.0}, {"name": "exit2", "top1": 70.0}]
+    records = [{"name": "other", "points": []}, {"name": "msdnet-digits", "points": points}]
+    monkeypatch.setattr(exports.zoo, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(exports.zoo, "networks", lambda: records)
+    (tmp_path / "msdnet-digits.pth").touch()
+    of_zoo = Checkpoint(tmp_path / "msdnet-digits.pth")
+    no_table = argparse.Namespace(query_table=None)
+    assert exports.accuracies(None, SHAPE, no_table, of_zoo) == {"exit1": 60.0, "exit2": 70.0}
+    (tmp_path / "best.pth").touch()
+    monkeypatch.setattr(exports.zoo, "WEIGHTS", tmp_path / "elsewhere")
+    assert exports.accuracies(None, SHAPE, no_table, Checkpoint(tmp_path / "best.pth")) == {}, "no evaluation beside it"
 
 
 def test_a_failure_leaves_earlier_files_as_they_were(monkeypatch, capsys, tmp_path):
