@@ -230,7 +230,7 @@ def check_order(case):
     """What ran before changes no bit of the logits at any point."""
     model, points, images = subject(case)
     first = first_logits(case)
-    for point in (*reversed(points), *points):
+    for point in reversed(points):  # each after another one than at first
         same = torch.equal(run(model, images, point), first[point])
         assert same, f"logits at {point} depend on the points that ran before"
 

@@ -5,8 +5,11 @@ A fixture is a JSON file `tests/parity/<family>/<name>.json` with numbers that a
 the name whose value it takes.
 """
 
+import contextlib
+import functools
 import json
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -31,11 +34,23 @@ def keys_of(model):
 def filled_state(fixture, scale=1.0):
     """The fixture's state dict; tensors of two and more dimensions are multiplied by `scale`."""
     aliases = fixture.get("aliases", {})
-    state = {}
-    for key, shape, dtype in fixture["keys"]:
-        value = fill.fill_tensor(aliases.get(key, key), shape, dtype)
-        state[key] = value * scale if len(shape) >= 2 else value
-    return state
+    values = _filled(tuple((aliases.get(key, key), *shape, dtype) for key, shape, dtype in fixture["keys"]))
+    keys = [key for key, _, _ in fixture["keys"]]
+    return {key: value * scale if value.dim() >= 2 else value for key, value in zip(keys, values, strict=True)}
+
+
+@functools.lru_cache(maxsize=1)  # a network is large, and the tests of one stand together
+def _filled(tensors):
+    return [fill.fill_tensor(name, shape, dtype) for name, *shape, dtype in tensors]
+
+
+@contextlib.contextmanager
+def unfilled():
+    """A context in which networks that will get all their weights are built without those of their start."""
+    with contextlib.ExitStack() as stack:
+        for name in ("kaiming_normal_", "kaiming_uniform_", "orthogonal_"):
+            stack.enter_context(mock.patch.object(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor))
+        yield
 
 
 def fill_model(model, fixture, scale=1.0):

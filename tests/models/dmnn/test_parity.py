@@ -23,7 +23,8 @@ def build(fixture, **more):
     """The fixture's network with its weights."""
     args = {key: value for key, value in fixture["args"].items() if key != "dataset"}
     dataset = fixture["args"]["dataset"].replace("imagenet", "ilsvrc")
-    model = create_model(fixture["model"], dataset, **args, **more)
+    with check.unfilled():
+        model = create_model(fixture["model"], dataset, **args, **more)
     return check.fill_model(model, fixture)
 
 

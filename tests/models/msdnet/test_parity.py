@@ -30,7 +30,8 @@ def flags_of(fixture):
 
 
 def build(fixture, name=None):
-    model = create_model(name or fixture["model"], dataset_of(fixture), **flags_of(fixture))
+    with check.unfilled():
+        model = create_model(name or fixture["model"], dataset_of(fixture), **flags_of(fixture))
     return check.fill_model(model, fixture)
 
 

@@ -17,7 +17,8 @@ def name(fixture):
 
 
 def build(fixture):
-    return create_model(fixture["model"], fixture["dataset"], **fixture["args"])
+    with check.unfilled():
+        return create_model(fixture["model"], fixture["dataset"], **fixture["args"])
 
 
 @pytest.mark.parametrize("fixture", FIXTURES, ids=name)
