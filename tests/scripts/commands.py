@@ -25,7 +25,9 @@ def heed_signals():
 def begun(folder, **options):
     """The process of a long training in `folder` that has saved its first epoch."""
     run = subprocess.Popen(
-        command("train_cifar10.py", *QUICK, "--epochs=200", f"--save={folder}"), preexec_fn=heed_signals, **options
+        command("train_cifar10.py", *QUICK, "--subset=64", "--epochs=200", f"--save={folder}"),
+        preexec_fn=heed_signals,
+        **options,
     )
     deadline = time.monotonic() + 120
     while not (folder / "last.pth").exists() and run.poll() is None and time.monotonic() < deadline:

@@ -10,6 +10,8 @@ import train_cifar10
 from engine import cli
 from tests.scripts.commands import QUICK, call
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def test_an_evaluation_accepts_training_flags_with_a_notice(monkeypatch, capsys, checkpoint, tmp_path):
     flags = ["--dataset=digits", "--model=ResNet20", f"--pretrained={checkpoint}", f"--report={tmp_path}/report"]

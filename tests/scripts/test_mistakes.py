@@ -7,6 +7,8 @@ import eval_cifar10
 import train_cifar10
 from tests.scripts.commands import QUICK, call
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
     first = engine.Run(tmp_path, {}, None)

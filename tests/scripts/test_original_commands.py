@@ -14,6 +14,7 @@ from engine import cli, lists, originals
 from models import create_model, registry
 from tests.scripts.commands import ROOT, call
 
+pytestmark = pytest.mark.usefixtures("few_digits")
 NET = "--arch msdnet --nBlocks 5 --stepmode even --step 4 --base 4 --nChannels 32"
 FACTORS = "--growthRate 16 --grFactor 1-2-4-4 --bnFactor 1-2-4-4"
 MSDNET = f"--data-root /images --data ImageNet --save run --batch-size 256 --epochs 90 {NET} {FACTORS}"

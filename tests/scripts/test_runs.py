@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 import torch
 
 import eval_cifar10
@@ -11,6 +12,8 @@ from engine import cli
 from images import downloads
 from reporting import __main__ as reporting_command
 from tests.scripts.commands import QUICK, call, shell
+
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 
 def test_training_then_evaluation_as_a_user_types_them(tmp_path):
@@ -34,7 +37,7 @@ def test_training_then_evaluation_as_a_user_types_them(tmp_path):
 
 
 def test_a_run_resumed_elsewhere_keeps_its_own_best_file(tmp_path, monkeypatch, capsys):
-    flags = [*QUICK, "--epochs=2", "--lr_schedule=constant"]
+    flags = [*QUICK, "--subset=64", "--epochs=2", "--lr_schedule=constant"]
     for seed in (0, 1):
         assert call(monkeypatch, capsys, train_cifar10, *flags, f"--seed={seed}", f"--save={tmp_path}/{seed}")[0] == 0
     resume = f"--resume={tmp_path}/1/last.pth"
