@@ -83,7 +83,7 @@ class Trainer:
             self.forms = {"recorded": self.model, "compiled and recorded": self.wrapped}
         self.recorder = cuda_graph.CudaRecorder() if recipe.cuda_graph else None
         # parts of a step that are recorded one by one leave their gradients where they were
-        self.keeps_gradients = bool(recipe.cuda_graph) and (objective.draws or world_size() > 1)
+        self.keeps_gradients = bool(recipe.cuda_graph) and (objective.draws or torch.distributed.is_initialized())
         self.captured: cuda_graph.CapturedStep | FasterStep | None = None
         self.ways: Ways | None = None  # see `fast.settle`
         self.total = torch.zeros((), device=device)  # of a step's losses
