@@ -29,6 +29,7 @@ def steps_of(model, objective, device=CPU, sizes=(8,) * 12, parts=False, seed=1,
         seed: of the noise.
     """
     recipe = engine.Recipe(1, 0.02, weight_decay=5e-4, lr_schedule="linear", **recipe)
+    torch.manual_seed(0)  # the generator of several processes' draws begins here
     trainer = engine.Trainer(model, objective, dataloader.cifar("digits", None, 8, device), None, recipe, device)
     trainer.keeps_gradients |= parts
     objective.restrict_draws()
