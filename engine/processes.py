@@ -231,8 +231,9 @@ def _wait(children: list[subprocess.Popen], stopping: Callable[[], bool]) -> int
         for child in [child for child in running if child.poll() is not None]:
             running.remove(child)
             if child.returncode and not failed:
-                failed, deadline = child.returncode, time.monotonic() + GRACE
-                if not stopping():
+                failed = child.returncode
+                if not stopping():  # else all save, and end by themselves
+                    deadline = time.monotonic() + GRACE
                     for other in running:
                         other.terminate()
         if time.monotonic() > deadline:
