@@ -35,6 +35,7 @@ def steps_of(model, objective, device=CPU, sizes=(8,) * 12, parts=False, seed=1,
     objective.restrict_draws()
     trainer.begin_epoch()
     torch.manual_seed(0)
+    objective.generator.manual_seed(0)  # of several processes it is not torch's
     generator, dtype = torch.Generator().manual_seed(seed), next(model.parameters()).dtype
     losses = []
     for size in sizes:
