@@ -74,7 +74,7 @@ def test_weights_of_the_loss_are_checked():
 def for_digits():
     """A backbone with exits for 32 pixels and 10 classes, as it is built."""
     torch.manual_seed(0)
-    return early_exits(Plain(10), ["stages.0", "stages.1"], head_channels=(16, 16), image_shape=(3, 32, 32))
+    return early_exits(Plain(10), ["stages.0", "stages.1"], head_channels=(16,), image_shape=(3, 32, 32))
 
 
 def test_heads_alone_learn_on_a_backbone_that_stays_bit_equal(tmp_path):
@@ -96,7 +96,7 @@ def test_exits_and_backbone_learn_the_digits_together(tmp_path):
     data = digits(batch_size=32)
     model, _ = fit(tmp_path, epochs=2, objective=ExitLoss(), model=for_digits(), data=data)
     rows = engine.evaluate(model, data.test, model.points)
-    assert all(row.top1 > 25 for row in rows), rows  # by chance 10
+    assert all(row.top1 > 20 for row in rows), rows  # by chance 10
 
 
 def test_heads_are_trained_on_the_file_of_a_plain_network(monkeypatch, capsys, tmp_path):
