@@ -5,7 +5,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- ResNet20 ResNet32_ADN ResNet32 msdnet_ge mutualnet_wrn16_2 ResNet32_SingleShared \
-  ResNet32_DoubleShared_ADN ResNet32_DoubleShared dmnn32-t05 dmnn32-t07 convnet_aig32 IMTA_MSDNet
+  ResNet32_DoubleShared_ADN ResNet32_DoubleShared dmnn32-t05 dmnn32-t07 convnet_aig32 IMTA_MSDNet \
+  exits_resnet32 exits_resnet32-heads
 for name in "$@"; do
   [ ! -e "models/weights/$name.json" ] || continue # finished
   python3 train_cifar10.py "@recipes/zoo/$name" --fast --resume=auto --save="checkpoint/zoo/$name" ${OPTIONS:-}

@@ -20,6 +20,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^v<>ph"
 #: what the systems are compared with is black and has markers of its own
 BASELINE_COLOUR, BASELINE_MARKERS = "black", "XP*"
+#: where published tables lie, each named <system>-<table>.csv
+TABLES = Path(__file__).parents[1] / "results" / "published"
 #: of networks that are no longer registered
 UNKNOWN_COLOUR = "0.5"
 STYLE = {
@@ -37,10 +39,14 @@ def system_name(folder: str) -> str:
 
 
 def system_colours() -> dict[str, str]:
-    """The colour of each system, by its name: in the order of the registry, and black for baselines."""
+    """The colour of each system, by its name: black for baselines, others in the order of the registry.
+
+    Systems with published tables come first, so that a further one leaves them their colours.
+    """
     baselines = {system_name(folder) for folder in registry.baselines()}
     systems = [system_name(folder) for folder in registry.systems()]
     coloured = [system for system in systems if system not in baselines]
+    coloured.sort(key=lambda system: not any(TABLES.glob(f"{system}-*.csv")))
     colours = {system: COLOURS[i % len(COLOURS)] for i, system in enumerate(coloured)}
     return colours | dict.fromkeys(baselines, BASELINE_COLOUR)
 

@@ -32,6 +32,8 @@ def test_each_system_has_its_own_colour_and_baselines_are_black():
     assert colours.pop("plain") == style.BASELINE_COLOUR
     assert set(colours) == {style.system_name(system) for system in registry.systems()} - {"plain"}
     assert len(set(colours.values())) == len(colours)
+    of_five = ("dmnn", "embedded", "msdnet", "shared-basis", "slimmable")
+    assert [colours[system] for system in of_five] == list(style.COLOURS[:5]), "those of the pictures in the repository"
 
 
 def test_a_picture_gives_runs_of_one_system_its_colour(tmp_path):
