@@ -63,7 +63,7 @@ def test_compiling_takes_random_widths_from_a_grid(compiled):
 def test_memory_that_a_step_frees_serves_the_next_one():
     code = """
 import resource, torch, engine
-engine.start_device("")
+engine.start_device()
 def step():
     for _ in range(8):
         [torch.ones(4 << 20) for _ in range(8)]  # 16 MB each, all freed at once

@@ -291,8 +291,11 @@ def test_a_correct_network_in_one_file_passes_every_check(register):
 
 def test_a_correct_network_passes_the_tests_of_export_and_fast(register, monkeypatch):
     """Those tests find it in the registry, without a file being edited."""
-    case = register()
-    assert [found.entry for found in cases.cases_of_further_systems(test_export.SMALL)] == [case.entry]
+    case, further = register(), cases.cases_of_further_systems
+    monkeypatch.setattr(
+        cases, "cases_of_further_systems", lambda known: [one for one in further(known) if one.entry == case.entry]
+    )
+    assert len(cases.cases_of_further_systems(test_export.SMALL)) == 1
     test_export.test_further_systems_can_be_written()
     test_fast.test_fast_training_of_further_systems_equals_plain(monkeypatch)
 

@@ -26,7 +26,7 @@ SCRIPTS = {f"{script.__name__}.py": script for script in (train_cifar10, train_i
 #: packages that are commands
 PACKAGES = (["-m", "benchmarks"], ["-m", "reporting"])
 #: flags of other programs: torchrun, docker
-FOREIGN = {"nproc_per_node", "require_hashes", "shm_size"}
+FOREIGN = {"max_restarts", "nproc_per_node", "require_hashes", "shm_size"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
