@@ -14,13 +14,14 @@ evaluate() { # NAME FLAGS...: of a network that `weights` finds
   python3 eval_cifar10.py --pretrained="$(weights "$name")" --report="reports/demo/$name" "$@"
 }
 
-baseline=ResNet20 widths=mutualnet_wrn16_2 exits=msdnet_ge gates=dmnn32-t05 images=CIFAR-10
+baseline=ResNet20 widths=mutualnet_wrn16_2 exits=msdnet_ge gates=dmnn32-t05
+some_widths=w0.25-r16,w0.5-r16,w0.75-r16,w1-r16,w0.5-r32,w0.75-r32,w1-r32
 weights() { printf 'zoo/%s' "$1"; }
 part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
 if [ ! -e "models/weights/$gates.json" ] || ! evaluate "$baseline"; then
   printf '\nNOTE: the zoo has no networks yet, or CIFAR-10 could not be downloaded: the demonstration goes on with the\n'
-  printf 'embedded digits, 1,797 small images, and with small networks that are trained now, about a minute for each.\n'
-  widths=mutualnet_wrn10_1 gates=dmnn32 images=digits
+  printf 'embedded digits, 1,797 small images, and with small networks that are trained now, a minute at most for each.\n'
+  widths=mutualnet_wrn10_1 gates=dmnn32
   weights() { printf 'checkpoint/demo/%s/best.pth' "$1"; }
   for name in $baseline $widths $exits $gates; do
     part "$name learns the digits"
@@ -28,21 +29,21 @@ if [ ! -e "models/weights/$gates.json" ] || ! evaluate "$baseline"; then
   done
   evaluate "$baseline"
 fi
-evaluate "$widths" --point=w0.25-r16,w0.5-r16,w0.5-r24,w0.75-r24,w1-r24,w1-r32
+evaluate "$widths" --point=$some_widths
 for name in $exits $gates; do evaluate "$name"; done
 python3 -m reporting compare "reports/demo/$baseline" "reports/demo/$widths" "reports/demo/$exits" \
   "reports/demo/$gates" --out reports/demo
 
-part "2 of 4: the quickest and the slowest single images, which the evaluations drew"
-printf '%s\n' "reports/demo/$exits/images.png" "reports/demo/$gates/images.png"
+part "2 of 4: networks within a budget: 0.6 of the full multiply-accumulates, and 2 milliseconds an image"
+evaluate "$exits" --budget=0.6x --report="reports/demo/$exits-0.6x"
+evaluate "$widths" --budget=2ms --latency_batch=1 --point=$some_widths --report="reports/demo/$widths-2ms"
 
-part "3 of 4: the same network for half the multiply-accumulates, and for 2 milliseconds an image"
-evaluate "$exits" --budget=0.5x --report="reports/demo/$exits-half"
-evaluate "$widths" --budget=2ms --latency_batch=1 --report="reports/demo/$widths-2ms"
+part "3 of 4: the quickest and the slowest single images, which the evaluations have drawn"
+printf '%s\n' "reports/demo/$exits-0.6x/images.png" "reports/demo/$gates/images.png"
 
-part "4 of 4: a training that is interrupted after 20 seconds and continued"
-train() { "$@" python3 train_cifar10.py "@recipes/demo/$exits" --seed=1 --epochs=4 --save=checkpoint/demo/again --resume=auto; }
-train timeout --preserve-status --signal=INT 20 || true
+part "4 of 4: a training that is interrupted after 15 seconds and continued"
+train() { "$@" python3 train_cifar10.py "@recipes/demo/dmnn32" --seed=1 --save=checkpoint/demo/again --resume=auto; }
+train timeout --preserve-status --signal=INT 15 || true
 train env
 
 part "done: reports/demo/ has the table and the picture. To try next:"

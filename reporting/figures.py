@@ -149,7 +149,7 @@ def _draw_contact_sheet(part: figures.ContactSheet, color: str):
         for axes, (caption, image) in zip(row, images, strict=False):
             low, high = image.amin(), image.amax()  # stretched to the range that can be shown
             axes.imshow(((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0).numpy())
-            axes.set_title(utils.printable(caption), fontsize=7)
+            axes.set_title("\n".join(map(utils.printable, caption.split("\n"))), fontsize=7)
     return figure
 
 

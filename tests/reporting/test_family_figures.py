@@ -51,3 +51,10 @@ def test_easy_and_hard_images_are_shown_where_costs_differ(macs, drawn):
     batches = [(torch.rand(4, 3, 8, 8), labels)]
     sheets = report._contact_sheet(routes, SimpleNamespace(test=batches, classes=["cat", "dog"]))
     assert [sheet.file for sheet in sheets] == ["easy-hard.png"] * drawn
+
+
+def test_a_caption_may_have_several_lines():
+    sheet = data.ContactSheet("images.png", [[("cat, right\nexit1\x1b", torch.rand(3, 4, 4))]], 1, "title")
+    with style.drawing():
+        drawn = figures.DRAW[data.ContactSheet](sheet, "black")
+    assert [axes.get_title() for axes in drawn.axes] == ["cat, right\nexit1\\x1b"]
