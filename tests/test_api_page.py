@@ -96,7 +96,7 @@ def is_field(value):
 
 def test_every_name_has_an_example_and_all_of_them_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry, "_entries", {(entry.name, entry.dataset): entry for entry in registry.entries()})
     assert [name for name in public() if "```python" not in section(name)] == []
     torch.manual_seed(0)
     names: dict = {"__name__": "__main__"}  # a module that exists, for what registers itself

@@ -21,7 +21,7 @@ def test_the_notebook_keeps_no_outputs_and_marks_the_zoo():
 
 def test_the_cells_run_and_lead_to_a_network_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry, "_entries", {(entry.name, entry.dataset): entry for entry in registry.entries()})
     random = torch.get_rng_state()
     names: dict = {"__name__": "__main__"}  # a module that exists, for what registers itself
     try:

@@ -253,7 +253,7 @@ CHECKS = (*checks.ON_META, *checks.WITH_VALUES)
 def register(monkeypatch):
     """A function that registers a toy network, until the test ends; returns it as the suite finds it."""
     registry.entries()  # imports the families, which register theirs
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry, "_entries", {(entry.name, entry.dataset): entry for entry in registry.entries()})
 
     def register_one(network: type[Toy] = Toy, objective: type[Objective] = EveryDepth) -> cases.Case:
         def toy(num_classes: int, channels: int = 8) -> Toy:
