@@ -118,7 +118,7 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
         "--parallel",
         choices=("thread", "process"),
         default="thread",
-        help="several GPUs: one thread of this process for each (DataParallel), or a process for each, which is faster",
+        help="several GPUs: one thread of this process for each (DataParallel), or a process for each",
     )
     add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
     add("--seed", type=seed, default=0, help="seed of weights, order and augmentation (default: 0)")

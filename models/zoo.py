@@ -53,7 +53,10 @@ def path_of(name: str) -> Path | None:
         return Path(entry.file)
     close = difflib.get_close_matches(name.lower(), names, n=3)
     listed = [names[key].name for key in close or names]
-    raise ValueError(f"the zoo has no network {name}" + (f"; it has {', '.join(listed)}" if listed else " yet"))
+    raise ValueError(
+        f"the zoo has no network {name}"
+        + (f"; it has {', '.join(listed)}" if listed else " yet; bash recipes/zoo.sh trains it")
+    )
 
 
 def name_for(model: str, dataset: str) -> str:

@@ -232,6 +232,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=flags.seed, default=0, help="of the order of the training images (default: 0)")
     add("--workers", type=flags.positive, default=default_workers(), metavar="N", help="processes (%(default)s)")
     args = parser.parse_args(argv)
+    if not all(Path(args.source, name).is_dir() for name in ("train", "val")):
+        parser.error(
+            f"{args.source} does not hold train/ and val/ with one folder of images per class; name one that does"
+        )
     making = Making(args.side, args.quality, args.images, args.seed)
     counts = make(args.source, args.target, making, args.workers)
     ranges = ",".join(f"{name}-{{{0:0{DIGITS}d}..{count - 1:0{DIGITS}d}}}" for name, count in counts.items())

@@ -133,3 +133,14 @@ def test_a_disk_that_loses_bytes_is_noticed(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not hold the images that were written"):
         write(folder, tmp_path / "shards")
     assert list(Path(tmp_path / "shards").glob("*.tar")) == []
+
+
+def test_a_folder_without_sets_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        write(tmp_path, tmp_path / "shards")
+    assert end.value.code == 2
+    sentence = (
+        f"error: {tmp_path} does not hold train/ and val/ with one folder of images per class; name one that does\n"
+    )
+    assert capsys.readouterr().err == sentence
+    assert not (tmp_path / "shards").exists()
