@@ -151,7 +151,7 @@ def over_plain(rounds, device, quick):
     images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch_size,), device=device)
     for amp in ("off", "bf16") if engine.multiplies_bf16() else ("off",):
-        for compiled in (False, True):
+        for compiled in (False,) if quick else (False, True):  # a minute of tracing; fast.py checks that it runs
             steps = []
             for name, flags, change in (
                 (PLAIN, {}, None),

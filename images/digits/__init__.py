@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from images.classes import DIGITS
 from images.data import Arrays
 
 
+@functools.cache
 def read() -> Arrays:
     """1,797 handwritten digits, 8x8 pixels enlarged to 32x32, in grey.
 

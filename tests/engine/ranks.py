@@ -8,6 +8,7 @@ import socket
 import traceback
 
 import torch
+import torch._dynamo  # as each optimizer does: once, and not in every process
 
 import engine
 from engine import processes

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,20 @@ import engine
 import utils
 from tests.engine.runs import CPU, Both, Tiny, digits, fit
 
+pytestmark = pytest.mark.xdist_group("damage")  # what its tests share is made once
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    fit(folder, epochs=2)
+    return folder
+
 
 @pytest.fixture
-def run(tmp_path):
+def run(trained, tmp_path):
     """The folder of a run that has trained two epochs."""
-    fit(tmp_path / "run", epochs=2)
-    return tmp_path / "run"
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def epoch_of(path):

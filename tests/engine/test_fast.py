@@ -16,7 +16,7 @@ from tests.engine.runs import digits, fit
 from tests.engine.systems import SYSTEMS
 from tests.models import cases
 
-STEPS = 8
+STEPS = 3
 
 
 def losses_of_steps(model, objective, fast: bool) -> list[float]:
@@ -26,7 +26,7 @@ def losses_of_steps(model, objective, fast: bool) -> list[float]:
     wrapped = engine.parallel(model.train(), torch.device("cpu"), compiled=fast)
     optimizer = torch.optim.SGD(objective.begin_epoch(model, 0).groups, 0.01, 0.9, weight_decay=5e-4, fused=fast)
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(8, 3, 32, 32, generator=generator, dtype=torch.float64)
+    images = torch.randn(8, 3, 24, 24, generator=generator, dtype=torch.float64)
     labels = torch.arange(8) % 4
     sums = []
     for _ in range(STEPS):

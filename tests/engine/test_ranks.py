@@ -13,6 +13,8 @@ from engine.noise import Generators
 from tests.engine import ranks
 from tests.engine.runs import CPU, Both, Tiny, digits
 
+pytestmark = pytest.mark.xdist_group("ranks")  # what its tests share is made once
+
 STEPS = 4  # in an epoch
 
 

@@ -139,7 +139,7 @@ def test_a_damaged_file_beside_the_weights_is_ignored(kept, content):
 # Through the scripts
 
 
-def test_a_copied_file_is_judged_as_its_training_judged_it(tmp_path, monkeypatch, capsys):
+def test_a_copied_file_is_judged_as_its_training_judged_it(tmp_path, monkeypatch, capsys, few_digits):
     more = ["--dataset=digits", "--epochs=1", "--subset=96", "--batch_size=16", "--lr=0.05", "--padding_mode=reflect"]
     code, _, error = call(monkeypatch, capsys, train_cifar10, *NETWORK, *more, "--seed=2", f"--save={tmp_path}/run")
     assert code == 0, error

@@ -12,6 +12,8 @@ from models.dmnn import gates
 from tests.engine import ranks
 from tests.engine.systems import SYSTEMS
 
+pytestmark = pytest.mark.xdist_group("shared batches")  # what its tests share is made once
+
 CPU = torch.device("cpu")
 STEPS = 2
 

@@ -19,6 +19,11 @@ HERE = latency_conditions("this processor", 2, 1, amp="off", folded=False)
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def brief_timing():
+    """Timing itself is tested."""
+
+
 def timed(point, top1, median, low, high, **more):
     return Row(point, 100, 1e6, top1, 90.0, 10, (Latency(median, low, high, 1, "this processor", 2, 50, **more),))
 

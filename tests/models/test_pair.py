@@ -21,6 +21,8 @@ from tests.models.files import content_of_training, saved
 from tests.scripts.commands import call
 from utils import UserError
 
+pytestmark = pytest.mark.xdist_group("pair")  # what its tests share is made once
+
 SHAPE = (3, 32, 32)
 TINY_MSDNET = dict(nBlocks=2, base=1, step=1, stepmode="even", nChannels=8, growthRate=4)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_budget.py"
