@@ -6,10 +6,12 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 import engine
 from engine.evaluation import Row
 from models import create_model, profile
+from models.adaptive import Point
 from models.profile import Latency
 from models.query_table import Budget, Measured, QueryTable, latency_conditions, weights_hash
 from reporting.run_report import latency_columns, latency_note
@@ -158,3 +160,27 @@ def test_an_evaluation_times_the_first_batch_size_for_the_table():
     made = QueryTable.of(model, rows, 32, amp="off")
     assert made.conditions["batch"] == 2
     assert made.rows[0].ms == 1e3 * rows[0].latency[0].median
+
+
+def test_latency_has_its_circumstances():
+    timing = profile.latency(create_model("ResNet20"), torch.randn(3, 3, 32, 32), batch=2, seconds=0.01)
+    assert 0 < timing.low <= timing.median <= timing.high
+    assert (timing.batch, timing.threads) == (2, torch.get_num_threads())
+    assert timing.device == profile.device_name(torch.device("cpu")) != ""
+    assert timing.runs >= 5
+
+
+def test_latency_takes_all_images_in_turn_in_batches_of_one_size():
+    seen = []
+
+    class Network(nn.Module):
+        def point(self, which):
+            return which
+
+        def forward(self, images, point):
+            seen.append(tuple(images[:, 0, 0, 0].int().tolist()))
+            return images
+
+    images = torch.arange(3.0).view(3, 1, 1, 1)
+    profile.latency(Network(), images, Point("any"), batch=2, seconds=0.0)
+    assert seen[:4] == [(0, 1), (2, 0), (0, 1), (2, 0)]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import create_model, list_models, profile, registry
-from models.adaptive import AdaptiveModel, Point
+from models.adaptive import AdaptiveModel
 from utils import UserError
 
 
@@ -114,27 +114,3 @@ def test_infer_says_what_each_image_cost():
     logits, macs = model.infer(torch.zeros(3, 3, 32, 32), "full")
     assert logits.shape == (3, 10)
     assert macs.tolist() == [profile.count_macs(model, (3, 32, 32))] * 3
-
-
-def test_latency_has_its_circumstances():
-    timing = profile.latency(create_model("ResNet20"), torch.randn(3, 3, 32, 32), batch=2, seconds=0.01)
-    assert 0 < timing.low <= timing.median <= timing.high
-    assert (timing.batch, timing.threads) == (2, torch.get_num_threads())
-    assert timing.device == profile.device_name(torch.device("cpu")) != ""
-    assert timing.runs >= 5
-
-
-def test_latency_takes_all_images_in_turn_in_batches_of_one_size():
-    seen = []
-
-    class Network(nn.Module):
-        def point(self, which):
-            return which
-
-        def forward(self, images, point):
-            seen.append(tuple(images[:, 0, 0, 0].int().tolist()))
-            return images
-
-    images = torch.arange(3.0).view(3, 1, 1, 1)
-    profile.latency(Network(), images, Point("any"), batch=2, seconds=0.0)
-    assert seen[:4] == [(0, 1), (2, 0), (0, 1), (2, 0)]
