@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -15,7 +16,7 @@ from PIL import Image
 import dataloader
 import eval_cifar10
 from engine import exports
-from models import Checkpoint, create_model
+from models import Checkpoint, create_model, profile
 from models.deploy import export, pair, stages
 from tests.models.files import content_of_training, saved
 from tests.scripts.commands import call
@@ -159,6 +160,34 @@ def test_stages_of_heads_that_depend_on_each_other():
         with torch.no_grad():
             torch.testing.assert_close(logits, model(images, point), rtol=1e-4, atol=1e-4)
     assert sum(stage.macs() for stage in cut) == model.infer(images, "exit2")[1][0]
+
+
+def test_stages_of_exits_on_a_backbone():
+    model = create_model("exits_resnet32", "digits", after=("layer1", "layer2")).eval()
+    cut = stages.cut(export.merged(model), model.points, SHAPE)
+    images = torch.randn(3, *SHAPE)
+    for point, logits in zip(model.points, one_after_the_other(cut, images), strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(logits, model(images, point), rtol=1e-4, atol=1e-4)
+    past_all = dataclasses.replace(model.points[-1], heads=(1, 2))  # tested there, and not left
+    assert sum(stage.macs() for stage in cut) == profile.count_macs(model, SHAPE, past_all)
+
+
+def test_a_network_without_exits_has_a_file_for_each_point(tmp_path):
+    model = create_model("mutualnet_wrn28_10", "digits", depth=10, widen_factor=1, resolution_list=(32, 16))
+    points = (model.point("w0.95-r16"), model.main_point)
+    model.eval().prepare(points, [(torch.randn(8, *SHAPE), None)])
+    pair.write_pair(model, points, tmp_path, "pt2", batch=None)
+    rows = json.loads((tmp_path / "table.json").read_text())["points"]
+    assert [row["point"] for row in rows] == [str(point) for point in points]
+    assert len({row["file"] for row in rows}) == 2
+    assert not any(row.get("after") for row in rows)
+    images = torch.randn(3, *SHAPE)
+    for row, point in zip(rows, points, strict=True):
+        assert row["macs"] == profile.count_macs(model, SHAPE, point)
+        with torch.no_grad():
+            logits = export.load("pt2", tmp_path / row["file"])(images)
+            torch.testing.assert_close(logits, model(images, point), rtol=1e-4, atol=1e-4)
 
 
 # Through the script
