@@ -30,7 +30,7 @@ made.
 - *(disagrees)*: the published figure differs from its own network; the note explains why.
 - Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
 
-{zoo.marked(zoo.block(zoo.PICTURE.name))}
+{zoo.marked(zoo.block())}
 
 {tables.published_tables()}
 """

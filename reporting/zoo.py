@@ -30,6 +30,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ from utils import UserError
 #: batch sizes whose latency the table and the picture show
 BATCHES = (1, 64)
 PICTURE = RESULTS / "zoo.png"
-#: in both pages the table is written between these
+#: in both pages the zoo is written between these
 START, END = "<!-- written by: python3 -m reporting zoo -->", "<!-- end -->"
 TEXTS = ("name", "model", "dataset", "sha256", "command", "commit", "machine", "torch")
 
@@ -112,26 +113,43 @@ def table(records: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def block(picture: str) -> str:
-    """Markdown of the zoo as both pages have it; nothing where there are no networks.
+def _trained(records: Sequence[dict]) -> str:
+    """On what, and for how long."""
+    images = ", ".join(dict.fromkeys(evaluations.data_title(record) for record in records))
+    epochs = ", ".join(dict.fromkeys(f"{record['epochs']} epochs" for record in records))
+    return f"trained by this code on {images} for {epochs}"
 
-    Args:
-        picture: its path from the page.
-    """
+
+def _picture(path: str) -> str:
+    return f"![error against MACs and against latency]({path})"
+
+
+def short_block() -> str:
+    """Markdown of the zoo on the front page: its names and its picture; nothing where there are no networks."""
     records = networks()
     if not records:
         return ""
-    images = ", ".join(dict.fromkeys(evaluations.data_title(record) for record in records))
-    trained = ", ".join(dict.fromkeys(f"{record['epochs']} epochs" for record in records))
+    names = ", ".join(f"`zoo/{record['name']}`" for record in records)
+    text = f"Small networks that need no download, {_trained(records)} each "
+    text += f"([table and commands](results/README.md)); as `--pretrained`: {names}."
+    lines = textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+    return f"{lines}\n\n{_picture(f'results/{PICTURE.name}')}"
+
+
+def block() -> str:
+    """Markdown of the zoo on the page of results; nothing where there are no networks."""
+    records = networks()
+    if not records:
+        return ""
     places = machines(timing for record in records for row in record["rows"] for timing in row["latency"])
-    text = f"Networks in `models/weights/`, trained by this code on {images} for {trained}."
+    text = f"Networks in `models/weights/`, {_trained(records)}."
     if places:
         text += f" Latency: median of a forward pass on {' and '.join(places)}."
     commands = [
         f"{record['command']}  # {record['name']}: commit {record['commit']}, {record['machine']}" for record in records
     ]
     code = "\n".join(["```", *commands, "```"])
-    return f"{text}\n\n{table(records)}\n\n![error against MACs and against latency]({picture})\n\n{code}"
+    return f"{text}\n\n{table(records)}\n\n{_picture(PICTURE.name)}\n\n{code}"
 
 
 def marked(text: str) -> str:
@@ -144,12 +162,12 @@ def pages() -> dict[Path, str]:
     texts = {}
     if not networks():
         return texts
-    for file, picture in ((RESULTS / "README.md", PICTURE.name), (ROOT / "README.md", f"results/{PICTURE.name}")):
+    for file, text in ((RESULTS / "README.md", block()), (ROOT / "README.md", short_block())):
         before, start, rest = file.read_text().partition(START)
         _, end, after = rest.partition(END)
         if not (start and end):
             raise UserError(f"{file} has lost its marks {START} and {END}")
-        texts[file] = f"{before}{marked(block(picture))}{after}"
+        texts[file] = f"{before}{marked(text)}{after}"
     return texts
 
 
