@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What networks are for whose cost can be chosen, in a few minutes: points of a network, single images, budgets, and a
 # training that is interrupted. With the trained networks of the zoo on the test images of CIFAR-10; where that cannot
-# be downloaded, or the zoo has none yet, with small networks that are trained here on the embedded digits.
+# be downloaded, or the zoo lacks one of them, with small networks that are trained here on the embedded digits.
 # If it is interrupted, run it again: it continues where it stopped.
 set -eu
 cd "$(dirname "$0")/.."
@@ -19,7 +19,7 @@ some_widths=w0.25-r16,w0.5-r16,w0.75-r16,w1-r16,w0.5-r32,w0.75-r32,w1-r32
 weights() { printf 'zoo/%s' "$1"; }
 part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
 if [ ! -e "models/weights/$gates.json" ] || ! evaluate "$baseline"; then
-  printf '\nNOTE: the zoo has no networks yet, or CIFAR-10 could not be downloaded: the demonstration goes on with the\n'
+  printf '\nNOTE: the zoo lacks one of these networks, or CIFAR-10 could not be downloaded: this goes on with the\n'
   printf 'embedded digits, 1,797 small images, and with small networks that are trained now, a minute at most for each.\n'
   widths=mutualnet_wrn10_1 gates=dmnn32
   weights() { printf 'checkpoint/demo/%s/best.pth' "$1"; }
