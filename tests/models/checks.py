@@ -108,7 +108,7 @@ def check_classes(case):
 
 
 class QuickShapes(TorchDispatchMode):
-    """On the meta device: gives what batch norms and activations give at once.
+    """On the meta device: gives what batch norms, activations and sums give at once.
 
     torch works their shapes out in Python, through other operations, which takes most of the time of a step.
     """
@@ -117,7 +117,8 @@ class QuickShapes(TorchDispatchMode):
         if args and isinstance(args[0], Tensor) and args[0].is_meta:
             if operation in IN_PLACE:
                 return args[0]
-            if operation in LIKE_FIRST:
+            alike = len(args) == 2 and isinstance(args[1], Tensor) and args[0].shape == args[1].shape
+            if operation in LIKE_FIRST or (operation is aten.add.Tensor and alike):
                 return torch.empty_like(args[0])
             if operation in BATCH_NORMS:
                 x = args[1] if operation is aten.native_batch_norm_backward.default else args[0]
@@ -127,7 +128,7 @@ class QuickShapes(TorchDispatchMode):
 
 
 aten = torch.ops.aten
-IN_PLACE = {aten.relu_.default, aten.hardtanh_.default, aten.clamp_.default}
+IN_PLACE = {aten.relu_.default, aten.hardtanh_.default, aten.clamp_.default, aten.add_.Tensor}
 LIKE_FIRST = {
     *(aten.relu.default, aten.hardtanh.default, aten.threshold_backward.default, aten.hardtanh_backward.default),
     *(aten.sigmoid.default, aten.sigmoid_backward.default),
