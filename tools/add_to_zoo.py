@@ -21,13 +21,14 @@ from engine import cli, run_images
 from images.normalise import USUAL
 from models import Checkpoint, checkpoint_files, registry, zoo
 from models.recorded import zoo_content
+from reporting.curves import machines
 from reporting.evaluations import load_run
 from utils import UserError
 
 #: bytes of a file of weights at most: a clone has all of them
 LARGEST = 1_500_000
-#: flags that say where a command of a training ran, not what it did
-PLACES = ("dataset_path", "save", "resume", "visible_device", "cache")
+#: flags that say where a training ran and how often it was saved, not what it did
+PLACES = ("dataset_path", "save", "resume", "visible_device", "cache", "checkpoint_steps")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         "sha256": hashlib.sha256(weights).hexdigest(),
         "command": command_of(run["command"]),
         "commit": run["code"],
-        "machine": f"{run['device']}, {run['threads']} threads",
+        "machine": machines([run])[0],
         "torch": run["torch"],
         "epochs": flags["epochs"],
         "seed": flags["seed"],
@@ -115,7 +116,7 @@ def _point(row: dict) -> dict:
 
 
 def command_of(command: str) -> str:
-    """The command of a training without the places of the machine that it ran on."""
+    """The command of a training without what concerns the machine that it ran on alone."""
     return re.sub(rf" --(?:{'|'.join(PLACES)})(?:=\S+| (?!--|@)\S+)?", "", command)
 
 

@@ -113,11 +113,12 @@ def test_a_training_becomes_a_row(weights, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(profile, "latency", quick)
     run = tmp_path / "checkpoint" / "small"
     flags = ("--dataset=digits", "--subset=64", "--model=dmnn32", "--depth=8", "--epochs=1")
-    call(monkeypatch, capsys, train_cifar10, *flags, f"--save={run}", "--resume=auto")
+    call(monkeypatch, capsys, train_cifar10, *flags, f"--save={run}", "--resume=auto", "--checkpoint_steps=9")
     add_to_zoo.main([str(run)])
     file, record = weights / "small.pth", json.loads((weights / "small.json").read_text())
     assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert record["command"] == f"python3 train_cifar10.py {' '.join(flags)}"
+    assert record["machine"] == f"{profile.device_name(torch.device('cpu'))}, 1 thread"
     assert record["flags"]["depth"] == 8
     assert {timing["batch"] for timing in record["points"][0]["latency"]} == {1, 64}
     assert str(tmp_path) not in (weights / "small.json").read_text()
