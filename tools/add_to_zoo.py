@@ -26,7 +26,7 @@ from reporting.evaluations import load_run
 from utils import UserError
 
 #: bytes of a file of weights at most: a clone has all of them
-LARGEST = 1_800_000
+LARGEST = 1_500_000
 #: flags that say where a training ran and how often it was saved, not what it did
 PLACES = ("dataset_path", "save", "resume", "visible_device", "cache", "checkpoint_steps")
 
