@@ -13,6 +13,10 @@ import torch._dynamo  # as each optimizer does: once, and not in every process
 import engine
 from engine import processes
 
+# Autograd cannot be forked once it has started threads, which it does if it runs for the first time while a network is
+# compiled: here it has run before.
+torch.ones((), requires_grad=True).backward()
+
 
 def run(count, work, *arguments, dying=(), **environment):
     """What `work(*arguments)` returns in each of `count` processes, in the order of their ranks.

@@ -16,7 +16,7 @@ from tests.engine.runs import digits, fit
 from tests.engine.systems import SYSTEMS
 from tests.models import cases
 
-STEPS = 3
+STEPS = 8
 
 
 def losses_of_steps(model, objective, fast: bool) -> list[float]:

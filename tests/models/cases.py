@@ -117,7 +117,7 @@ class Subject(NamedTuple):
 
     model: AdaptiveModel
     points: tuple[Point, ...]
-    images: Tensor  # (2, 3, side, side)
+    images: Tensor  # (3, 3, side, side)
 
 
 @functools.lru_cache(maxsize=1)
@@ -129,7 +129,7 @@ def subject(case: Case) -> Subject:
     side = smallest_side(model, SMALL_SIDES[case.side])
     model.for_images((3, side, side))
     points = [replace(p, resolution=min(p.resolution, side)) if p.resolution else p for p in few_points(model, side)]
-    images = torch.randn(2, 3, side, side)
+    images = torch.randn(3, 3, side, side)
     ready = model.prepare(tuple(points), [(torch.randn(4, 3, side, side), torch.zeros(4, dtype=torch.int64))])
     return Subject(model.eval(), tuple(ready), images)
 
