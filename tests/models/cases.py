@@ -20,7 +20,7 @@ CLASSES = 7
 #: pixels of an image's side
 SIDES = {"cifar10": 32, "cifar100": 32, "ilsvrc": 224}
 #: sides to try instead, smallest first, where values are computed: heads that pool 7x7 need the whole image
-SMALL_SIDES = {32: (16, 32), 224: (64, 224)}
+SMALL_SIDES = {32: (16, 32), 224: (48, 224)}
 #: flags of a family's builders that make a network small, or give it more than one point
 SMALL_FLAGS = {
     "msdnet": {"nBlocks": 3, "base": 2, "step": 1, "stepmode": "even", "nChannels": 8, "growthRate": 4},
