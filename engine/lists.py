@@ -55,15 +55,18 @@ def checkpoints_text(pattern: str, datasets: Sequence[str]) -> str:
     lines = [f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags"]
     for entry in entries:
         if entry.typed in matching:
-            flags = " ".join(f"--{name}={_typed(value)}" for name, value in entry.flags.items())
+            flags = " ".join(_typed(name, value) for name, value in entry.flags.items())
             error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
             lines.append(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}".rstrip())
             lines += [f"    {entry.note}"] if entry.note else []
     return "\n".join(lines)
 
 
-def _typed(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+def _typed(name: str, value: object) -> str:
+    """A flag as it is typed in a command."""
+    if value is True:
+        return f"--{name}"
+    return f"--{name}={','.join(map(str, value)) if isinstance(value, (tuple, list)) else value}"
 
 
 def recipes() -> dict[str, Path]:

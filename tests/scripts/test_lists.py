@@ -48,3 +48,10 @@ def test_patterns_ignore_case_and_other_data_sets(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, train_ilsvrc, "--list_models", "RESNET18")
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [["ResNet18", "ilsvrc"]]
+
+
+def test_flags_of_a_file_are_those_of_its_command(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, "--list_checkpoints", "zoo/exits_resnet32-heads")
+    assert code == 0
+    flags = out.splitlines()[1].split()[4:]
+    assert set(flags) >= {"--after=layer1.2,layer2.2", "--freeze_backbone"}
