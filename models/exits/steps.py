@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -60,6 +61,10 @@ class Step:
         target: what is called.
         args, kwargs: of the call; `Value` and `Attribute` stand for tensors in them.
         exits: numbers of the exits that need it, from 1.
+
+    Attributes:
+        reads: names of what it is made of.
+        is_simple: whether only its positional arguments themselves are to be filled in, as in most steps.
     """
 
     name: str
@@ -67,14 +72,21 @@ class Step:
     args: tuple
     kwargs: dict
     exits: frozenset[int] = frozenset()
+    reads: frozenset[str] = field(init=False, compare=False, repr=False)
+    is_simple: bool = field(init=False, compare=False, repr=False)
 
-    @property
-    def reads(self) -> set[str]:
-        """Names of what it is made of."""
-        return {part.name for part in parts((self.args, self.kwargs)) if isinstance(part, Value)}
+    def __post_init__(self):
+        stand_ins = [part for part in parts((self.args, self.kwargs)) if isinstance(part, (Value, Attribute))]
+        reads = frozenset(part.name for part in stand_ins if isinstance(part, Value))
+        object.__setattr__(self, "reads", reads)
+        simple = len(stand_ins) == sum(isinstance(part, Value) for part in self.args)
+        object.__setattr__(self, "is_simple", simple)
 
     def run(self, backbone: nn.Module, values: Mapping[str, object]) -> object:
-        args, kwargs = fill(self.args, backbone, values), fill(self.kwargs, backbone, values)
+        if self.is_simple:
+            args, kwargs = [values[part.name] if type(part) is Value else part for part in self.args], self.kwargs
+        else:
+            args, kwargs = fill(self.args, backbone, values), fill(self.kwargs, backbone, values)
         if isinstance(self.target, Module):
             return _get(backbone, self.target.path)(*args, **kwargs)
         if isinstance(self.target, Method):
@@ -145,6 +157,33 @@ class Plan:
     features: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     shared: frozenset[str]
+    _segments: dict[tuple[int, ...], Segment] = field(default_factory=dict, compare=False, repr=False)
+
+    def segment(self, exits: tuple[int, ...]) -> Segment:
+        """What is left to do for the last of these exits behind the others: worked out once."""
+        if exits not in self._segments:
+            *before, exit = exits
+            left = [step for step in self.steps if not step.exits & {*before} and max(step.exits) > max(before, default=0)]
+            todo = [step for step in left if exit in step.exits]
+            later = {name for step in left if exit not in step.exits and max(step.exits) > exit for name in step.reads}
+            needed, calls = {*later, self.features[exit - 1]}, []
+            for step in reversed(todo):
+                calls.append((step, tuple(step.reads - needed)))
+                needed |= step.reads
+            self._segments[exits] = Segment(tuple(reversed(calls)), frozenset(later))
+        return self._segments[exits]
+
+
+class Segment(NamedTuple):
+    """The steps to an exit.
+
+    Args:
+        calls: each step, and the names of the values that nothing reads after it.
+        later: names of the values that later exits need.
+    """
+
+    calls: tuple[tuple[Step, tuple[str, ...]], ...]
+    later: frozenset[str]
 
 
 class StepWalk(Walk):
@@ -154,7 +193,8 @@ class StepWalk(Walk):
     """
 
     def __init__(self, backbone: nn.Module, plan: Plan, images: Tensor):
-        self.backbone, self.plan, self.left = backbone, plan, plan.steps
+        self.backbone, self.plan = backbone, plan
+        self.exits: tuple[int, ...] = ()  # that it has been to
         self.values: dict[str, object] = {plan.images: images}
         self.feature = plan.images
 
@@ -171,18 +211,15 @@ class StepWalk(Walk):
 
     def to(self, exit):
         """What the module with that exit made; at the last exit the backbone's logits."""
-        todo = [step for step in self.left if exit in step.exits]
-        self.left = [step for step in self.left if exit not in step.exits and max(step.exits) > exit]
+        self.exits = (*self.exits, exit)
         self.feature = self.plan.features[exit - 1]
-        later = {name for step in self.left for name in step.reads}
-        last = {name: place for place, step in enumerate(todo) for name in step.reads}
-        for place, step in enumerate(todo):
+        segment = self.plan.segment(self.exits)
+        for step, spent in segment.calls:
             self.values[step.name] = step.run(self.backbone, self.values)
-            for name in step.reads:
-                if last[name] == place and name not in later and name != self.feature:
-                    del self.values[name]
+            for name in spent:
+                del self.values[name]
         feature = self.values[self.feature]
-        self.values = {name: value for name, value in self.values.items() if name in later}
+        self.values = {name: value for name, value in self.values.items() if name in segment.later}
         return feature
 
     def replace(self, x):

@@ -46,14 +46,20 @@ def loss_parts(model, fixture, images, labels):
 
 @pytest.mark.parametrize("fixture", TRAINED, ids=name)
 def test_parity_of_losses_gradients_and_second_step(fixture):
+    try:
+        check_step(fixture, torch.float32)
+    except AssertionError:  # of some processors gradients deviate more than the reference's: without rounding, then
+        check_step(fixture, torch.float64)
+
+
+def check_step(fixture, dtype):
     record, noise = fixture["train"], fixture["train"]["float32_noise"]
-    # in float64: the reference's float32 gradients deviate from it less than those of some processors
-    model = check.fill_model(build(fixture), fixture).double().train()
+    model = check.fill_model(build(fixture), fixture).to(dtype).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     batch = len(record["logits"] if "logits" in record else record["outputs"]["logits_l2"])
-    images = fill.parity_input((batch, *fixture["input"]["shape"][1:])).double()
+    images = fill.parity_input((batch, *fixture["input"]["shape"][1:])).to(dtype)
     labels = fill.parity_labels(batch, fixture["args"]["num_classes"])
     weight_decay = float(record["after_one_step"]["how"].partition("weight_decay ")[2].partition(")")[0])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=weight_decay)
