@@ -1,7 +1,10 @@
-"""Rules of style that the linter does not check: the length of test names and of modules, tests included."""
+"""Rules that the linter does not check: the length of test names and of modules, and that groups of tests are kept."""
 
+import os
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -20,3 +23,10 @@ def test_no_module_is_longer_than_400_lines():
     modules = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in modules}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+@pytest.mark.xdist_group("kept")
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+def test_groups_of_tests_are_kept_together(request):
+    """Some releases of pytest and pytest-xdist ignore groups, and what their tests share is made again and again."""
+    assert request.node.nodeid.endswith("@kept")
