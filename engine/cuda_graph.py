@@ -5,8 +5,8 @@ A graph is recorded once; afterwards none of its Python code runs. So what is re
 changes from step to step in tensors (images, labels, learning rate), and decide nothing on the host.
 
 Steps that are all alike are one graph. Where each step draws its sub-networks, the pass of each of them (forward, loss,
-backward) is a graph and the optimizer's step is another, and their gradients stay in place. So it is with several
-processes, which exchange gradients between the two.
+backward) is a graph and the optimizer's step is another, and their gradients stay in place. So it is where gradients of
+several batches are added up, and with several processes, which exchange gradients between the two.
 """
 
 from __future__ import annotations
@@ -126,8 +126,6 @@ def obstacle(objective: Objective, device: torch.device, recipe: Recipe, world_s
     """Why the steps of a recipe cannot be captured, as the end of a sentence; None where they can."""
     reasons = {
         "needs a GPU": device.type != "cuda",
-        "needs identical steps: leave --accumulate out": recipe.accumulate > 1,
-        "needs --amp=bf16 or off": recipe.amp == "fp16",
         "needs a process for each GPU: add --parallel=process": world_size == 1 and torch.cuda.device_count() > 1,
         "is for one process where the optimizer steps after every loss": world_size > 1 and objective.step_per_loss,
     }

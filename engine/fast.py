@@ -199,7 +199,7 @@ def settle(trainer: Trainer) -> None:
             model, objective, lambda: next(trainer.data.train.epoch(trainer.epoch, trainer.step)), recipe, steps
         )
         if open_question and worth_compiling(model, objective, ways, seconds, steps):
-            ways.compile = True if objective.draws or recipe.accumulate > 1 else None
+            ways.compile = True if objective.draws else None
     elif not open_question:
         ways = replace(ways, amp=ways.amp if recipe.fast else recipe.amp, compile=recipe.compile)
     trainer.ways, trainer.recipe = ways, replace(recipe, amp=ways.amp, compile=ways.compile)

@@ -83,7 +83,8 @@ class Trainer:
             self.forms = {"recorded": self.model, "compiled and recorded": self.wrapped}
         self.recorder = cuda_graph.CudaRecorder() if recipe.cuda_graph else None
         # parts of a step that are recorded one by one leave their gradients where they were
-        self.keeps_gradients = bool(recipe.cuda_graph) and (objective.draws or torch.distributed.is_initialized())
+        in_parts = objective.draws or recipe.accumulate > 1 or torch.distributed.is_initialized()
+        self.keeps_gradients = bool(recipe.cuda_graph) and in_parts
         self.captured: cuda_graph.CapturedStep | FasterStep | None = None
         self.ways: Ways | None = None  # see `fast.settle`
         self.total = torch.zeros((), device=device)  # of a step's losses
@@ -260,11 +261,10 @@ class Trainer:
         self._set_rate(self.recipe.rate(self.epoch * steps + self.step, steps))
         self.step += 1
         images = self.ways.images(images) if self.ways else images
-        update = self.step % self.recipe.accumulate == 0 or self.step == steps
         if (self.recipe.compile or self.captured) and len(images) < self.data.train.batch_size // world_size():
             # compiling once more for a smaller last batch would cost more than it saves, and a graph has one shape
-            return self.make_step(self.model, images, labels, update)
-        return self.captured(images, labels) if self.captured else self.make_step(self.wrapped, images, labels, update)
+            return self.make_step(self.model, images, labels)
+        return self.captured(images, labels) if self.captured else self.make_step(self.wrapped, images, labels)
 
     def _set_rate(self, rate: float) -> None:
         self.rate = rate
@@ -275,28 +275,26 @@ class Trainer:
             else:
                 group["lr"] = scaled
 
-    def make_step(
-        self, model: nn.Module, images: Tensor, labels: Tensor, update: bool = True, run: Callable = run_at_once
-    ) -> Tensor:
+    def make_step(self, model: nn.Module, images: Tensor, labels: Tensor, run: Callable = run_at_once) -> Tensor:
         """`train_step` on the device alone.
 
         Args:
             model: the form of the network to make it with.
-            update: whether the optimizer steps after the last loss.
             run: runs each part of the step that can be recorded by itself, given what tells it from others.
         """
         self.total.zero_()
         for key, losses in parts_of(self.objective, model, images, labels, self.recipe.amp, self.recipe.sync_bn):
             run(key, partial(self._backward, losses))
-        if update and not self.objective.step_per_loss:
+        whole = self.step % self.recipe.accumulate == 0 or self.step == len(self.data.train)
+        if whole and not self.objective.step_per_loss:
             self.gradients.average()
             run("update", self._update)
         return self.total
 
     def _step_to_capture(self, model: nn.Module, images: Tensor, labels: Tensor, run: cuda_graph.Runner) -> Tensor:
-        """`make_step` as one recording; as one for each part where parts differ or gradients are exchanged."""
+        """`make_step` as one recording; as one for each part where parts differ or gradients outlast them."""
         if self.keeps_gradients:
-            return self.make_step(model, images, labels, True, run)
+            return self.make_step(model, images, labels, run)
         return run("step", partial(self.make_step, model, images, labels))
 
     def _backward(self, losses: Iterator[Tensor]) -> None:

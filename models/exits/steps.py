@@ -163,7 +163,9 @@ class Plan:
         """What is left to do for the last of these exits behind the others: worked out once."""
         if exits not in self._segments:
             *before, exit = exits
-            left = [step for step in self.steps if not step.exits & {*before} and max(step.exits) > max(before, default=0)]
+            left = [
+                step for step in self.steps if not step.exits & {*before} and max(step.exits) > max(before, default=0)
+            ]
             todo = [step for step in left if exit in step.exits]
             later = {name for step in left if exit not in step.exits and max(step.exits) > exit for name in step.reads}
             needed, calls = {*later, self.features[exit - 1]}, []

@@ -77,11 +77,32 @@ def test_gradients_between_captured_parts_stay_in_place(tape):
     assert [each.replays for each in tape[0].recordings] == [5, 5]  # all losses, and the optimizer's step
 
 
+def test_accumulated_gradients_stay_in_place(tape):
+    check_equal("embedded", sizes=(8,) * 14 + (3,) + (8,) * 5, accumulate=3)
+    assert [each.replays for each in tape[0].recordings] == [16, 4]  # all losses, and the optimizer's step
+
+
+@pytest.mark.parametrize("system", ["shared-basis", "slimmable"])
+def test_scaled_losses_are_captured_with_the_scale(system, tape):
+    """Autocast leaves float64 as it is; losses are scaled, and gradients scaled back, within what is recorded."""
+    check_equal(system, sizes=(8,) * 9, amp="fp16", clip_grad_norm=1.0)
+    assert max(each.replays for each in tape[0].recordings) >= 5
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(("system", "compiled"), [(name, compiled) for name in SYSTEMS for compiled in (False, True)])
 def test_a_cuda_graph_trains_as_a_step_that_is_run(system, compiled):
     check_equal(system, torch.device("cuda"), compile=compiled)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    "recipe", [{"amp": "fp16", "clip_grad_norm": 1.0}, {"accumulate": 2}], ids=["fp16", "accumulate"]
+)
+def test_scaled_and_accumulated_steps_are_captured(recipe):
+    check_equal("embedded", torch.device("cuda"), sizes=(8,) * 10, **recipe)
 
 
 def test_a_captured_and_resumed_run_equals_a_plain_one(tmp_path, tape, monkeypatch):
@@ -130,8 +151,6 @@ def test_a_step_that_reads_a_value_cannot_be_recorded(tape):
     ("objective", "device", "options", "processes", "reason"),
     [
         (Objective(), "cpu", {}, 1, "needs a GPU"),
-        (Objective(), "cuda", {"accumulate": 2}, 1, "leave --accumulate out"),
-        (Objective(), "cuda", {"amp": "fp16"}, 1, "--amp=bf16"),
         (EmbeddedLoss(two_steps=True), "cuda", {}, 2, "one process"),
     ],
 )
