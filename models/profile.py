@@ -125,11 +125,12 @@ _WITHOUT_MACS = frozenset(
 )
 
 
-class _CallCounter(TorchFunctionMode):
+class CallCounter(TorchFunctionMode):
     """Adds up multiply-accumulates, and the elements that some functions read, each where a model calls it.
 
     What torch makes of a call differs between releases (a batch norm becomes operations of other names). A call
-    that is made while another is handled does not come here, so nothing counts twice.
+    that is made while another is handled does not come here, so nothing counts twice. On the meta device what keeps the
+    shape of its input, as a batch norm, is left out: torch works such shapes out in Python.
     """
 
     def __init__(self, functions: Iterable[Callable] = ()):
@@ -212,7 +213,7 @@ def _check_static(point: Point) -> None:
 
 def count_elements(model: AdaptiveModel, shape: Sequence[int], point: Which, functions: Iterable[Callable]) -> int:
     """Elements that `functions` (such as `F.relu`) read in one forward pass of one image at `point`."""
-    calls = _CallCounter(functions)
+    calls = CallCounter(functions)
     with evaluating(model):
         _run_on_meta(model, (1, *shape), model.point(point), calls)
     return calls.elements
@@ -225,7 +226,7 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
     cache = model.__dict__.setdefault("_counts", {})
     key = (point, tuple(shape))
     if key not in cache:
-        calls = _CallCounter((F.batch_norm, torch.batch_norm))
+        calls = CallCounter((F.batch_norm, torch.batch_norm))
         with evaluating(model):
             _run_on_meta(model, (1, *shape), point, calls)
         cache[key] = calls.macs, calls.elements
@@ -242,7 +243,7 @@ def check_side(model: AdaptiveModel, side: int, point: Point) -> None:
     def works(side: int) -> bool:
         try:
             with evaluating(model):
-                _run_on_meta(model, (1, 3, side, side), point, _CallCounter())
+                _run_on_meta(model, (1, 3, side, side), point, CallCounter())
         except RuntimeError:
             return False
         return True
@@ -295,7 +296,7 @@ def check_training_batch(model: AdaptiveModel, shape: Sequence[int], images: int
             ) from error
 
 
-def _run_on_meta(model: nn.Module, shape: Sequence[int], point: Which, calls: _CallCounter | None = None) -> None:
+def _run_on_meta(model: nn.Module, shape: Sequence[int], point: Which, calls: CallCounter | None = None) -> None:
     """Run the network on images of `shape` (N, C, H, W) without arithmetic, its own tensors untouched."""
     # each module once, under one of its names: functional_call would not put back a tensor that it met twice
     tensors = {

@@ -46,8 +46,9 @@ def authors_costs(model, shape: Sequence[int] | None = None) -> list[Cost]:
     costs, start, heads = [], counter.macs, 0
     walk, carry = model.start_walk(images), None
     for exit, (total, params) in enumerate(totals, start=1):
-        x, before = walk.to(exit), counter.macs
-        _, carry = model.head(exit, x, carry)
+        with counter.quickly:
+            x, before = walk.to(exit), counter.macs
+            _, carry = model.head(exit, x, carry)
         together = counter.macs - start
         costs.append(Cost(total, together if model.heads_depend else together - heads, together, params))
         heads += counter.macs - before
@@ -70,6 +71,7 @@ class _Counter:
 
     def __init__(self, model: nn.Module):
         self.macs = self.params = 0
+        self.quickly = profile.CallCounter()  # a context in which shapes are found without much of torch's Python
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(self._add)
@@ -89,10 +91,12 @@ class _Counter:
 def _totals(model, images: Tensor, counter: _Counter) -> Iterator[tuple[int, int]]:
     """MACs and parameters behind every exit, run without lazy evaluation as the authors' networks do."""
     trunk = model.trunk
-    maps, carry = trunk.stem(images), None
+    with counter.quickly:
+        maps, carry = trunk.stem(images), None
     parts = iter(zip(trunk.layout.parts, trunk.parts, strict=True))
     for exit, block in enumerate(trunk.layout.blocks, start=1):
-        for part, module in itertools.islice(parts, len(block)):
-            module.advance(maps, range(trunk.layout.scales - 1, part.finest_out - 1, -1))
-        _, carry = model.head(exit, maps[-1], carry)
+        with counter.quickly:
+            for part, module in itertools.islice(parts, len(block)):
+                module.advance(maps, range(trunk.layout.scales - 1, part.finest_out - 1, -1))
+            _, carry = model.head(exit, maps[-1], carry)
         yield counter.macs, counter.params

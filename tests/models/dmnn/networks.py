@@ -18,11 +18,11 @@ def run(model, images, **point):
 def small_network(name):
     torch.manual_seed(0)
     if name == "resnet":
-        model, side = create_model("dmnn50", "cifar100", num_paths=3), 32
+        model, side = create_model("dmnn50", "cifar100", num_paths=3), 16
     elif name == "mobilenet":
-        model, side = create_model("dmnn_mobilenetv2", "ilsvrc", num_paths=4), 64
+        model, side = create_model("dmnn_mobilenetv2", "ilsvrc", num_paths=4), 32
     else:
-        model, side = create_model("convnet_aig110", "cifar100"), 32
+        model, side = create_model("convnet_aig110", "cifar100"), 16
     for module in model.modules():  # so that no path is negligible
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
