@@ -42,7 +42,7 @@ step() { # NAME SECONDS WORDS...: `python3 WORDS`, in at most so many seconds
 train() { # RECIPE SECONDS FLAGS...
   local name=$1 most=$2
   shift 2
-  [ -z "${QUICK:-}" ] || set -- "$@" --epochs=1 --dataset=digits --subset=256 --batch_size=64
+  [ -z "${QUICK:-}" ] || set -- "$@" --epochs=1 --dataset=digits --subset=256 --valid=100 --batch_size=64
   step "train-$name" "$most" train_cifar10.py "@recipes/$name" --fast --resume=auto --save="$out/$name" \
     ${DATA:+--dataset_path="$DATA"} "$@"
 }
