@@ -128,9 +128,8 @@ _WITHOUT_MACS = frozenset(
 class CallCounter(TorchFunctionMode):
     """Adds up multiply-accumulates, and the elements that some functions read, each where a model calls it.
 
-    What torch makes of a call differs between releases (a batch norm becomes operations of other names). A call
-    that is made while another is handled does not come here, so nothing counts twice. On the meta device what keeps the
-    shape of its input, as a batch norm, is left out: torch works such shapes out in Python.
+    What torch makes of a call differs between releases (a batch norm becomes operations of other names). A call that is
+    made while another is handled does not come here: nothing counts twice. What keeps its input's shape is not run.
     """
 
     def __init__(self, functions: Iterable[Callable] = ()):
