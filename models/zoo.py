@@ -7,7 +7,6 @@ norms and their statistics in 32.
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 
@@ -51,8 +50,7 @@ def path_of(name: str) -> Path | None:
     names = {entry.name.lower(): entry for entry in entries()}
     if entry := names.get(name.lower()):
         return Path(entry.file)
-    close = difflib.get_close_matches(name.lower(), names, n=3)
-    listed = [names[key].name for key in close or names]
+    listed = [entry.name for entry in names.values()]
     raise ValueError(
         f"the zoo has no network {name}"
         + (f"; it has {', '.join(listed)}" if listed else " yet; bash recipes/zoo.sh trains it")
