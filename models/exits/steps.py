@@ -157,7 +157,7 @@ class Plan:
     features: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     shared: frozenset[str]
-    _segments: dict[tuple[int, ...], Segment] = field(default_factory=dict, compare=False, repr=False)
+    _segments: dict[tuple[int, ...], Segment] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def segment(self, exits: tuple[int, ...]) -> Segment:
         """What is left to do for the last of these exits behind the others: worked out once."""

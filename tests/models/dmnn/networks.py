@@ -20,7 +20,7 @@ def small_network(name):
     if name == "resnet":
         model, side = create_model("dmnn50", "cifar100", num_paths=3), 16
     elif name == "mobilenet":
-        model, side = create_model("dmnn_mobilenetv2", "ilsvrc", num_paths=4), 32
+        model, side = create_model("dmnn_mobilenetv2", "ilsvrc", num_paths=4), 64
     else:
         model, side = create_model("convnet_aig110", "cifar100"), 16
     for module in model.modules():  # so that no path is negligible

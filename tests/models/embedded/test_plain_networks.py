@@ -40,7 +40,7 @@ def test_torchvision_weights_give_torchvision_logits(name, theirs):
 @pytest.mark.parametrize(("name", "dataset"), SMALL)
 def test_an_extracted_point_keeps_its_logits_and_nothing_else(name, dataset, tmp_path):
     model = seeded(name, dataset)
-    images, _ = batch(1, 32)
+    images, _ = batch(1, 64 if dataset == "ilsvrc" else 32)
     for point in (model.points[0], model.points[len(model.points) // 2], model.points[-1]):
         alone = model.extract(point)
         torch.save(extracted_content(model, point, {}), tmp_path / "alone.pth")
@@ -56,7 +56,7 @@ def test_an_extracted_point_keeps_its_logits_and_nothing_else(name, dataset, tmp
 @pytest.mark.parametrize(("name", "dataset"), SMALL)
 def test_folding_keeps_the_logits_of_every_point(name, dataset):
     model = seeded(name, dataset)
-    images, _ = batch(1, 32)
+    images, _ = batch(1, 64 if dataset == "ilsvrc" else 32)
     folded = model.fold()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     with torch.no_grad():
