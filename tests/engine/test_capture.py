@@ -20,14 +20,8 @@ CPU = torch.device("cpu")
 ALIKE = [name for name, make in SYSTEMS.items() if not make()[1].draws]
 
 
-def steps_of(model, objective, device=CPU, sizes=(8,) * 7, parts=False, seed=1, **recipe) -> tuple[list[float], dict]:
-    """The engine's losses of steps on different noise with a falling rate, and the objective's means.
-
-    Args:
-        sizes: of the batches; what is captured has 8 images.
-        parts: capture backward and update one by one, as where gradients are exchanged between them.
-        seed: of the noise.
-    """
+def trainer_of(model, objective, device=CPU, parts=False, **recipe) -> engine.Trainer:
+    """A trainer at the start of its first epoch, whose rate falls from step to step; see `steps_of`."""
     recipe = engine.Recipe(1, 0.02, weight_decay=5e-4, lr_schedule="linear", **recipe)
     torch.manual_seed(0)  # the generator of several processes' draws begins here
     trainer = engine.Trainer(model, objective, dataloader.cifar("digits", None, 8, device), None, recipe, device)
@@ -36,6 +30,18 @@ def steps_of(model, objective, device=CPU, sizes=(8,) * 7, parts=False, seed=1, 
     trainer.begin_epoch()
     torch.manual_seed(0)
     objective.generator.manual_seed(0)  # of several processes it is not torch's
+    return trainer
+
+
+def steps_of(model, objective, device=CPU, sizes=(8,) * 7, parts=False, seed=1, **recipe) -> tuple[list[float], dict]:
+    """The engine's losses of steps on different noise with a falling rate, and the objective's means.
+
+    Args:
+        sizes: of the batches; what is captured has 8 images.
+        parts: capture backward and update one by one, as where gradients are exchanged between them.
+        seed: of the noise.
+    """
+    trainer = trainer_of(model, objective, device, parts, **recipe)
     generator, dtype = torch.Generator().manual_seed(seed), next(model.parameters()).dtype
     losses = []
     for size in sizes:
@@ -87,6 +93,24 @@ def test_scaled_losses_are_captured_with_the_scale(system, tape):
     """Autocast leaves float64 as it is; losses are scaled, and gradients scaled back, within what is recorded."""
     check_equal(system, sizes=(8,) * 9, amp="fp16", clip_grad_norm=1.0)
     assert max(each.replays for each in tape[0].recordings) >= 5
+
+
+def test_a_recorded_step_leaves_out_gradients_that_overflow(tape):
+    torch.manual_seed(0)
+    model, objective = SYSTEMS["shared-basis"]()
+    trainer = trainer_of(model.double(), objective, amp="fp16", cuda_graph=True)
+    images, labels = torch.randn(8, 3, 24, 24, dtype=torch.float64), torch.randint(4, (8,))
+    for _ in range(5):
+        trainer.train_step(images, labels)
+    before, scale = [parameter.clone() for parameter in model.parameters()], trainer.scaler.get_scale()
+    trainer.train_step(torch.full_like(images, torch.inf), labels)
+    torch.testing.assert_close(list(model.parameters()), before, rtol=0, atol=0)
+    assert trainer.scaler.get_scale() == scale / 2
+    trainer.train_step(images, labels)
+    after = list(model.parameters())
+    assert all(parameter.isfinite().all() for parameter in after)
+    assert not any(torch.equal(*pair) for pair in zip(after, before, strict=True))
+    assert [each.replays for each in tape[0].recordings] == [4]
 
 
 @pytest.mark.cuda
