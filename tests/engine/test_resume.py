@@ -7,6 +7,7 @@ from torch import nn
 import engine
 from models import Checkpoint
 from tests.engine.runs import CPU, Both, Tiny, digits, fit
+from tests.parity import check
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"accumulate": 2}, {"lr_schedule": "cosine"}])
@@ -36,8 +37,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, options):
     step = torch.load(tmp_path / "stopped" / "last.pth", weights_only=True)["training"]["step"]
     assert step > 0, "the test must stop within an epoch"
     resumed, again = fit(tmp_path / "stopped", epochs=3, resume="auto", **options)
-    for key, value in straight.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert check.holds(resumed, straight.state_dict())
     assert again == best
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("straight", "stopped")]
     strip = [[line.partition('"train"')[2] for line in log] for log in logs]

@@ -24,6 +24,7 @@ from models import (
     registry,
 )
 from tests.models.files import saved
+from tests.parity import check
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def source():
 def loads(path, source):
     other = create_model("ResNet20")
     load_checkpoint(other, path)
-    return all(torch.equal(value, other.state_dict()[key]) for key, value in source.state_dict().items())
+    return check.holds(other, source.state_dict())
 
 
 # Networks of torchvision
@@ -243,10 +244,11 @@ def test_new_head_takes_everything_but_the_classes(tmp_path, name, flags):
         load_checkpoint(model, path)
     fresh = {key: value.clone() for key, value in model.state_dict().items()}
     load_checkpoint(model, path, new_head=True)
-    heads = [key for key, value in theirs.state_dict().items() if value.shape != fresh[key].shape]
+    loaded = theirs.state_dict()
+    heads = [key for key, value in loaded.items() if value.shape != fresh[key].shape]
     assert heads
     for key, value in model.state_dict().items():
-        assert torch.equal(value, fresh[key] if key in heads else theirs.state_dict()[key]) or "running" in key, key
+        assert torch.equal(value, fresh[key] if key in heads else loaded[key]) or "running" in key, key
 
 
 def test_new_head_is_new_for_equally_many_classes(tmp_path):

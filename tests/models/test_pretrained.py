@@ -10,6 +10,7 @@ from models import Checkpoint, create_model, published
 from models.adaptive import AdaptiveModel
 from models.built import MadeFor
 from tests.models.files import content_of_training, saved
+from tests.parity import check
 from utils import UserError
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -43,7 +44,7 @@ def test_weights_bring_images_classes_and_flags(tmp_path, pictures):
     model = create_model("ResNet32_SharedOnly", "cifar10", pretrained=file)
     assert model.classes == ["heron", "newt", "owl"]
     assert model.built_as.flags == {"shared_rank": 8}
-    assert all(torch.equal(value, made.state_dict()[key]) for key, value in model.state_dict().items())
+    assert check.holds(made, model.state_dict())
     wanted = dataloader.image_files(pictures, "cifar10", "cpu", 32, 32, MEAN, STD)
     torch.testing.assert_close(model.transforms(Image.open(pictures[0])), wanted[0], rtol=0, atol=1e-6)
 

@@ -60,6 +60,12 @@ def fill_model(model, fixture, scale=1.0):
     return model
 
 
+def holds(model, weights):
+    """Whether a network's state dict has all of these tensors, bit for bit."""
+    own = model.state_dict()
+    return all(torch.equal(own[key], value) for key, value in weights.items())
+
+
 def images(fixture):
     """The fixture's input batch (N, C, H, W)."""
     return fill.parity_input(fixture["input"]["shape"], fixture["input"].get("seed", 0))

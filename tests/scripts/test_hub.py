@@ -14,6 +14,7 @@ import hubconf
 from models import create_model, list_models
 from models.adaptive import BuiltAs
 from models.meta import on_meta
+from tests.parity import check
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -73,7 +74,7 @@ def test_a_file_knows_its_data_set_flags_and_classes(tmp_path):
     torch.save({"net_state_dict": model.state_dict(), "training": {"flags": flags, "classes": ["a", "b", "c"]}}, file)
     loaded = hubconf.ResNet34_SingleShared(pretrained=str(file))
     assert loaded.built_as == BuiltAs("ResNet34_SingleShared", "ilsvrc", {"shared_rank": 4, "unique_rank": 1}, 3)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    assert check.holds(model, loaded.state_dict())
     with pytest.raises(ValueError, match="not a checkpoint of this ResNet34_DoubleShared"):
         hubconf.ResNet34_DoubleShared(dataset="ilsvrc", pretrained=str(file))
 

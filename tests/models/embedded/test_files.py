@@ -6,6 +6,7 @@ import torch
 from models import create_model, load_checkpoint
 from models.state_dicts import load_state
 from tests.models.embedded.networks import batch, seeded
+from tests.parity import check
 
 
 def plain_file(tmp_path, name, dataset):
@@ -41,7 +42,7 @@ def test_an_embedded_file_is_loaded_without_the_flag(tmp_path):
     torch.save(model.state_dict(), tmp_path / "file.pth")
     other = create_model("ResNet32_ADN")
     load_checkpoint(other, tmp_path / "file.pth")
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+    assert check.holds(other, model.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def test_torchvision_weights_give_torchvision_logits(name, theirs):
     images, _ = batch(2, 64)
     with torch.no_grad():
         assert check.relative(model.eval()(images), reference(images)) < 1e-5
-        for key, value in model.state_dict().items():
-            assert torch.equal(value, model.state_dict()[key.replace("_skip", "")])
+    weights = model.state_dict()
+    assert all(torch.equal(value, weights[key.replace("_skip", "")]) for key, value in weights.items())
 
 
 @pytest.mark.parametrize(("name", "dataset"), SMALL)

@@ -11,6 +11,7 @@ from models.exit_losses import kl_divergence
 from models.layers import rescale_gradient
 from models.state_dicts import load_state
 from tests.models.msdnet.networks import SMALL, small
+from tests.parity import check
 
 
 def test_equilibrium_balances_gradients_and_keeps_forward_values():
@@ -48,9 +49,8 @@ def test_a_stage_one_file_starts_stage_two_under_every_prefix(tmp_path):
             warnings.simplefilter("always")
             Checkpoint.open(tmp_path / "stage1.pth").load_into(model)
         assert bool(caught) == ("net." not in prefix)  # new heads without weights are no silent matter
-        for key, value in stage_one.state_dict().items():
-            assert torch.equal(model.state_dict()[f"net.module.{key}"], value)
-        assert all(torch.equal(model.state_dict()[key], value) for key, value in own.items())
+        trained = {f"net.module.{key}": value for key, value in stage_one.state_dict().items()}
+        assert check.holds(model, trained | own)
 
 
 def test_a_mismatched_stage_one_file_is_one_sentence():
