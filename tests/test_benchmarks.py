@@ -13,11 +13,12 @@ import torch
 import engine
 from benchmarks import __main__ as benchmarks
 from benchmarks import fast, timing
+from tests.selection import few
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", benchmarks.NAMES)
+@pytest.mark.parametrize("name", few(benchmarks.NAMES, quick=lambda name: name in ("embedded", "slimmable", "saves")))
 def test_every_script_runs_alone_and_prints_lines_of_the_table(name, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     monkeypatch.setattr(engine, "start_device", lambda: CPU)

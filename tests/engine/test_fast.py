@@ -15,6 +15,7 @@ from models import create_objective
 from tests.engine.runs import digits, fit
 from tests.engine.systems import SYSTEMS
 from tests.models import cases
+from tests.selection import few
 
 STEPS = 8
 
@@ -51,12 +52,13 @@ def compare_fast_with_plain(model, objective, monkeypatch):
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", few(SYSTEMS, quick=lambda system: system in ("embedded", "dmnn")))
 def test_fast_training_equals_plain_training(system, monkeypatch):
     torch.manual_seed(0)
     compare_fast_with_plain(*SYSTEMS[system](), monkeypatch)
 
 
+@pytest.mark.exhaustive
 def test_fast_training_of_further_systems_equals_plain(monkeypatch):
     known = {"plain", *(system.replace("-", "_") for system in SYSTEMS)}  # a plain network is a graph as any other
     for case in cases.cases_of_further_systems(known):

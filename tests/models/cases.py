@@ -93,6 +93,13 @@ def small_cases() -> list[Case]:
     return [Case(min(entries, key=depth), small=True) for entries in alike(DEPTHS)]
 
 
+def quick_and_further(networks: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """Those on small images and one more for each objective that has none of them; the others."""
+    first = {(case.entry.system, case.entry.objective): case for case in sorted(networks, key=lambda case: -case.side)}
+    quick = [case for case in networks if case.side == 32 or case in first.values()]
+    return quick, [case for case in networks if case not in quick]
+
+
 def alike(ignored: Sequence[str] = ()) -> list[list[registry.Entry]]:
     """Groups of names for one network and one objective, such as those of CIFAR-10 and CIFAR-100.
 

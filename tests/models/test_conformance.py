@@ -5,10 +5,10 @@ import pytest
 from tests.models import cases, checks
 
 
-def pairs(networks, promises):
+def pairs(networks, promises, *marks):
     """All checks of a network one after the other in one process, because they share it."""
     return [
-        pytest.param(case, check, id=f"{case}-{check.__name__}", marks=pytest.mark.xdist_group(f"{case}"))
+        pytest.param(case, check, id=f"{case}-{check.__name__}", marks=[pytest.mark.xdist_group(f"{case}"), *marks])
         for case in networks
         for check in promises
     ]
@@ -19,6 +19,12 @@ def test_a_network_keeps_its_promises(case, check):
     check(case)
 
 
-@pytest.mark.parametrize(("case", "check"), pairs(cases.small_cases(), checks.WITH_VALUES))
+QUICK, FURTHER = cases.quick_and_further(cases.small_cases())
+
+
+@pytest.mark.parametrize(
+    ("case", "check"),
+    pairs(QUICK, checks.WITH_VALUES) + pairs(FURTHER, checks.WITH_VALUES, pytest.mark.exhaustive),
+)
 def test_a_network_computes_what_it_promises(case, check):
     check(case)

@@ -14,6 +14,7 @@ from models import create_model, profile
 from models.deploy import export
 from tests.models import cases, checks
 from tests.scripts.commands import call
+from tests.selection import few
 from utils import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def small(system):
     return model.eval(), point
 
 
-@systems
+@pytest.mark.parametrize("system", few(SMALL, quick=lambda system: system not in ("shared_basis", "dmnn")))
 def test_a_program_equals_the_network_for_any_number_of_images(system, tmp_path):
     model, point = small(system)
     network = export.AtPoint(model, point, SHAPE)

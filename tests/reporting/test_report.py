@@ -15,6 +15,7 @@ from tests.reporting.folders import evaluation
 
 ROOT = Path(__file__).parents[2]
 ROWS = published.published_rows()
+LARGE = [("ilsvrc", "msdnet"), ("ilsvrc", "IMTA_MSDNet")]
 
 
 def networks():
@@ -23,7 +24,10 @@ def networks():
     for row in ROWS:
         if row.model:
             rows.setdefault((row.dataset, row.model, row.flags), []).append(row)
-    return [pytest.param(rows, id=" ".join(network).strip()) for network, rows in rows.items()]
+    return [
+        pytest.param(rows, id=" ".join(key).strip(), marks=[pytest.mark.exhaustive] if key[:2] in LARGE else [])
+        for key, rows in rows.items()
+    ]
 
 
 @pytest.mark.xdist_group("published")

@@ -9,6 +9,7 @@ import torch
 
 import train_cifar10
 from tests.scripts.commands import QUICK, begun, call, command, shell
+from tests.selection import exhaustive
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
@@ -34,7 +35,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch,
     assert one["training"]["best"] == two["training"]["best"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [exhaustive(signal.SIGINT), signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
     run = begun(tmp_path / "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run.send_signal(number)
@@ -45,6 +46,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(tmp_path, number):
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["training"]["epoch"] >= 1
 
 
+@pytest.mark.exhaustive
 def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
     run = begun(tmp_path / "run", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     run.send_signal(signal.SIGINT)

@@ -83,6 +83,7 @@ def test_importing_a_script_changes_no_handler():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.exhaustive
 def test_a_closed_terminal_saves_like_sigterm(tmp_path):
     run = begun(tmp_path / "run", stdout=subprocess.PIPE, text=True)
     run.send_signal(signal.SIGHUP)

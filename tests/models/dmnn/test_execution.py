@@ -11,6 +11,9 @@ from models.dmnn import gates
 from models.meta import on_meta
 from tests.models.dmnn.networks import run, small_network
 from tests.parity import check
+from tests.selection import exhaustive
+
+NETWORKS = pytest.mark.parametrize("name", [exhaustive("resnet"), "mobilenet", "aig"])
 
 
 def set_gates(model, choose):
@@ -24,8 +27,8 @@ def set_gates(model, choose):
         block.decide = decide
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", ["resnet", "mobilenet", "aig"])
+@pytest.mark.parametrize("layout", [exhaustive(torch.contiguous_format), torch.channels_last])
+@NETWORKS
 def test_real_execution_equals_masked(name, layout):
     model, side = small_network(name)
     model.to(memory_format=layout)
@@ -103,16 +106,16 @@ def test_evaluation_is_deterministic_unless_gates_are_sampled():
         assert not torch.equal(sampled.eval()(images), sampled(images))
 
 
-def test_folded_networks_take_the_same_routes():
-    for name in ("resnet", "mobilenet", "aig"):
-        model, side = small_network(name)
-        images = torch.randn(3, 3, side, side)
-        folded = model.fold()
-        (routed, (logits, macs)), (again, (folded_logits, folded_macs)) = run(model, images), run(folded, images)
-        assert torch.equal(routed.gates, again.gates)
-        assert check.relative(folded_logits, logits) < 1e-4
-        assert folded_macs.tolist() == macs.tolist()
-        assert not [m for m in folded.modules() if isinstance(m, (nn.BatchNorm2d, gates.CategoryHead))]
+@NETWORKS
+def test_a_folded_network_takes_the_same_routes(name):
+    model, side = small_network(name)
+    images = torch.randn(3, 3, side, side)
+    folded = model.fold()
+    (routed, (logits, macs)), (again, (folded_logits, folded_macs)) = run(model, images), run(folded, images)
+    assert torch.equal(routed.gates, again.gates)
+    assert check.relative(folded_logits, logits) < 1e-4
+    assert folded_macs.tolist() == macs.tolist()
+    assert not [m for m in folded.modules() if isinstance(m, (nn.BatchNorm2d, gates.CategoryHead))]
 
 
 def test_blocks_of_target_one_always_run_and_have_no_gradient(monkeypatch):

@@ -9,6 +9,7 @@ from models import create_model, create_objective, profile
 from models.dmnn import coarse, gates, objective
 from tests.models.dmnn.networks import run
 from tests.parity import check, fill
+from tests.selection import few
 
 EVALS = (
     "dmnn50_n2_imagenet_eval",
@@ -135,7 +136,7 @@ def test_parity_of_losses():
 
 
 @pytest.mark.parametrize("execution", ["masked", "real"])
-@pytest.mark.parametrize("name", EVALS)
+@pytest.mark.parametrize("name", few(EVALS, quick=lambda name: "imagenet" not in name))
 def test_parity_of_routes_logits_and_costs(name, execution):
     fixture = check.load("dmnn", name)
     without_heads = {"category": False} if fixture["model"].startswith("dmnn") else {}

@@ -10,6 +10,7 @@ from models.dmnn import paths as paths_module
 from models.dmnn.paths import add_paths, merging_pays
 from models.dmnn.resnet import multi_path_resnet
 from tests.parity import check
+from tests.selection import exhaustive
 
 
 def path_by_path(paths, out, x, gate_values):
@@ -69,7 +70,7 @@ def test_noise_is_finite_at_the_ends_of_the_unit_interval(monkeypatch):
     assert torch.isfinite(gates.gumbel_noise(torch.zeros(2))).all()
 
 
-@pytest.mark.parametrize("target", [0.3, 0.7])
+@pytest.mark.parametrize("target", [exhaustive(0.3), 0.7])
 def test_the_resource_loss_drives_the_mean_rate_to_its_target(target):
     torch.manual_seed(0)
     gated = dict(num_paths=2, prev_state=True, category=False, small=True, grouping=None)

@@ -9,6 +9,11 @@ from models.recorded import extracted_content
 from models.state_dicts import load_state
 from tests.models.embedded.networks import SMALL, batch, seeded
 from tests.parity import check
+from tests.selection import few
+
+
+def is_small(network):
+    return "ResNet32" in network[0] or network == ("MobileNetV2_ADN", "ilsvrc")
 
 
 @pytest.mark.parametrize("depth", [32, 56])
@@ -37,7 +42,7 @@ def test_torchvision_weights_give_torchvision_logits(name, theirs):
     assert all(torch.equal(value, weights[key.replace("_skip", "")]) for key, value in weights.items())
 
 
-@pytest.mark.parametrize(("name", "dataset"), SMALL)
+@pytest.mark.parametrize(("name", "dataset"), few(SMALL, quick=is_small))
 def test_an_extracted_point_keeps_its_logits_and_nothing_else(name, dataset, tmp_path):
     model = seeded(name, dataset)
     images, _ = batch(1, 64 if dataset == "ilsvrc" else 32)
@@ -53,7 +58,7 @@ def test_an_extracted_point_keeps_its_logits_and_nothing_else(name, dataset, tmp
         assert profile.count_params(alone) < profile.count_params(model)
 
 
-@pytest.mark.parametrize(("name", "dataset"), SMALL)
+@pytest.mark.parametrize(("name", "dataset"), few(SMALL, quick=is_small))
 def test_folding_keeps_the_logits_of_every_point(name, dataset):
     model = seeded(name, dataset)
     images, _ = batch(1, 64 if dataset == "ilsvrc" else 32)

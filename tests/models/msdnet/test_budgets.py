@@ -6,6 +6,7 @@ import torch
 from models import create_objective, exit_budgets, profile
 from models.multi_exit import BudgetPoint
 from tests.models.msdnet.networks import batches, small
+from tests.selection import exhaustive
 
 
 def slow_thresholds(confidences, p):
@@ -36,7 +37,7 @@ def test_thresholds_are_those_of_the_rule_read_image_by_image():
 
 
 @pytest.mark.parametrize("name", ["msdnet", "IMTA_MSDNet"])
-@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("fold", [False, exhaustive(True)])
 def test_early_exit_inference_matches_the_simulated_protocol(name, fold):
     model = small(name)
     model = model.fold() if fold else model

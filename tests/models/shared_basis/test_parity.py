@@ -6,6 +6,7 @@ import torch
 from models import create_model, create_objective, profile
 from models.shared_basis import basis
 from tests.parity import check, fill
+from tests.selection import few
 
 FIXTURES = [check.load("shared_basis", name) for name in check.names("shared_basis")]
 TRAINED = [fixture for fixture in FIXTURES if "train" in fixture]
@@ -16,12 +17,16 @@ def name(fixture):
     return f"{fixture['dataset']}-{fixture['model']}{ranks}"
 
 
+def is_small(fixture):
+    return fixture["dataset"] == "cifar10" or fixture["model"].startswith("MobileNetV2")
+
+
 def build(fixture):
     with check.unfilled():
         return create_model(fixture["model"], fixture["dataset"], **fixture["args"])
 
 
-@pytest.mark.parametrize("fixture", FIXTURES, ids=name)
+@pytest.mark.parametrize("fixture", few(FIXTURES, quick=is_small), ids=name)
 def test_parity_of_keys_counts_and_logits(fixture):
     model = build(fixture)
     shape = fixture["input"]["shape"][1:]
@@ -44,7 +49,7 @@ def loss_parts(model, fixture, images, labels):
     return loss, means.get("cross_entropy", means["loss"]), means.get("similarity", 0.0)
 
 
-@pytest.mark.parametrize("fixture", TRAINED, ids=name)
+@pytest.mark.parametrize("fixture", few(TRAINED, quick=is_small), ids=name)
 def test_parity_of_losses_gradients_and_second_step(fixture):
     try:
         check_step(fixture, torch.float32)

@@ -11,6 +11,7 @@ from models.profile import count_macs, count_params
 from models.recorded import extracted_content
 from tests.models.slimmable.networks import batches, tiny
 from tests.parity import check
+from tests.selection import exhaustive
 
 
 @pytest.mark.parametrize(
@@ -19,10 +20,10 @@ from tests.parity import check
         ("mutualnet_wrn28_10", "cifar10", {"depth": 10, "widen_factor": 2}, "w0.93-r24"),
         ("mutualnet_mobilenet_v1", "ilsvrc", {}, "w0.5-r64"),
         ("mutualnet_mobilenet_v2", "ilsvrc", {}, "w0.7-r64"),
-        ("mutualnet_resnet50", "ilsvrc", {}, "w0.95-r64"),
-        ("s_mobilenet_v2", "ilsvrc", {}, "w0.35-r64"),
-        ("s_shufflenet", "ilsvrc", {}, "w1-r64"),
-        ("autoslim_mnasnet", "ilsvrc", {}, "w1-r64"),
+        exhaustive(("mutualnet_resnet50", "ilsvrc", {}, "w0.95-r64")),
+        exhaustive(("s_mobilenet_v2", "ilsvrc", {}, "w0.35-r64")),
+        exhaustive(("s_shufflenet", "ilsvrc", {}, "w1-r64")),
+        exhaustive(("autoslim_mnasnet", "ilsvrc", {}, "w1-r64")),
     ],
 )
 def test_an_extracted_network_is_plain_and_gives_equal_logits(name, dataset, flags, point, tmp_path):

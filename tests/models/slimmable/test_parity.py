@@ -12,9 +12,14 @@ from models.profile import count_params
 from models.slimmable.layers import Scaled, make_divisible
 from tests.models.slimmable.networks import EVAL, FAMILY, named
 from tests.parity import check, fill
+from tests.selection import few
 
 STEPS = [name for name in check.names(FAMILY) if name.endswith("_train_step")]
 CALIBRATED = [name for name in check.names(FAMILY) if name.endswith("_calibrated")]
+
+
+def is_small(name):
+    return "resnet50" not in name and not name.startswith("wrn28_10")
 
 
 def build(fixture):
@@ -35,7 +40,7 @@ def logits_error(logits, recorded):
     return check.logits_error(logits, record)
 
 
-@pytest.mark.parametrize("name", EVAL)
+@pytest.mark.parametrize("name", few(EVAL, quick=is_small))
 def test_logits_equal_the_reference(name):
     fixture = check.load(FAMILY, name)
     model = build(fixture).eval()
@@ -45,7 +50,7 @@ def test_logits_equal_the_reference(name):
             assert logits_error(model(check.images(fixture), named(model, point)), recorded) < 1e-4
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", few(CALIBRATED, quick=is_small))
 def test_calibrated_logits_and_statistics_equal_the_reference(name):
     fixture = check.load(FAMILY, name)
     model = build(fixture).eval()
@@ -70,7 +75,7 @@ def test_calibrated_logits_and_statistics_equal_the_reference(name):
                 assert check.relative(var.norm(), expected["running_var_l2"]) < 1e-4
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", few(STEPS, quick=is_small))
 def test_training_step_equals_the_reference(name, monkeypatch):
     fixture = check.load(FAMILY, name)
     model = build(fixture).train()
