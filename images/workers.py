@@ -159,8 +159,12 @@ class Loader(torch.utils.data.DataLoader):
         # this also takes back the handler that torch installs, which raises wherever the main process happens to be
         with _noticing_deaths(self._own), _signals_waiting():
             iterator = super().__iter__()
-        self._own.update(set(multiprocessing.active_children()) - before)
-        _workers.update(self._own)
+        started = set(multiprocessing.active_children()) - before
+        if started:
+            # the collector of cycles closes queues before torch can tell workers through them to end
+            multiprocessing.util.Finalize(iterator, _kill, (started,))
+        self._own.update(started)
+        _workers.update(started)
         _kill_at_exit()
         while True:
             with _noticing_deaths(self._own):
@@ -267,10 +271,10 @@ _workers: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()  # that l
 @functools.cache
 def _kill_at_exit() -> None:
     """Have multiprocessing kill workers before it sends its children the signal that they ignore, and waits."""
-    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
+    multiprocessing.util.Finalize(None, _kill, (_workers,), exitpriority=0)
 
 
-def _kill_workers() -> None:
-    for worker in list(_workers):
+def _kill(workers: Iterable[multiprocessing.Process]) -> None:
+    for worker in list(workers):
         if worker.is_alive():
             worker.kill()

@@ -1,11 +1,13 @@
 """Worker processes that read images."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,19 @@ def test_other_child_processes_are_not_killed_at_exit(folder, workers):
         started.wait()
     """
     assert run_code(code, folder) == (0, "ended properly\n")
+
+
+def test_workers_of_a_loader_that_is_collected_end_at_once(folder):
+    data = load(folder, workers=2)
+    batches = iter(data.test)
+    next(batches)
+    cycle = [data, batches]
+    cycle.append(cycle)
+    del data, batches, cycle
+    before = time.monotonic()
+    gc.collect()  # finds queues and their users together, and closes queues first
+    assert time.monotonic() - before < 4
+    assert not multiprocessing.active_children()
 
 
 def test_importing_the_loader_registers_no_exit_handler(folder):
