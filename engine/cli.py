@@ -282,7 +282,7 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
 
 
 #: arguments that a file may stand for, and bytes that it may have
-MOST_ARGUMENTS, LONGEST_FILE = 10_000, 1_000_000
+MOST_ARGUMENTS, LONGEST_FILE = 1_000, 1_000_000
 
 
 def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from tests.engine.runs import Both, Tiny
 from tests.engine.systems import SYSTEMS
 from tests.engine.test_capture import steps_of
+from tests.selection import few
 
 NETWORKS = {"alike": lambda: (Tiny(), Both()), "drawn": SYSTEMS["slimmable"]}
 
@@ -33,7 +34,7 @@ def train(rank, folder, steps, tapes, answers):
         answers.put((None, None, traceback.format_exc()))
 
 
-@pytest.mark.parametrize("steps", NETWORKS)
+@pytest.mark.parametrize("steps", few(NETWORKS, quick=lambda steps: steps != "drawn"))
 def test_captured_processes_train_as_ordinary_ones(steps, tmp_path, tape):
     fork = multiprocessing.get_context("fork")
     answers = fork.SimpleQueue()

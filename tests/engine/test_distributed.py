@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -60,6 +61,7 @@ def left(folder):
     return torch.load(folder / "last.pth", weights_only=True), (folder / "log.jsonl").read_text()
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_as_one_does(tmp_path):
     train(tmp_path / "one")
     out = in_two_processes(tmp_path / "two")

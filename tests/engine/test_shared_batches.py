@@ -1,5 +1,6 @@
 """A network of every system on two and on four processes: the same steps as one process makes with whole batches."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from engine.norms import share_statistics
 from models.dmnn import gates
 from tests.engine import ranks
 from tests.engine.systems import SYSTEMS
+from tests.selection import exhaustive
 
 pytestmark = pytest.mark.xdist_group("shared batches")  # what its tests share is made once
 
@@ -38,16 +40,17 @@ def train_all():
     return {name: train(name) for name in SYSTEMS}
 
 
-@pytest.fixture(scope="module")
-def trained():
-    return {count: ranks.run(count, train_all) for count in (1, 2, 4)}
+@functools.cache
+def trained(count):
+    """What each of `count` processes made of all systems."""
+    return ranks.run(count, train_all)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, exhaustive(4)])
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_processes_step_as_one_does(trained, count, name):
-    state, means = trained[1][0][name]
-    for other, other_means in (result[name] for result in trained[count]):
+def test_processes_step_as_one_does(count, name):
+    state, means = trained(1)[0][name]
+    for other, other_means in (result[name] for result in trained(count)):
         for key, value in state.items():
             # the order of float32 additions differs
             torch.testing.assert_close(other[key], value, rtol=2e-3, atol=2e-4, msg=lambda m, key=key: f"{key}: {m}")

@@ -94,10 +94,9 @@ def small_cases() -> list[Case]:
 
 
 def quick_and_further(networks: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-    """Those on small images and one more for each objective that has none of them; the others."""
-    first = {(case.entry.system, case.entry.objective): case for case in sorted(networks, key=lambda case: -case.side)}
-    quick = [case for case in networks if case.side == 32 or case in first.values()]
-    return quick, [case for case in networks if case not in quick]
+    """One for each objective, on small images where there are some; the others."""
+    first = {(case.entry.system, case.entry.objective): case for case in sorted(networks[::-1], key=lambda c: -c.side)}
+    return [*first.values()], [case for case in networks if case not in first.values()]
 
 
 def alike(ignored: Sequence[str] = ()) -> list[list[registry.Entry]]:

@@ -1,5 +1,6 @@
 """Trainings and evaluations as users type them, and the files that they leave."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import torch
 import eval_cifar10
 import train_cifar10
 from engine import cli
-from images import downloads
+from images import digits, downloads
 from reporting import __main__ as reporting_command
 from tests.scripts.commands import QUICK, call, shell
 
@@ -57,6 +58,7 @@ def test_a_log_of_epochs_that_no_checkpoint_has_is_written_again(tmp_path, monke
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_two_optimizer_steps_a_batch_ends_well(tmp_path, monkeypatch, capsys):
     flags = ["--dataset=digits", "--subset=64", "--batch_size=32", "--epochs=1", f"--save={tmp_path}/run"]
     code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--model=ResNet32_DoubleShared_skip", "--two_steps")
@@ -108,6 +110,9 @@ def test_only_the_demonstration_falls_back_when_no_source_works(tmp_path, monkey
     assert code == 1
     assert "offline" in err
     assert "npm" in err
+    read = digits.read()
+    few = dataclasses.replace(read, train_images=read.train_images[:64], train_labels=read.train_labels[:64])
+    monkeypatch.setattr(digits, "read", lambda: few)  # --subset is meant for the images that are missing
     code, out, _ = call(monkeypatch, capsys, train_cifar10, *flags, "--fallback=digits")
     assert code == 0
     assert "NOT cifar10" in out

@@ -22,6 +22,7 @@ def run_in_shell(line, *flags):
     return subprocess.run(words, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.exhaustive
 def test_a_run_goes_on_without_its_output(tmp_path):
     done = run_in_shell('"$0" "$@" >&- 2>&-', *FAST, f"--save={tmp_path}/run")
     assert done.returncode == 0

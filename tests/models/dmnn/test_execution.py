@@ -13,7 +13,7 @@ from tests.models.dmnn.networks import run, small_network
 from tests.parity import check
 from tests.selection import exhaustive
 
-NETWORKS = pytest.mark.parametrize("name", [exhaustive("resnet"), "mobilenet", "aig"])
+NETWORKS = pytest.mark.parametrize("name", [exhaustive("resnet"), exhaustive("mobilenet"), "aig"])
 
 
 def set_gates(model, choose):

@@ -17,6 +17,11 @@ SMALL = [
 ]
 
 
+def is_small(network):
+    """Whether one of `SMALL` runs quickly."""
+    return "ResNet32" in network[0] or network == ("MobileNetV2_ADN", "ilsvrc")
+
+
 def shape_of(dataset):
     return (3, 224, 224) if dataset == "ilsvrc" else (3, 32, 32)
 

@@ -10,6 +10,7 @@ from models.registry import list_models
 from models.teachers import Teacher
 from tests.models.embedded.networks import seeded
 from tests.parity import check, fill
+from tests.selection import few
 
 EVALUATED = [name for name in check.names("embedded") if name.endswith("_eval")]
 
@@ -23,7 +24,7 @@ def build(fixture, dataset=None):
     return create_model(name, dataset, **args)
 
 
-@pytest.mark.parametrize("name", EVALUATED)
+@pytest.mark.parametrize("name", few(EVALUATED, quick=lambda name: "resnet50" not in name))
 def test_parity_of_keys_counts_and_logits_at_every_point(name):
     fixture = check.load("embedded", name)
     model = build(fixture)
@@ -158,7 +159,9 @@ def test_parity_of_a_step_with_a_torchvision_teacher(tmp_path):
     step.check_state(fixture["state_l2_after_step"])
 
 
-@pytest.mark.parametrize("name", ["resnet50_adn_train", "resnet50_adn_features_train"])
+@pytest.mark.parametrize(
+    "name", few(["resnet50_adn_train", "resnet50_adn_features_train"], quick=lambda name: "features" not in name)
+)
 def test_parity_of_an_adaptive_depth_step(name):
     step = Step(name, file="resnet50_adn_eval", fpn=name == "resnet50_adn_features_train")
     fixture = step.fixture

@@ -7,13 +7,9 @@ from torch import nn
 from models import Checkpoint, create_model, profile
 from models.recorded import extracted_content
 from models.state_dicts import load_state
-from tests.models.embedded.networks import SMALL, batch, seeded
+from tests.models.embedded.networks import SMALL, batch, is_small, seeded
 from tests.parity import check
 from tests.selection import few
-
-
-def is_small(network):
-    return "ResNet32" in network[0] or network == ("MobileNetV2_ADN", "ilsvrc")
 
 
 @pytest.mark.parametrize("depth", [32, 56])

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from models import create_model, create_objective
 from models.embedded import objective as objectives
-from tests.models.embedded.networks import SMALL, batch, seeded
+from tests.models.embedded.networks import SMALL, batch, is_small, seeded
+from tests.selection import few
 
 
 def gradients(model, losses):
@@ -32,7 +33,7 @@ def test_a_joint_step_sums_two_single_ones():
     assert "layer1.2.coeff_conv2.weight" not in single[0]
 
 
-@pytest.mark.parametrize(("name", "dataset"), SMALL)
+@pytest.mark.parametrize(("name", "dataset"), few(SMALL, quick=is_small))
 def test_every_parameter_learns(name, dataset):
     torch.manual_seed(0)
     model = create_model(name, dataset).train()

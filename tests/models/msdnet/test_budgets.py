@@ -36,7 +36,7 @@ def test_thresholds_are_those_of_the_rule_read_image_by_image():
         torch.testing.assert_close(thresholds, torch.tensor(slow_thresholds(confidences, p)))
 
 
-@pytest.mark.parametrize("name", ["msdnet", "IMTA_MSDNet"])
+@pytest.mark.parametrize("name", ["msdnet", exhaustive("IMTA_MSDNet")])
 @pytest.mark.parametrize("fold", [False, exhaustive(True)])
 def test_early_exit_inference_matches_the_simulated_protocol(name, fold):
     model = small(name)
