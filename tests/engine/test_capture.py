@@ -14,6 +14,7 @@ from models.embedded.objective import EmbeddedLoss
 from tests.engine.runs import Both, Tiny, digits, fit
 from tests.engine.systems import SYSTEMS
 from tests.engine.tapes import Recording
+from tests.selection import exhaustive, few
 
 CPU = torch.device("cpu")
 #: the systems whose steps are all alike
@@ -63,7 +64,7 @@ def check_equal(system: str, device=CPU, sizes=(8,) * 7, parts=False, **recipe) 
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("system", ALIKE)
+@pytest.mark.parametrize("system", few(ALIKE, quick=lambda system: system == "embedded"))
 def test_a_captured_step_trains_as_a_step_that_is_run(system, tape):
     check_equal(system)
     assert [each.replays for each in tape[0].recordings] == [4]
@@ -88,7 +89,7 @@ def test_accumulated_gradients_stay_in_place(tape):
     assert [each.replays for each in tape[0].recordings] == [16, 4]  # all losses, and the optimizer's step
 
 
-@pytest.mark.parametrize("system", ["shared-basis", "slimmable"])
+@pytest.mark.parametrize("system", ["shared-basis", exhaustive("slimmable")])
 def test_scaled_losses_are_captured_with_the_scale(system, tape):
     """Autocast leaves float64 as it is; losses are scaled, and gradients scaled back, within what is recorded."""
     check_equal(system, sizes=(8,) * 9, amp="fp16", clip_grad_norm=1.0)

@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 
 import dataloader
 from tests.images.folders import equal, load
-from tests.selection import exhaustive
 
 ROOT = Path(dataloader.__file__).parent
 
@@ -68,7 +67,8 @@ def test_a_process_that_exits_mid_epoch_ends_at_once(folder):
     assert run_code(code, folder) == (7, "-9 -9 -9 -9\n")
 
 
-@pytest.mark.parametrize("workers", [exhaustive(0), 2])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("workers", [0, 2])
 def test_other_child_processes_are_not_killed_at_exit(folder, workers):
     code = f"""
         import multiprocessing, signal, sys, time, dataloader

@@ -9,7 +9,8 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 
 from models import create_model
 from models.slimmable.detection import SlimBackbone
-from tests.selection import exhaustive
+
+pytestmark = pytest.mark.exhaustive  # of MutualNet's ResNet, which other tests know
 
 POINTS = ("w1-r64", "w0.9-r64")
 
@@ -33,7 +34,7 @@ def detector():
     return build
 
 
-@pytest.mark.parametrize("kind", [FasterRCNN, exhaustive(MaskRCNN), exhaustive(RetinaNet)])
+@pytest.mark.parametrize("kind", [FasterRCNN, MaskRCNN, RetinaNet])
 def test_torchvisions_detectors_train_and_detect_at_two_widths(detector, kind):
     net = detector(kind)
     images = [torch.rand(3, 64, 80), torch.rand(3, 72, 64)]

@@ -152,6 +152,7 @@ def test_the_example_needs_nothing_of_this_project():
 # Cut into stages
 
 
+@pytest.mark.exhaustive
 def test_stages_of_heads_that_depend_on_each_other():
     model = with_exits("imta_msdnet")
     cut = stages.cut(export.merged(model), model.points, SHAPE)
@@ -162,6 +163,7 @@ def test_stages_of_heads_that_depend_on_each_other():
     assert sum(stage.macs() for stage in cut) == model.infer(images, "exit2")[1][0]
 
 
+@pytest.mark.exhaustive
 def test_stages_of_exits_on_a_backbone():
     model = create_model("exits_resnet32", "digits", after=("layer1", "layer2")).eval()
     cut = stages.cut(export.merged(model), model.points, SHAPE)

@@ -28,7 +28,8 @@ def test_training_then_evaluation_as_a_user_types_them(tmp_path):
     assert record["flags"]["shared_rank"] == 8
     assert record["flags"]["weight_decay"] == 5e-4
     assert {"command", "code", "torch", "device", "threads"} <= record.keys()
-    evaluation = shell("eval_cifar10.py", f"--pretrained={tmp_path}/run/best.pth", f"--report={tmp_path}/report")
+    flags = [f"--pretrained={tmp_path}/run/best.pth", f"--report={tmp_path}/report", "--latency_batch=1"]
+    evaluation = shell("eval_cifar10.py", *flags)
     assert evaluation.returncode == 0, evaluation.stderr
     assert "Eval_Acc_top1 = " in evaluation.stdout
     assert "150,666" in evaluation.stdout, "the file knows its own model and ranks"

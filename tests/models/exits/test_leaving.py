@@ -122,6 +122,7 @@ def test_weights_of_a_backbone_alone_load_with_fresh_exits(tmp_path):
         assert all(torch.equal(own[key], wanted[key]) for key in own)
 
 
+@pytest.mark.exhaustive
 def test_the_network_compiles_as_one_graph():
     model = small().train()
     compiled = torch.compile(model, backend="eager", fullgraph=True)

@@ -69,6 +69,7 @@ def test_bottlenecks_in_one_convolution_train_as_each_alone_does(flags):
     torch.testing.assert_close(model.state_dict(), alone.state_dict())
 
 
+@pytest.mark.exhaustive
 def test_the_network_compiles_as_one_graph():
     model = small("msdnet_ge", nBlocks=2, base=1, step=1).train()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
