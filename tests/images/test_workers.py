@@ -102,6 +102,7 @@ def test_workers_of_a_loader_that_is_collected_end_at_once(folder):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.exhaustive
 def test_importing_the_loader_registers_no_exit_handler(folder):
     code = """
         import atexit, torch.utils.data, torchvision.datasets, torchvision.io, torchvision.models, utils

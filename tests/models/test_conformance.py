@@ -14,11 +14,20 @@ def pairs(networks, promises, *marks):
     ]
 
 
-@pytest.mark.parametrize(("case", "check"), pairs(cases.every_case(), checks.ON_META))
+#: of names that differ in their depth only, the smallest is for quick runs
+SMALLEST = [case.entry for case in cases.small_cases()]
+SHALLOW = [case for case in cases.every_case() if case.entry in SMALLEST]
+DEEP = [case for case in cases.every_case() if case.entry not in SMALLEST]
+
+
+@pytest.mark.parametrize(
+    ("case", "check"), pairs(SHALLOW, checks.ON_META) + pairs(DEEP, checks.ON_META, pytest.mark.exhaustive)
+)
 def test_a_network_keeps_its_promises(case, check):
     check(case)
 
 
+#: and of those with one objective
 QUICK, FURTHER = cases.quick_and_further(cases.small_cases())
 
 

@@ -167,6 +167,7 @@ def test_missing_packages_are_named(monkeypatch, capsys, weights, tmp_path):
     assert "pip install onnx onnxscript" in err
 
 
+@pytest.mark.exhaustive
 def test_scripts_start_without_the_packages_of_onnx():
     program = "import sys, eval_cifar10; print(sorted({'onnx', 'onnxscript', 'onnxruntime'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)

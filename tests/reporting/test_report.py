@@ -177,6 +177,7 @@ def test_the_old_command_names_the_new_one_and_still_runs(monkeypatch, capsys):
     assert printed.err == "report.py is now: python3 -m reporting compare --help\n"
 
 
+@pytest.mark.exhaustive
 def test_matplotlib_is_imported_only_to_draw():
     modules = [f"reporting.{file.stem}" for file in (ROOT / "reporting").glob("*.py")]
     scripts = "train_cifar10, train_ilsvrc, eval_cifar10, eval_ilsvrc"

@@ -137,6 +137,7 @@ def test_a_stream_that_fails_is_replaced(tmp_path):
     assert whole.getvalue() == "a\nb"
 
 
+@pytest.mark.exhaustive
 def test_lists_can_be_cut_off():
     done = run_in_shell('"$0" "$@" | head -2', "--list_checkpoints")
     assert done.stdout.startswith("name")
