@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import math
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from models.counting import CallCounter
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -109,100 +105,6 @@ def count_thop(model: AdaptiveModel, shape: Sequence[int], point: Which = None) 
     with evaluating(clone):
         macs, _ = thop.profile(clone, inputs=(torch.zeros(1, *shape), model.point(point)), verbose=False)
     return macs
-
-
-#: functions that keep the shape of their first argument: a pass for counting leaves them out, because torch simulates
-#: them in Python, which takes most of the time of such a pass
-_KEEP_SHAPE = frozenset(
-    (F.batch_norm, torch.batch_norm, F.relu, torch.relu, torch.relu_, F.relu6, F.hardtanh, F.silu, torch.sigmoid)
-)
-#: those that keep it where both arguments have one shape
-_ADDITIONS = frozenset((Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, torch.add))
-#: frequent functions without multiply-accumulates, and that read no values
-_WITHOUT_MACS = frozenset(
-    (Tensor.__getitem__, Tensor.__len__, Tensor.shape.__get__, Tensor.device.__get__, Tensor.is_meta.__get__)  # type: ignore
-    + (Tensor.dim, Tensor.flatten, Tensor.new_zeros, Tensor.new_ones, torch.cat, F.adaptive_avg_pool2d)
-)
-
-
-class CallCounter(TorchFunctionMode):
-    """Adds up multiply-accumulates, and the elements that some functions read, each where a model calls it.
-
-    What torch makes of a call differs between releases (a batch norm becomes operations of other names). A call that is
-    made while another is handled does not come here: nothing counts twice. What keeps its input's shape is not run.
-    """
-
-    def __init__(self, functions: Iterable[Callable] = ()):
-        super().__init__()
-        self.functions = frozenset(functions)
-        self.elements = 0
-        self.layer_macs = 0
-        self.operations = _OperationCounter()
-
-    @property
-    def macs(self) -> int:
-        return self.layer_macs + self.operations.flops // 2
-
-    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func in self.functions:
-            self.elements += args[0].numel()
-        if func in _KEEP_SHAPE or (func in _ADDITIONS and _alike(*args[:2])):
-            return args[0]
-        if func in _WITHOUT_MACS:
-            return func(*args, **kwargs)
-        if func in _LAYERS and (out := _LAYERS[func](*args, **kwargs)) is not None:
-            self.layer_macs += out.numel() * math.prod(args[1].shape[1:])
-            return out
-        with self.operations:
-            return func(*args, **kwargs)
-
-
-class _OperationCounter(TorchDispatchMode):
-    """Adds up the floating-point operations of all that is executed, by torch's own formulas.
-
-    As `torch.utils.flop_counter.FlopCounterMode` does, which also notes in which module: that takes ten times as long.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is None:
-            with self:
-                out = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if out is NotImplemented else out
-        out = func(*args, **kwargs)
-        self.flops += formula(*args, **kwargs, out_val=out)
-        return out
-
-
-def _alike(x: Any, y: Any) -> bool:
-    return all(isinstance(z, Tensor) and z.is_meta for z in (x, y)) and (x.shape, x.dtype) == (y.shape, y.dtype)
-
-
-def _conv_on_meta(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # type: ignore[no-untyped-def]
-    """What a convolution gives on the meta device, by its formula; None where it would fail, so that torch says why."""
-    if not x.is_meta or isinstance(padding, str) or x.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
-        return None
-    sizes = zip(x.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
-    sides = [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in sizes]
-    if min(sides) < 1 or weight.shape[0] % groups:
-        return None
-    return torch.empty(x.shape[0], weight.shape[0], *sides, dtype=x.dtype, device="meta")
-
-
-def _linear_on_meta(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """What a linear layer gives on the meta device, likewise."""
-    if not x.is_meta or x.shape[-1] != weight.shape[1]:
-        return None
-    return torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device="meta")
-
-
-_LAYERS = {torch.conv2d: _conv_on_meta, F.linear: _linear_on_meta}
 
 
 def _check_static(point: Point) -> None:

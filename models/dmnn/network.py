@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.adaptive import AdaptiveModel, Point
+from models.counting import CallCounter
 from models.deploy import folding
 from models.dmnn import report
 from models.dmnn.coarse import Grouping
@@ -203,7 +204,7 @@ class GatedNetwork(AdaptiveModel):
         for layer in clone.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 layer.register_forward_hook(note)
-        with torch.no_grad():
+        with torch.no_grad(), CallCounter():
             clone(torch.empty(1, *shape, device="meta"), ALL_PATHS)
 
         def total(layers: Iterable[nn.Module]) -> int:

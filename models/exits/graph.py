@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from models.counting import formula
 from models.exits.steps import Attribute, Function, Method, Module, Plan, Step, Value, rebuild
 from utils import UserError
 
@@ -178,13 +179,15 @@ def _target(node: fx.Node) -> Module | Method | Function | Callable:
     return node.target
 
 
-class _QuickNorms(TorchFunctionMode):
-    """On the meta device: gives what batch norms give at once, which torch works out in Python."""
+class _QuickShapes(TorchFunctionMode):
+    """On the meta device: gives at once what batch norms and other functions give, which torch works out in Python."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func in (F.batch_norm, torch.batch_norm):
             return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
+        out = formula(func, args, kwargs)
+        return func(*args, **kwargs) if out is None else out
 
 
 class _Trial:
@@ -207,7 +210,7 @@ class _Trial:
         for step in steps:
             before = {name: value._version for name, value in self._tensors()}
             try:
-                with torch.no_grad(), _QuickNorms():
+                with torch.no_grad(), _QuickShapes():
                     made = step.run(backbone, self.values)
             except Exception as error:  # as above
                 raise UserError(

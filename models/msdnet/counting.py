@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models import profile
+from models.counting import CallCounter
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class _Counter:
 
     def __init__(self, model: nn.Module):
         self.macs = self.params = 0
-        self.quickly = profile.CallCounter()  # a context in which shapes are found without much of torch's Python
+        self.quickly = CallCounter()  # a context in which shapes are found without much of torch's Python
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(self._add)

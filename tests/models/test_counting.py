@@ -1,0 +1,104 @@
+"""Formulas of shapes give what torch gives, and spare the import of its compiler."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.counting import CallCounter, formula
+
+ROOT = Path(__file__).parents[2]
+CALLS = [
+    (F.linear, (2, 5, 8), (3, 8), {}),
+    (torch.conv2d, (2, 6, 9, 7), (4, 3, 3, 2), {"stride": (2, 1), "padding": 1, "dilation": (1, 2), "groups": 2}),
+    (F.max_pool2d, (2, 3, 9, 7), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (F.max_pool2d, (2, 3, 9, 7), {"kernel_size": (2, 3)}),
+    (F.avg_pool2d, (2, 3, 9, 7), {"kernel_size": 3, "padding": 1}),
+    (F.adaptive_avg_pool2d, (2, 3, 9, 7), {"output_size": 1}),
+    (F.adaptive_avg_pool2d, (2, 3, 9, 7), {"output_size": (None, 4)}),
+    (F.interpolate, (2, 3, 9, 7), {"size": (5, 4), "mode": "bilinear", "align_corners": False}),
+    (F.interpolate, (2, 3, 9, 7), {"size": 6}),
+    (F.pad, (2, 3, 9, 7), {"pad": (1, -2, 0, 3)}),
+    (F.pad, (2, 3, 9, 7), {"pad": (0, 0, 0, 0, 2, 1), "value": 1.0}),
+    (torch.Tensor.new_full, (2, 3), {"size": (4, 1), "fill_value": 2.0}),
+    (torch.Tensor.gt, (2, 3), {"other": 0}),
+    (torch.Tensor.to, (2, 3), {"dtype": torch.float64}),
+    (torch.Tensor.add, (2, 3), (2, 3), {"alpha": 2}),
+]
+
+
+MORE = [
+    lambda x: torch.cat((x, x[:, :2]), 1),
+    lambda x: torch.cat([x, x]),
+    lambda x: torch.cat((x, x), dim=-1),
+    lambda x: torch.stack((x, x), dim=-1),
+    lambda x: torch.stack([x, x]),
+    lambda x: x + x,
+    lambda x: (x + 1).to(torch.int64) + x,  # of two types
+    lambda x: x.to(x),
+    lambda x: x.to(torch.bfloat16),
+    lambda x: (x > 0).to(dtype=torch.float64),
+    lambda x: F.relu(x, inplace=True).sigmoid(),
+    lambda x: F.max_pool2d(x, 3, ceil_mode=True, padding=1),
+    lambda x: F.interpolate(x, scale_factor=2),
+    lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
+    lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4)),
+]
+
+
+def alike(found, wanted):
+    return (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call[0].__name__)
+def test_a_formula_gives_what_torch_gives(call):
+    function, *shapes, options = call
+    meta = tuple(torch.empty(shape, device="meta") for shape in shapes)
+    found = formula(function, meta, options)
+    assert found.is_meta
+    assert alike(found, function(*map(torch.randn, shapes), **options))
+
+
+@pytest.mark.parametrize("call", MORE)
+def test_what_a_counter_passes_has_the_shapes_of_torch(call):
+    images = torch.randn(2, 4, 7, 6)
+    with CallCounter():
+        found = call(images.to("meta"))
+    assert alike(found, call(images))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: F.conv2d(x, torch.empty(3, 5, 1, 1, device="meta")),
+        lambda x: F.conv2d(x, torch.empty(3, 4, 9, 9, device="meta")),
+        lambda x: F.linear(x, torch.empty(3, 7, device="meta")),
+        lambda x: F.max_pool2d(x, 9),
+        lambda x: F.pad(x, (-9, 0)),
+        lambda x: torch.cat((x, x[:1, :2]), 1),
+        lambda x: torch.stack((x, x[:1])),
+    ],
+)
+def test_what_does_not_fit_is_an_error_of_torch(call):
+    with CallCounter(), pytest.raises(RuntimeError):
+        call(torch.empty(2, 4, 7, 6, device="meta"))
+
+
+@pytest.mark.exhaustive
+def test_counting_does_not_import_the_compiler():
+    code = """
+import sys
+from models import create_model, profile
+for name in ("ResNet20", "ResNet32_DoubleShared", "ResNet32_ADN", "IMTA_MSDNet", "mutualnet_wrn28_10", "dmnn32"):
+    model = create_model(name)
+    model.for_images((3, 32, 32))
+    for point in model.default_points:
+        if not point.per_image:
+            profile.count_macs(model, (3, 32, 32), point)
+    print(name, "torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.count("False") == 6, done.stdout + done.stderr
