@@ -14,6 +14,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out exhaustive tests unless -m says something of them."""
+    if "exhaustive" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("exhaustive")])
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
 @pytest.fixture
 def few_digits(monkeypatch):
     """Evaluate on 96 digits, not 360, in this process: most of the time of a short run of a registered network."""
