@@ -19,7 +19,7 @@ import eval_cifar10
 import utils
 from engine import cli, run_images
 from images.normalise import USUAL
-from models import Checkpoint, checkpoint_files, registry, zoo
+from models import Checkpoint, checkpoint_files, profile, registry, zoo
 from models.recorded import zoo_content
 from reporting.curves import machines
 from reporting.evaluations import load_run
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         "torch": run["torch"],
         "epochs": flags["epochs"],
         "seed": flags["seed"],
-        "parameters": evaluation["rows"][-1]["params"],
+        "parameters": profile.count_params(last.build()),  # folding may part those that points share
         "classes": training["classes"],
         "transforms": {"size": 32, "mean": mean, "std": std},
         "points": [_point(row) for row in evaluation["rows"]],

@@ -146,6 +146,7 @@ def test_a_row_is_whole_and_small(name):
     assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert file.stat().st_size <= add_to_zoo.LARGEST
     model = Checkpoint.open(name).build()
+    assert record["parameters"] == profile.count_params(model)
     assert {point["name"] for point in record["points"]} <= {point.name for point in model.default_points}
 
 
