@@ -39,13 +39,15 @@ class CallCounter(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        x = args[0] if args else kwargs.get("input")
         if func in self.functions:
-            self.elements += args[0].numel()
+            self.elements += x.numel()
         if func in _KEEP_SHAPE or (func in _ADDITIONS and _alike(*args[:2])):
-            return args[0]
+            return x
         if (out := formula(func, args, kwargs)) is not None:
             if func in _LAYERS:
-                self.layer_macs += out.numel() * math.prod(args[1].shape[1:])
+                weight = args[1] if len(args) > 1 else kwargs["weight"]
+                self.layer_macs += out.numel() * math.prod(weight.shape[1:])
             return out
         if func in _WITHOUT_MACS:
             return func(*args, **kwargs)
@@ -65,18 +67,18 @@ class _OperationCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is None:
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:
             with self:
                 out = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if out is NotImplemented else out
         out = func(*args, **kwargs)
-        self.flops += formula(*args, **kwargs, out_val=out)
+        self.flops += count(*args, **kwargs, out_val=out)
         return out
 
 
 def formula(func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
-    """A new tensor as `func(*args, **kwargs)` gives it on the meta device; None where torch has to be asked."""
+    """A tensor as `func(*args, **kwargs)` gives it on the meta device; None where torch has to be asked."""
     known = _LAYERS.get(func) or _SHAPES.get(func)
     try:
         return known and known(*args, **kwargs)

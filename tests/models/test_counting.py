@@ -87,6 +87,16 @@ def test_what_does_not_fit_is_an_error_of_torch(call):
         call(torch.empty(2, 4, 7, 6, device="meta"))
 
 
+def test_arguments_with_names_are_counted_as_well():
+    images, filters, matrix = (torch.empty(shape, device="meta") for shape in ((2, 4, 7, 6), (3, 4, 3, 3), (5, 6)))
+    with CallCounter((F.relu,)) as calls:
+        F.conv2d(images, weight=filters)
+        F.conv2d(input=images, weight=filters)
+        F.linear(F.relu(input=images), weight=matrix)
+    assert calls.macs == 2 * (2 * 3 * 5 * 4) * (4 * 3 * 3) + (2 * 4 * 7) * 5 * 6
+    assert calls.elements == images.numel()
+
+
 @pytest.mark.exhaustive
 def test_counting_does_not_import_the_compiler():
     code = """
