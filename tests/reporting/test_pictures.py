@@ -132,14 +132,15 @@ def test_imagenets_published_points_need_its_images_at_224(tmp_path, monkeypatch
     assert published.curves_beside([record | {"dataset": "flowers"}]) == []
 
 
-@pytest.mark.parametrize("name", ["a$\\frac$", "$x^$", "_hidden", "a_{b}^2", "\u6f22\u5b57 <&> --", "x" * 300])
 @pytest.mark.filterwarnings("error")
-def test_any_name_is_text(name, tmp_path):
+def test_any_name_is_text(tmp_path):
+    names = ["a$\\frac$", "$x^$", "_hidden", "a_{b}^2", "\u6f22\u5b57 <&> --", "x" * 300]
     folder = evaluation(tmp_path / "run")
-    compare([f"{name}={folder}", f"other={folder}"], str(tmp_path / "out"))
+    compare([f"{name}={folder}" for name in names], str(tmp_path / "out"))
     xml.etree.ElementTree.parse(tmp_path / "out" / "compare.svg")
-    shown = curve(tmp_path / "second", name)
-    assert pictures._legend_labels([shown], 400)[name].strip() == name
+    for i, name in enumerate(names):
+        shown = curve(tmp_path / f"{i}", name)
+        assert pictures._legend_labels([shown], 400)[name].strip() == name
 
 
 def test_an_error_picture_is_an_accuracy_picture_upside_down(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train_cifar10
-from tests.scripts.commands import QUICK, begun, call, command, shell
+from tests.scripts.commands import QUICK, begun, call, command
 from tests.selection import exhaustive
 
 
@@ -26,9 +26,10 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch,
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL, "the run was over before it could be killed"
-    resumed = shell("train_cifar10.py", *flags, f"--save={tmp_path}/killed", "--resume=auto")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming" in resumed.stdout
+    resumed = f"--save={tmp_path}/killed", "--resume=auto"
+    code, out, err = call(monkeypatch, capsys, train_cifar10, *flags, *resumed)
+    assert (code, err) == (0, "")
+    assert "resuming" in out
     one, two = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("straight", "killed"))
     for key, value in one["net_state_dict"].items():
         assert torch.equal(value, two["net_state_dict"][key]), key
