@@ -19,7 +19,7 @@ evaluate() { # NAME FLAGS...: of a network that `weights` finds
 }
 
 baseline=$(of_zoo ResNet32 ResNet20) exits=$(of_zoo msdnet_ge exits_resnet32 exits_resnet32-heads)
-widths=$(of_zoo mutualnet_wrn16_2) gates=$(of_zoo dmnn32-t05)
+widths=$(of_zoo mutualnet_wrn10_2) gates=$(of_zoo dmnn32-t05)
 weights() { printf 'zoo/%s' "$1"; }
 part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
 if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline"; then

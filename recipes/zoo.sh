@@ -4,7 +4,7 @@
 # `nice -n 19 bash recipes/zoo.sh` leaves the machine to other work. OPTIONS=... is added to each command.
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- ResNet20 ResNet32_ADN ResNet32 msdnet_ge mutualnet_wrn16_2 ResNet32_SingleShared \
+[ $# -gt 0 ] || set -- ResNet20 ResNet32_ADN ResNet32 msdnet_ge mutualnet_wrn10_2 ResNet32_SingleShared \
   ResNet32_DoubleShared_ADN ResNet32_DoubleShared dmnn32-t05 dmnn32-t07 convnet_aig32 IMTA_MSDNet \
   exits_resnet32 exits_resnet32-heads
 for name in "$@"; do
