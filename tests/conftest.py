@@ -6,12 +6,9 @@ import statistics
 import time
 
 import pytest
-import torch
 
-from models import profile
-
-os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
-torch.set_num_threads(1)
+# set before torch is imported, and for scripts that tests start; with -n the main process never imports torch
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,6 +31,7 @@ def few_digits(monkeypatch):
 @pytest.fixture(autouse=True)
 def brief_timing(monkeypatch):
     """Time two calls instead of half a second of them; a module that tests timing has a fixture of this name."""
+    from models import profile
 
     def time_twice(call, batch, device, seconds=0.0, varies=False):
         times = []
