@@ -80,6 +80,7 @@ def test_an_unwritable_folder_is_reported(tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.exhaustive  # the quick tests evaluate a network of the zoo on these images
 def test_real_cifar10_has_the_published_mean_and_std(tmp_path):
     """Fetches it, or reads the folder that CIFAR_PATH names."""
     folder = os.environ.get("CIFAR_PATH") or tmp_path

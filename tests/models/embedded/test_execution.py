@@ -8,7 +8,8 @@ from torch import nn
 
 from models import create_model, profile
 from models.meta import on_meta
-from tests.models.embedded.networks import SMALL, batch, seeded, shape_of
+from tests.models.embedded.networks import SMALL, batch, is_small, seeded, shape_of
+from tests.selection import few
 
 
 def executed(model, point, kind=nn.Conv2d):
@@ -36,7 +37,7 @@ def test_skipped_blocks_are_not_executed(name, dataset, cheapest, costliest):
     assert executed(model, model.points[-1]) == costliest
 
 
-@pytest.mark.parametrize(("name", "dataset"), SMALL)
+@pytest.mark.parametrize(("name", "dataset"), few(SMALL, quick=is_small))
 def test_points_are_cheapest_first_and_equal_costs_by_name(name, dataset):
     with on_meta():
         model = create_model(name, dataset)
@@ -47,7 +48,7 @@ def test_points_are_cheapest_first_and_equal_costs_by_name(name, dataset):
     assert model.watched == (model.points[0], model.points[-1])
 
 
-@pytest.mark.parametrize(("name", "dataset"), SMALL)
+@pytest.mark.parametrize(("name", "dataset"), few(SMALL, quick=is_small))
 def test_skipped_weights_do_not_matter(name, dataset):
     model = seeded(name, dataset)
     images, _ = batch(1, 64 if dataset == "ilsvrc" else 32)
@@ -78,7 +79,7 @@ def test_second_norms_run_only_where_their_stage_is_skipped(name, dataset):
                 assert torch.equal(changed(images, point), logits) == (not point.skip[stage])
 
 
-@pytest.mark.parametrize(("name", "dataset"), SMALL)
+@pytest.mark.parametrize(("name", "dataset"), few(SMALL, quick=is_small))
 def test_sweep_equals_single_passes(name, dataset):
     model = seeded(name, dataset)
     images, _ = batch(2, 64 if dataset == "ilsvrc" else 32)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from models import create_model, create_objective
 from models.embedded import objective as objectives
 from tests.models.embedded.networks import SMALL, batch, is_small, seeded
-from tests.selection import few
+from tests.selection import exhaustive, few
 
 
 def gradients(model, losses):
@@ -83,9 +83,9 @@ def test_full_passes_can_teach_the_low_cost_network():
         ("ResNet32_DoubleShared_skip", "cifar10", {}),
         ("ResNet32_DoubleShared_skip", "cifar10", {"skip_fc": "one", "skip_pattern": "half"}),
         ("ResNet34_SingleShared_skip", "cifar100", {}),
-        ("ResNet34_skip", "cifar100", {}),
+        exhaustive(("ResNet34_skip", "cifar100", {})),
         ("MobileNetV2_skip", "cifar10", {}),
-        ("ResNet50_skip", "ilsvrc", {}),
+        exhaustive(("ResNet50_skip", "ilsvrc", {})),
     ],
 )
 def test_fine_tuning_one_network_leaves_the_other_as_it_was(name, dataset, flags, low):
