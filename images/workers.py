@@ -136,13 +136,16 @@ class Loader(torch.utils.data.DataLoader):
     """
 
     prefetch = 4  # batches under way for each worker
+    #: how workers start: forked on Linux in every version of Python, so that they start at once, share the list of
+    #: images and are children, whose death is noticed; elsewhere as Python chooses
+    start = "fork" if sys.platform == "linux" else None
 
     def __init__(self, dataset: torch.utils.data.Dataset, workers: int, batch_bytes: int, **options):
         pipes = bool(workers) and not _fits_shared_memory(batch_bytes * self.prefetch * workers)
         together = functools.partial(collate, share=bool(workers), pipes=pipes)
         if workers:
             options |= {"persistent_workers": True, "prefetch_factor": self.prefetch}
-            options |= {"worker_init_fn": _leave_signals}
+            options |= {"worker_init_fn": _leave_signals, "multiprocessing_context": self.start}
         super().__init__(dataset, num_workers=workers, **{"collate_fn": together} | options)
         self._own: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()
 

@@ -31,6 +31,21 @@ def test_a_killed_worker_is_reported(folder):
         list(data.train.epoch(0))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python chooses")
+def test_workers_are_forked_whatever_python_chooses(folder, monkeypatch):
+    """Python 3.14 starts them from a server on Linux: later, and as processes whose death nobody here notices."""
+    context = multiprocessing.context
+    monkeypatch.setattr(context, "_default_context", context.DefaultContext(multiprocessing.get_context("forkserver")))
+    data = load(folder, batch_size=2, workers=1)
+
+    class HereOnly(v2.Transform):  # of no module, so it cannot be pickled
+        def forward(self, image):
+            return image
+
+    data.train.dataset.train = v2.Compose([data.train.dataset.train, HereOnly()])
+    assert len(list(data.train.epoch(0))) == len(data.train)
+
+
 def test_workers_leave_signals_to_the_main_process(folder):
     data = load(folder, batch_size=2, workers=2)
     others = set(multiprocessing.active_children())
