@@ -12,4 +12,5 @@ for name in "$@"; do
   python3 train_cifar10.py "@recipes/zoo/$name" --fast --resume=auto --save="checkpoint/zoo/$name" ${OPTIONS:-}
   python3 -m tools.add_to_zoo "checkpoint/zoo/$name"
 done
+python3 -m tools.time_zoo # in turns, so that they compare
 python3 -m reporting zoo

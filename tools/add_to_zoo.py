@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     evaluation = _evaluate(content, args.dataset_path)
     name = args.run.resolve().name
     file = utils.make_folder(zoo.WEIGHTS) / f"{name}.pth"
-    utils.write_tensors(file, content)
-    weights = file.read_bytes()
-    if len(weights) > LARGEST:
-        file.unlink()
-        raise UserError(f"{name} takes {len(weights):,} bytes, more than the zoo's {LARGEST:,}; make it smaller")
+    with utils.replacing(file) as temporary:
+        utils.write_tensors(temporary, content)
+        weights = temporary.read_bytes()
+        if len(weights) > LARGEST:
+            raise UserError(f"{name} takes {len(weights):,} bytes, more than the zoo's {LARGEST:,}; make it smaller")
     record = {
         "name": name,
         "model": flags["model"],

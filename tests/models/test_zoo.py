@@ -17,7 +17,7 @@ from models.recorded import zoo_content
 from tests.models.files import content_of_training
 from tests.scripts.commands import call
 from tests.selection import few
-from tools import add_to_zoo
+from tools import add_to_zoo, time_zoo
 
 NAMES = [entry.name for entry in zoo.entries()]
 
@@ -138,6 +138,39 @@ def test_an_unfinished_training_is_refused(weights, tmp_path, monkeypatch, capsy
     code, _, err = call(monkeypatch, capsys, add_to_zoo, tmp_path)
     assert (code, err) == (1, f"error: {tmp_path} is not a finished training; finish it with --resume=auto\n")
     assert not list(weights.iterdir())
+
+
+def test_weights_that_are_too_large_leave_those_that_were_there(weights, tmp_path, monkeypatch, capsys):
+    content = content_of_training(create_model("ResNet20", "cifar10"))
+    content["training"]["flags"] |= {"epochs": 1, "mean": None, "std": None}
+    content["training"]["epoch"] = 1
+    torch.save(content, tmp_path / "last.pth")
+    (tmp_path / "run.json").write_text("{}")
+    kept = weights / f"{tmp_path.name}.pth"
+    kept.write_bytes(b"older weights")
+    monkeypatch.setattr(add_to_zoo, "_evaluate", lambda content, dataset_path: {})
+    monkeypatch.setattr(add_to_zoo, "LARGEST", 1000)
+    code, _, err = call(monkeypatch, capsys, add_to_zoo, tmp_path)
+    assert (code, "more than the zoo's 1,000; make it smaller" in err) == (1, True)
+    assert [kept.read_bytes()] == [file.read_bytes() for file in weights.iterdir()]
+
+
+def test_all_networks_are_timed_again(weights, monkeypatch, capsys):
+    digits = dataloader.cifar("digits", None, 64, "cpu")
+    monkeypatch.setattr(dataloader, "cifar", lambda *_, **__: digits)
+    monkeypatch.setattr(time_zoo, "ROUNDS", 3)
+    for name, flags in (("dmnn32", {"depth": 8}), ("ResNet20", {})):
+        add(name, create_model(name, "cifar10", **flags))
+        record = json.loads((weights / f"{name}.json").read_text())
+        names = [point.name for point in create_model(name, "cifar10", **flags).default_points]
+        record["points"] = [{"name": point, "top1": 80.0} for point in names]
+        (weights / f"{name}.json").write_text(json.dumps(record))
+    time_zoo.main([])
+    for file in weights.glob("*.json"):
+        for point in json.loads(file.read_text())["points"]:
+            assert [timing["batch"] for timing in point["latency"]] == [1, 64]
+            assert point["top1"] == 80
+    assert "timed: 2 networks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)
