@@ -142,8 +142,8 @@ def block() -> str:
     if not records:
         return ""
     places = machines(timing for record in records for row in record["rows"] for timing in row["latency"])
-    text = f"Networks in `models/weights/`, {_trained(records)}, folded and measured as they run: filters of shared bases "
-    text += "may be dense convolutions, which have more multiply-accumulates and take less time."
+    text = f"Networks in `models/weights/`, {_trained(records)}, folded, and measured as they run: filters of shared "
+    text += "bases may be dense convolutions, which have more multiply-accumulates and take less time."
     if places:
         text += f" Latency: median of a forward pass on {' and '.join(places)}."
     commands = [

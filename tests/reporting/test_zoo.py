@@ -73,7 +73,8 @@ def test_table_and_picture_are_of_all_networks(place):
         "| plain | plain-again | full | 470,004 | 40.80M | 1.00 |  | 8.00 | 0 |",
     ]
     assert "python3 train_cifar10.py @recipes/zoo/ResNet20  # ResNet20: commit abc123, a chip, 2 threads" in text
-    assert "on CIFAR-10 for 40 epochs. Latency: median of a forward pass on a chip, 2 threads." in text
+    assert "on CIFAR-10 for 40 epochs, folded" in text
+    assert "Latency: median of a forward pass on a chip, 2 threads." in text
     assert "(results/zoo.png)" in (place / "README.md").read_text()
     assert zoo.PICTURE.read_bytes().startswith(b"\x89PNG")
     assert all(file.read_text() == text for file, text in zoo.pages().items()), "a second time changes nothing"
