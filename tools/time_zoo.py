@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> None:
     ]
     for point in (point for record in records for point in record["points"]):
         point["latency"] = []
-    rounds = [[timed(*turn) for turn in tqdm(turns, f"round {number + 1}")] for number in range(ROUNDS)]
+    rounds = [
+        [timed(*turn) for turn in tqdm(turns, f"round {number + 1}", disable=not utils.show_progress())]
+        for number in range(ROUNDS)
+    ]
     for (_, _, point, _), latencies in zip(turns, zip(*rounds), strict=True):
         median = sorted(latencies, key=lambda latency: latency.median)[ROUNDS // 2]
         point["latency"].append(dataclasses.asdict(median))

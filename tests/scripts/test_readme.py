@@ -158,7 +158,8 @@ def test_every_flag_that_is_named_exists(capsys):
 def test_every_file_that_is_named_exists(page):
     text = page.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    rooms = "|".join(path.name for path in ROOT.iterdir() if path.is_dir())
+    made = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}  # by runs, such as reports/
+    rooms = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in made)
     named = re.findall(rf"`((?:{rooms})/[\w./*-]+)`", text)
     wrong = [link for link in links if link and not (page.parent / link).exists()]
     wrong += [name for name in named if not list(ROOT.glob(name.rstrip("/")))]
