@@ -300,7 +300,7 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
                     raise ValueError("it is far too long")
                 inner = shlex.split(Path(file).read_text(), comments=True)
             except (OSError, ValueError) as error:
-                raise UserError(f"cannot read the arguments in {file}: {error}", exit_code=2) from error
+                raise UserError(_explain_unreadable(Path(file), error), exit_code=2) from error
             named = normalise(inner, (*inside, file))
             if len(named) > MOST_ARGUMENTS:  # files that name others twice, which name others twice ...
                 raise UserError(f"the argument file {file} stands for {len(named)} arguments: too many", exit_code=2)
@@ -311,6 +311,15 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def _explain_unreadable(file: Path, error: Exception) -> str:
+    """Why there are no arguments in a file, and what may be meant instead."""
+    if not isinstance(error, FileNotFoundError):
+        return f"cannot read the arguments in {file}: {getattr(error, 'strerror', None) or error}"
+    names = os.listdir(file.parent) if file.parent.is_dir() else []
+    close = [f"@{file.parent / name}" for name in difflib.get_close_matches(file.name, names)]
+    return f"there is no file {file}; " + (f"close are {', '.join(close)}" if close else "--list_recipes lists recipes")
 
 
 def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 import engine
 import eval_cifar10
 import train_cifar10
-from tests.scripts.commands import QUICK, call
+from tests.scripts.commands import QUICK, ROOT, call
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -37,7 +37,8 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
         (["--dataset=cifar11"], "cifar11"),
         (["--lr_steps=150"], "--lr_steps"),
         (["--momentun=0.9"], "did you mean --momentum"),
-        (["@recipes/none"], "recipes/none"),
+        (["@nowhere/none"], "there is no file nowhere/none; --list_recipes lists recipes"),
+        ([f"@{ROOT}/recipes/zoo/ResNet31"], "recipes/zoo/ResNet32"),
     ],
 )
 def test_an_impossible_command_is_one_sentence_and_exit_code_2(monkeypatch, capsys, flags, sentence):
