@@ -317,7 +317,7 @@ def _explain_unreadable(file: Path, error: Exception) -> str:
     """Why there are no arguments in a file, and what may be meant instead."""
     if not isinstance(error, FileNotFoundError):
         return f"cannot read the arguments in {file}: {getattr(error, 'strerror', None) or error}"
-    names = os.listdir(file.parent) if file.parent.is_dir() else []
+    names = [path.name for path in file.parent.glob("*")]  # none where there is no folder, or no permission
     close = [f"@{file.parent / name}" for name in difflib.get_close_matches(file.name, names)]
     return f"there is no file {file}; " + (f"close are {', '.join(close)}" if close else "--list_recipes lists recipes")
 
