@@ -100,7 +100,7 @@ class RunningLoss:
         self.sum, self.since, self.taken = torch.zeros((), device=device), 0, 0
         self.delayed: DelayedValue | None = None
         self.seconds_per_step: float | None = None  # of the steps between the last two values that were read
-        self._reached: tuple[float, int] | None = None  # when a value was read, and after which step it was taken
+        self._reached: tuple[float, int] | None = None  # when a value was read, and which step had been made then
         self._delayed_step, self.started = 0, time.perf_counter()
 
     def add(self, loss: Tensor) -> float | None:
@@ -119,11 +119,16 @@ class RunningLoss:
         if self.delayed is None:
             return None
         value, now = self.delayed.read(), time.perf_counter()
+        made = self.taken if self.delayed.done is None else self._delayed_step  # a CPU has made all of them
         if self._reached is not None:
             before, step = self._reached
-            self.seconds_per_step = (now - before) / (self._delayed_step - step)
-        self._reached = now, self._delayed_step
+            self.seconds_per_step = (now - before) / (made - step)
+        self._reached = now, made
         return value
+
+    def forget_time(self) -> None:
+        """Time steps from here on: those before were made in another way, or compiled in between."""
+        self.seconds_per_step = self._reached = None
 
     def settled(self) -> bool:
         """Whether the time of a step is that of the steps to come: the first ones compile, allocate and fill caches."""

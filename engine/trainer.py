@@ -139,7 +139,9 @@ class Trainer:
                 mean = running.add(self.train_step(images, labels))
                 if mean is not None:
                     bar.set_postfix_str(f"loss {check_loss(mean, self.run.folder):.3f}", refresh=False)
-                if not self.estimated and running.settled():
+                if isinstance(self.captured, FasterStep) and self.captured.kept is None:
+                    running.forget_time()  # a trial, in which steps are compiled
+                elif not self.estimated and running.settled():
                     self.estimated = True
                     left = (self.recipe.epochs - self.epoch) * len(train) - self.step
                     say_estimate(bar, left, running.seconds_per_step)

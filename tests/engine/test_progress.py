@@ -2,13 +2,16 @@
 
 import re
 import sys
+import time
 
 import pytest
 import torch
 
 import engine
 import utils
+from engine import fast, progress
 from engine import trainer as trainer_module
+from engine.faster_step import FasterStep
 from engine.progress import RunningLoss, describe, duration
 from models import create_model
 from tests.engine.runs import CPU, digits, fit
@@ -35,6 +38,39 @@ def test_the_loss_is_known_from_the_second_step_on():
     }
     assert running.sum == 0
     assert running.settled()
+
+
+def test_the_time_of_a_step_is_that_of_the_last_ones(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    running = RunningLoss(CPU)
+    for step in range(1, 101):
+        now += 100.0 if step == 3 else 0.25
+        running.add(torch.zeros(()))
+        if step <= 3:
+            running.forget_time()
+        assert running.seconds_per_step == (None if step < 8 else 0.25)
+
+
+def test_no_time_is_said_before_a_trial_of_two_ways_has_ended(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(RunningLoss, "settled", lambda self: self.seconds_per_step is not None)
+    said_by_then = []
+
+    def settle(trainer):
+        def step(images, labels):
+            return trainer.make_step(trainer.model, images, labels)
+
+        def settled(name):
+            said_by_then.append(capsys.readouterr().out)
+
+        ways = {"eager": step, "compiled": step}
+        trainer.captured = FasterStep(ways, 100, settled, time.perf_counter, untimed=4, timed=4, worth_trying=0.0)
+
+    monkeypatch.setattr(fast, "settle", settle)
+    fit(tmp_path, epochs=3)
+    assert "a step takes" in said_by_then[0]
+    assert "of training are left" not in said_by_then[0]
+    assert "of training are left" in capsys.readouterr().out
 
 
 def test_the_time_that_is_left_is_said_once(tmp_path, capsys, monkeypatch):
