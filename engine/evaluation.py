@@ -17,7 +17,7 @@ from engine import cuda_graph, processes
 from engine.devices import autocast
 from models import profile
 from models.adaptive import AdaptiveModel, Point, top_hits, unwrap
-from utils import UserError, rank, show_progress
+from utils import UserError, rank, say, show_progress
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def evaluate(
     seconds: float = 0.5,
     capture: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    choose_threads: bool = False,
 ) -> list[Row] | None:
     """Evaluate a network at its points (its default points unless others are given): one row each, in their order.
 
@@ -55,6 +56,8 @@ def evaluate(
         capture: record what a batch computes as a CUDA graph, and replay it for the others of its size. Nothing is
             recorded where several GPUs share a batch, or where what a point computes depends on the image.
         stop: asked after each batch; if it says so in any process, there is no result: None in all of them.
+        choose_threads: time on a CPU with the number of threads that is quickest at the last of the points, found for
+            each batch size; otherwise with as many as torch has been given.
     """
     network = unwrap(model)
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
@@ -110,15 +113,29 @@ def evaluate(
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
     rows = {}
+    with autocast(next(network.parameters()).device, amp):
+        threads = _threads(network, first, measured[-1], timed if choose_threads else ())
     bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
     for point, (top1, top5, macs, count) in zip(bar, totals, strict=True):
         accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
-        times = ()
-        if timed:
-            with autocast(first.device, amp):
-                times = tuple(profile.latency(network, first, point, batch, seconds) for batch in timed)
-        rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, times)
+        times = []
+        for batch in timed:
+            with autocast(first.device, amp), profile.cpu_threads(threads.get(batch, torch.get_num_threads())):
+                times.append(profile.latency(network, first, point, batch, seconds))
+        rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, tuple(times))
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
+
+
+def _threads(network: AdaptiveModel, images: Tensor, point: Point, batches: Sequence[int]) -> dict[int, int]:
+    """With how many threads of a CPU to time each batch size; says so where it is not all of them."""
+    chosen: dict[int, int] = {}
+    if batches and images.device.type == "cpu":
+        with profile.evaluating(network):
+            chosen = {n: profile.quickest_threads(profile.passes(network, images, point, n)) for n in batches}
+    if any(count < torch.get_num_threads() for count in chosen.values()):
+        used = ", ".join(f"{count} at batch {batch}" for batch, count in chosen.items())
+        say(f"timed with as many threads as are quickest here, {used}; OMP_NUM_THREADS=N says how many instead")
+    return chosen
 
 
 def _streamed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -75,13 +76,22 @@ def evaluate(
             make_folder(Path(file).parent, "its flag")
     wrapped = parallel(model, device, compiled=False)
     capture = args.fast and device.type == "cuda"
-    rows = evaluation.evaluate(wrapped, data.test, points, data, args.amp, args.latency_batch, capture=capture)
+    rows = evaluation.evaluate(
+        wrapped,
+        data.test,
+        points,
+        data,
+        args.amp,
+        args.latency_batch,
+        capture=capture,
+        choose_threads="OMP_NUM_THREADS" not in os.environ,
+    )
     if rank() != 0:
         return
     run_images.save_prepared(model, checkpoint, vars(args))
     table = None
     if budget or args.query_table:
-        table = QueryTable.of(whole, rows, data.shape[-1], **_precision(model, args))
+        table = QueryTable.of(whole, rows, data.shape[-1], **_how(model, args))
     main = model.main_point.name
     if budget and not within:
         main = _look_up(table, budget)
@@ -171,10 +181,7 @@ def _points_within(
             say(f"note: {args.query_table} does not say which weights its accuracies are of")
         if budget.unit == "ms":
             batch = args.latency_batch[0] if args.latency_batch else None
-            threads = torch.get_num_threads()
-            table.check_latency(
-                latency_conditions(profile.device_name(device), threads, batch, **_precision(model, args))
-            )
+            table.check_latency(latency_conditions(profile.device_name(device), batch=batch, **_how(model, args)))
         return [model.point(_look_up(table, budget))]
     return None
 
@@ -190,9 +197,9 @@ def _look_up(table: QueryTable, budget: Budget) -> str:
     return chosen.point
 
 
-def _precision(model: AdaptiveModel, args) -> dict:
-    """How the network runs, as far as latency depends on it."""
-    return {"amp": args.amp, "folded": bool(model.folded_as)}
+def _how(model: AdaptiveModel, args) -> dict:
+    """How the network runs, as far as latency depends on it; of the threads there are, fewer may be quicker."""
+    return {"threads": torch.get_num_threads(), "amp": args.amp, "folded": bool(model.folded_as)}
 
 
 # Instead of an evaluation

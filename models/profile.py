@@ -250,11 +250,16 @@ def latency(model: AdaptiveModel, images: Tensor, point: Which = None, batch: in
         images: (N, C, H, W) on that device, taken in turn; of test data where the path depends on the image.
     """
     point = model.point(point)
+    with evaluating(model):
+        return time_calls(passes(model, images, point, batch), batch, images.device, seconds, point.per_image)
+
+
+def passes(model: AdaptiveModel, images: Tensor, point: Point, batch: int) -> Callable[[], Tensor]:
+    """A forward pass of the next `batch` of some images at each call; after the last image the first comes again."""
     images = images.contiguous(memory_format=torch.channels_last)
     places = torch.arange(batch, device=images.device)
     turns = itertools.cycle([images[(places + start) % len(images)] for start in range(0, len(images), batch)])
-    with evaluating(model):
-        return time_calls(lambda: model(next(turns), point), batch, images.device, seconds, point.per_image)
+    return lambda: model(next(turns), point)
 
 
 def time_calls(
@@ -289,6 +294,46 @@ def time_calls(
         if not latency.noisy:
             break
     return latency
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """A context in which torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def quickest_threads(call: Callable[[], object], seconds: float = 0.3, margin: float = 0.1) -> int:
+    """With how many threads of a CPU something small runs quickest: all that torch has, or 1, 2, 4, ... of them.
+
+    They are tried in turns, three times each; a number's time is the median of its best turn. Other numbers have to
+    save a share of `margin`.
+
+    Args:
+        call: what is run.
+        seconds: that the trial may take; every turn has two calls at least.
+    """
+    most = torch.get_num_threads()
+    tried = [most, *(1 << power for power in range(most.bit_length()) if 1 << power < most)]
+    if len(tried) == 1:
+        return most
+    best = dict.fromkeys(tried, float("inf"))
+    for _ in range(3):
+        for count in tried:
+            with cpu_threads(count):
+                call()  # wakes the threads
+                times, end = [], time.perf_counter() + seconds / (3 * len(tried))
+                while len(times) < 2 or time.perf_counter() < end:
+                    start = time.perf_counter()
+                    call()
+                    times.append(time.perf_counter() - start)
+            best[count] = min(best[count], statistics.median(times))
+    quickest = min(tried, key=best.__getitem__)
+    return quickest if best[quickest] < (1 - margin) * best[most] else most
 
 
 def device_name(device: torch.device) -> str:

@@ -184,3 +184,43 @@ def test_latency_takes_all_images_in_turn_in_batches_of_one_size():
     images = torch.arange(3.0).view(3, 1, 1, 1)
     profile.latency(Network(), images, Point("any"), batch=2, seconds=0.0)
     assert seen[:4] == [(0, 1), (2, 0), (0, 1), (2, 0)]
+
+
+# The number of threads
+
+
+@pytest.fixture
+def four_threads():
+    with profile.cpu_threads(4):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("seconds", "quickest"),
+    [
+        ({4: 0.2, 1: 1.0, 2: 0.5}, 4),
+        ({4: 0.2, 1: 0.1, 2: 0.15}, 1),
+        ({4: 0.2, 1: 0.3, 2: 0.15}, 2),
+        ({4: 0.2, 1: 0.19, 2: 0.3}, 4),  # too little to change for
+    ],
+)
+def test_the_quickest_number_of_threads_is_found(seconds, quickest, four_threads, monkeypatch):
+    now = 0.0
+
+    def call():
+        nonlocal now
+        now += seconds[torch.get_num_threads()]
+
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: now)
+    assert profile.quickest_threads(call) == quickest
+    assert torch.get_num_threads() == 4
+
+
+def test_an_evaluation_times_with_the_quickest_number_of_threads(four_threads, monkeypatch, capsys):
+    monkeypatch.setattr(profile, "quickest_threads", lambda call: {1: 2, 3: 4}[len(call())])
+    model, images = create_model("ResNet20").eval(), [(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64))]
+    (row,) = engine.evaluate(model, images, latency_batches=(1, 3), seconds=0.01, choose_threads=True)
+    assert [(timing.batch, timing.threads) for timing in row.latency] == [(1, 2), (3, 4)]
+    assert "2 at batch 1, 4 at batch 3; OMP_NUM_THREADS=N says how many instead" in capsys.readouterr().out
+    (row,) = engine.evaluate(model, images, latency_batches=(1,), seconds=0.01)
+    assert row.latency[0].threads == torch.get_num_threads() == 4
