@@ -6,11 +6,13 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -109,6 +111,35 @@ def write_tensors(path: str | os.PathLike, content: object) -> None:
     torch.save(content, memory)
     with replacing(path) as temporary:
         temporary.write_bytes(memory.getbuffer())
+
+
+def parse_json(text: str) -> Any:
+    """The value that a text in JSON stands for. Raises ValueError where it is none."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a JSON file. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    return parse_json(Path(path).read_text(encoding="utf-8-sig"))
+
+
+def typed(value: Any, kind: type, name: str) -> Any:
+    """A value of a file, which must be of a type. Raises ValueError, which names it, where it is not."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {value!r:.40}, no {kind.__name__}")
+    return value
+
+
+def number(value: Any, name: str, lowest: float = 0, highest: float = math.inf) -> float:
+    """A value of a file, which must be a finite number. Raises ValueError, which names it, where it is none."""
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not (sound and lowest <= value <= highest):
+        limits = f"from {lowest} to {highest}" if highest < math.inf else f"of at least {lowest}"
+        raise ValueError(f"{name} is {value!r:.40}, not a number {limits}")
+    return value
 
 
 def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:

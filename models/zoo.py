@@ -7,12 +7,11 @@ norms and their statistics in 32.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from models import registry
 from models.published import PublishedCheckpoint
-from utils import UserError
+from utils import UserError, read_json
 
 WEIGHTS = Path(__file__).parent / "weights"
 PREFIX = "zoo/"
@@ -30,12 +29,12 @@ def entries(dataset: str | None = None) -> list[PublishedCheckpoint]:
 
 def _entry(file: Path) -> PublishedCheckpoint:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         error = 100 - max(point["top1"] for point in record["points"])
         name, weights = PREFIX + file.stem, str(file.with_suffix(".pth"))
         known = {"flags": dict(record["flags"]), "sha256": record["sha256"], "top1_error": error}
         return PublishedCheckpoint(name, record["model"], record["dataset"], url="", file=weights, **known)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} does not describe a network of the zoo; see reporting/zoo.py") from error
 
 

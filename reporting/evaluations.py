@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from pathlib import Path
 
 import utils
 from models import registry
-from utils import UserError
+from utils import UserError, number, typed
 
 #: data sets as they are written in titles and tables
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits (8x8)", "ilsvrc": "ImageNet"}
@@ -30,9 +28,9 @@ def load_run(path: str | Path) -> dict:
     if not os.path.isfile(file):  # unlike Path's, false for names that no file can have
         raise UserError(f"there is no evaluation in {path}; evaluate the run first")
     try:
-        record = _printable(json.loads(file.read_text(encoding="utf-8")))
+        record = _printable(utils.read_json(file))
         check(record)
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         message = f"{file} is not an evaluation written by this project ({reason}); evaluate the run again"
         raise UserError(utils.printable(message)) from error
@@ -76,43 +74,29 @@ def check(record: object) -> None:
 
     Rows are completed: "top5" may be missing, "latency" is a list afterwards.
     """
-    record = _typed(record, dict, "it")
+    record = typed(record, dict, "it")
     for key in ("model", "dataset"):
-        _typed(record.get(key), str, key)
-    _typed(record.get("flags"), dict, "flags")
-    if not _typed(record.get("rows"), list, "rows"):
+        typed(record.get(key), str, key)
+    typed(record.get("flags"), dict, "flags")
+    if not typed(record.get("rows"), list, "rows"):
         raise ValueError("there are no rows")
-    for number, row in enumerate(record["rows"], 1):
-        _check_row(_typed(row, dict, f"row {number}"), f"row {number}: ")
+    for count, row in enumerate(record["rows"], 1):
+        _check_row(typed(row, dict, f"row {count}"), f"row {count}: ")
 
 
 def _check_row(row: dict, where: str) -> None:
-    _typed(row.get("point"), str, where + "point")
+    typed(row.get("point"), str, where + "point")
     for key in ("params", "macs", "images"):
-        _number(row, key, where, lowest=1)
-    _number(row, "top1", where, highest=100)
+        number(row.get(key), where + key, lowest=1)
+    number(row.get("top1"), where + "top1", highest=100)
     if row.setdefault("top5", None) is not None:  # where there are five classes or fewer
-        _number(row, "top5", where, highest=100)
+        number(row["top5"], where + "top5", highest=100)
     times = row.get("latency") or []
     row["latency"] = [times] if isinstance(times, dict) else times  # the first files had one batch size only
-    for timing in _typed(row["latency"], list, where + "latency"):
-        _typed(timing, dict, where + "latency")
+    for timing in typed(row["latency"], list, where + "latency"):
+        typed(timing, dict, where + "latency")
         for key in ("median", "low", "high"):
-            _number(timing, key, where + "latency, ", lowest=1e-9)
+            number(timing.get(key), f"{where}latency, {key}", lowest=1e-9)
         for key in ("batch", "threads"):
-            _number(timing, key, where + "latency, ", lowest=1)
-        _typed(timing.get("device"), str, where + "latency, device")
-
-
-def _typed(value: object, kind: type, name: str):
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} is {value!r:.40}, no {kind.__name__}")
-    return value
-
-
-def _number(row: dict, key: str, where: str, lowest: float = 0, highest: float = math.inf) -> None:
-    value = row.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not (number and lowest <= value <= highest):
-        limits = f"from {lowest} to {highest}" if highest < math.inf else f"of at least {lowest}"
-        raise ValueError(f"{where}{key} is {value!r:.40}, not a number {limits}")
+            number(timing.get(key), f"{where}latency, {key}", lowest=1)
+        typed(timing.get("device"), str, where + "latency, device")

@@ -59,7 +59,7 @@ def read_run(folder: Path, name: str) -> KeptRun:
             f"{folder} is not a training run that was evaluated at its end; give the folder of one (--save)"
         )
     try:
-        run = KeptRun(name, record, [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+        run = KeptRun(name, record, [utils.parse_json(line) for line in log.read_text(encoding="utf-8").splitlines()])
         run.errors(run.watched)[-1], [epoch["seconds"] + 0 for epoch in run.log]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{log} is not the log of this evaluation; evaluate the run again") from error

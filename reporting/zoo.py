@@ -27,7 +27,6 @@ Other keys are left to those who write them. `python3 -m reporting zoo` writes t
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import textwrap
@@ -64,17 +63,19 @@ def networks() -> list[dict]:
 
 def _read(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = utils.read_json(file)
         record = content | {"rows": [_row(point, content) for point in content["points"]]}
         for key in TEXTS:
             if not isinstance(record[key], str):
                 raise ValueError(f"{key} is no text")
         if not re.fullmatch("[0-9a-f]{64}", record["sha256"]) or record["name"] != file.stem:
             raise ValueError("sha256 has not 64 hexadecimal digits, or name is not that of the file")
+        for key in ("epochs", "seed"):
+            utils.number(record.get(key), key)
         evaluations.check(record)
         if "more_seeds" in record:
             return _mean(record)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise UserError(f"{file} does not describe a network of the zoo ({reason}); see reporting/zoo.py") from error
     return record

@@ -35,7 +35,7 @@ def test_a_damaged_value_is_named_in_one_sentence(reason, tmp_path):
     with pytest.raises(UserError) as error:
         evaluations.load_run(folder)
     message = str(error.value)
-    assert reason in message or "int too large" in message
+    assert reason in message
     assert "evaluation.json is not an evaluation" in message
     assert "\n" not in message
 

@@ -92,6 +92,9 @@ def test_table_and_picture_are_of_all_networks(place):
         ({"points": [[]]}, "does not describe"),
         ({"command": None}, "command is no text"),
         ({"parameters": None}, "params is None"),
+        ({"parameters": 10**400}, "params is 1000"),
+        ({"epochs": "ten"}, "epochs is 'ten'"),
+        ({"seed": None}, "seed is None"),
         ({"more_seeds": [{"seed": 1}]}, "'points' is missing"),
     ],
 )
@@ -102,7 +105,7 @@ def test_a_damaged_description_is_one_sentence(change, reason, place):
     assert "net.json" in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "null"])
+@pytest.mark.parametrize("content", ["{", "[]", "null", "[" * 100_000])
 def test_half_a_description_is_one_sentence(content, place):
     (place / "weights").mkdir()
     (place / "weights" / "net.json").write_text(content)
