@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import torch
 
 from models.adaptive import AdaptiveModel
 from models.built import BuiltAs
-from utils import UserError
+from utils import UserError, number, read_json, typed
 
 if TYPE_CHECKING:
     from engine.evaluation import Row
@@ -226,16 +226,20 @@ class QueryTable:
 
     @classmethod
     def load(cls, path: str | Path) -> QueryTable:
-        """Read what `content` returned. Raises ValueError where the file is not a query table."""
+        """Read what `content` returned. Raises ValueError, which names the value, where it is not a query table."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            network = content["model"], content["dataset"], content["flags"]
-            rows = [Measured(**row) for row in content["rows"]]
-            return cls(network, rows, content["conditions"], content.get("weights"), content.get("image_side"))
+            content = typed(read_json(path), dict, "it")
+            kinds = {"model": str, "dataset": str, "flags": dict, "conditions": dict, "rows": list}
+            name, dataset, flags, conditions, rows = (typed(content.get(key), kinds[key], key) for key in kinds)
+            if not rows:
+                raise ValueError("there are no rows")
+            network = name, dataset, flags
+            rows = [_checked(row, f"row {count}: ") for count, row in enumerate(rows, 1)]
+            return cls(network, rows, conditions, content.get("weights"), content.get("image_side"))
         except OSError as error:
             raise ValueError(f"cannot read the query table {path}: {error.strerror}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a query table; --query_table writes such files") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not a query table ({error}); --query_table writes such files") from error
 
 
 def latency_conditions(device: str, threads: int, batch: int | None, **more: object) -> dict:
@@ -251,6 +255,18 @@ def weights_hash(model: AdaptiveModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _checked(row: object, where: str) -> Measured:
+    """A row of a file. Raises ValueError, which names the value, where it is none."""
+    values = typed(row, dict, where.rstrip(": "))
+    typed(values.get("point"), str, where + "point")
+    number(values.get("macs"), where + "macs")
+    number(values.get("top1"), where + "top1", highest=100)
+    for key in ("ms", "ms_low", "ms_high"):
+        if values.get(key) is not None:
+            number(values[key], where + key, lowest=1e-9)
+    return Measured(**{column.name: values[column.name] for column in fields(Measured) if column.name in values})
 
 
 def _plain(flags: dict) -> dict:

@@ -54,3 +54,38 @@ def test_a_query_table_refuses_other_networks_and_other_files(tmp_path):
         QueryTable.load(tmp_path / "other.json")
     with pytest.raises(ValueError, match="cannot read the query table"):
         QueryTable.load(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value"),
+    [
+        ("", "model", 5),
+        ("", "flags", None),
+        ("", "conditions", [1]),
+        ("", "rows", []),
+        ("", "rows", [3]),
+        ("row", "point", True),
+        ("row", "macs", "x"),
+        ("row", "macs", float("nan")),
+        ("row", "macs", 10**400),
+        ("row", "top1", None),
+        ("row", "top1", 101),
+        ("row", "ms", "x"),
+        ("row", "ms", -1.0),
+    ],
+)
+def test_a_damaged_value_of_a_query_table_is_named(tmp_path, where, key, value):
+    content = QueryTable(("mutualnet_mobilenet_v1", "ilsvrc", {}), [Measured("w1-r224", 569e6, 72.4, 9.0)]).content()
+    (content["rows"][0] if where else content)[key] = value
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=rf"table\.json is not a query table \((there are no )?(row 1: )?({key}|row 1) ?"
+    ):
+        QueryTable.load(tmp_path / "table.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", pytest.param("[" * 100_000, id="deep")])
+def test_a_file_that_is_no_query_table(tmp_path, text):
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(ValueError, match=r"table\.json is not a query table"):
+        QueryTable.load(tmp_path / "table.json")
