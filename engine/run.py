@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 import torch
 
+import utils
 from engine import processes
 from engine.devices import device_name
 from engine.recipe import Recipe, same_rates
@@ -255,8 +256,8 @@ class Run:
         """The versions of the code that have worked on this run, in order."""
         versions = []
         if self.checkpoint is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError):  # for readers only
-                versions = json.loads((self.folder / "run.json").read_text())["code"].split(", ")
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # for readers only
+                versions = utils.typed(utils.read_json(self.folder / "run.json")["code"], str, "code").split(", ")
         return ", ".join(dict.fromkeys([*versions, code_version()]))
 
     def _write_description(self) -> None:
@@ -281,7 +282,9 @@ class Run:
         if not path.exists():
             return
         done = self.checkpoint.training["epoch"] if self.checkpoint else 0
-        kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= done]
+        kept = [
+            line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _epoch_of(line) <= done
+        ]
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
 
@@ -370,9 +373,9 @@ def _read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _epoch_of(line: str) -> float:
-    """The epoch of a record of the log; infinite for a line that a kill cut off."""
+    """The epoch of a record of the log; infinite for a line that a kill cut off, or that is damaged otherwise."""
     try:
-        return json.loads(line)["epoch"]
+        return utils.number(utils.parse_json(line)["epoch"], "epoch")
     except (ValueError, KeyError, TypeError):
         return float("inf")
 

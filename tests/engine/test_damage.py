@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_odd_parts_give_way_to_the_previous_file(run, capsys, edit):
     assert "using" in capsys.readouterr().out
     assert (epoch_of(run / "last.pth"), epoch_of(run / "previous.pth")) == (2, 1)
     assert all(torch.equal(value, straight[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"code": 3}', pytest.param(b"[" * 100_000, id="deep"), b"\xff"])
+def test_what_only_readers_need_does_not_stop_a_run(run, content):
+    """A description and a log that are damaged: the first is written anew, the other loses its damaged lines."""
+    lines = (run / "log.jsonl").read_bytes().splitlines()
+    (run / "run.json").write_bytes(content)
+    (run / "log.jsonl").write_bytes(b"\n".join([lines[0], content, b'{"epoch": "1"}']))
+    change(run / "last.pth", lambda file: file["training"].update(rng=None))
+    fit(run, epochs=2, resume="auto")
+    assert json.loads((run / "run.json").read_text())["code"]
+    assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_odd_parts_without_another_file_are_a_sentence(run):
