@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import filelock
 import torch
 
-from utils import UserError, printable, replacing
+from utils import UserError, printable, read_json, replacing
 
 TIMEOUT = 30  # seconds without an answer after which a server counts as unreachable
 TRIES, WAIT = 3, 1.0  # downloads of a file, seconds between them
@@ -154,12 +154,14 @@ def write_index(path: str | os.PathLike, index: Index) -> None:
 def _read_index(path: Path) -> Index | None:
     """What a file says a shard holds; None where there is no such file, or it is none."""
     try:
-        index = Index(**json.loads(path.read_text()))
+        index = Index(**read_json(path))
         images = [(int(offset), int(size), int(label)) for offset, size, label in index.images]
-        inside = all(offset >= 0 and 0 <= size <= index.size - offset and label >= 0 for offset, size, label in images)
+        inside = index.size < 1 << 63 and all(
+            offset >= 0 and 0 <= size <= index.size - offset and label >= 0 for offset, size, label in images
+        )
         sound = isinstance(index.sha256, str) and isinstance(index.changed, int) and images and inside
         return index._replace(images=images) if sound else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
 
 

@@ -16,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from images.data import Sources
 from images.reading import first_few, is_stray
-from images.shard_files import Place, ShardFiles, is_remote
+from images.shard_files import ENDING, Place, ShardFiles, is_remote
 from utils import UserError, rank, say, world_size
 
 MOST_CLASSES = 100_000  # where nothing else says how many there are; a wrong label must not make a list of 10^10 names
@@ -48,7 +48,10 @@ class Shards:
         places, labels = [], []
         for number, images in enumerate(self._list()):
             if max((label for _, _, label in images), default=0) >= most:
-                list_images(self.files.local(paths[number]), most)  # says which one
+                list_images(self.files.local(paths[number]), most)  # says which one, unless the list is wrong
+                raise UserError(
+                    f"the list of {paths[number]} has labels above {most - 1}: remove {paths[number]}{ENDING}"
+                )
             places += [(number, offset, size) for offset, size, _ in images]
             labels += [label for _, _, label in images]
         if not labels:

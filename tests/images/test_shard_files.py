@@ -105,9 +105,12 @@ def test_damaged_lists_are_made_again(tmp_path, folder, monkeypatch):
     for change in ({"size": 1}, {"images": [[0, 10**9, 0]]}, {"images": [[0, 1, -1]]}, {"images": []}, {"more": 1}):
         kept.write_text(json.dumps(good | change))
         assert files.index(shard) == want
-    kept.write_text("[")
-    assert files.index(shard) == want
-    assert len(names) == 7
+    first = json.loads(kept.read_text())
+    first["images"][0][0] = float("inf")
+    for text in ("[", "[" * 100_000, json.dumps(first)):
+        kept.write_text(text)
+        assert files.index(shard) == want
+    assert len(names) == 9
 
 
 def test_a_list_beside_a_shard_must_not_be_older(tmp_path, folder):
@@ -120,6 +123,15 @@ def test_a_list_beside_a_shard_must_not_be_older(tmp_path, folder):
     assert not (tmp_path / "cache").exists()
     os.utime(f"{shard}.index", (1, 1))
     assert len(files.index(str(shard))) == 5
+
+
+def test_labels_in_a_list_are_checked_as_those_in_the_shard(tmp_path, folder):
+    """As many names as the largest label says would fill the memory."""
+    shard = tmp_path / "own.tar"
+    shard.write_bytes((folder / "train-00.tar").read_bytes())
+    shard_files.write_index(f"{shard}.index", shard_files.Index([(512, 10, 10**12)], shard.stat().st_size))
+    with pytest.raises(UserError, match=r"the list of .*own\.tar has labels above 99999: remove .*own\.tar\.index"):
+        shards.Shards([str(shard)], cache=tmp_path / "cache")
 
 
 def test_lists_need_no_folder_that_can_be_written(tmp_path, folder):
