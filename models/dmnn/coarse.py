@@ -76,7 +76,7 @@ def read(path: str | Path, num_classes: int) -> Grouping:
             f"--coarse_file {path} groups {len(groups)} classes, this network has {num_classes}; "
             f"give one group number for each of its classes"
         )
-    count = max(groups) + 1
-    if count < 2 or set(groups) != set(range(count)):
+    count = len(set(groups))
+    if count < 2 or (min(groups), max(groups)) != (0, count - 1):
         raise ValueError(f"--coarse_file {path} must number its groups 0, 1, 2.. (two or more) and leave none empty")
     return Grouping(groups, tuple(f"group {number}" for number in range(count)))

@@ -36,6 +36,7 @@ def test_networks_that_cannot_be_say_why(name, dataset, flags, message):
         ("0 1 x 0 1 0 1 0 1 0", "must hold whole numbers"),
         ("0 1 3 0 1 0 1 0 1 0", "leave none empty"),
         ("0 0 0 0 0 0 0 0 0 0", "two or more"),
+        ("0 1 0 1 0 1 0 1 0 1000000000000000", "leave none empty"),
     ],
 )
 def test_a_wrong_coarse_file_says_why(tmp_path, text, message):
