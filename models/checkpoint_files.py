@@ -27,6 +27,11 @@ DAMAGE = (
     *(ValueError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
     *(MemoryError, RecursionError, struct.error, zipfile.BadZipFile, zlib.error),
 )
+#: types of numbers that can become a layer's: no complex ones, no packed bits
+NUMBERS = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
 #: where a file may keep its weights, and what such files are called in messages
 FORMATS = {
     "net_state_dict": "Net_RL2",
@@ -210,8 +215,8 @@ def fault_of(tensor: Tensor) -> str:
         return "is a sparse or quantized tensor"
     if tensor.device.type != "cpu":
         return f"has no numbers (it was on the device {tensor.device.type!r})"
-    if tensor.is_complex():
-        return "is complex"
+    if tensor.dtype not in NUMBERS:
+        return f"is of the type {str(tensor.dtype).removeprefix('torch.')}, in which no layer here has numbers"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"claims {tensor.numel():.3g} numbers and holds fewer"
     return ""

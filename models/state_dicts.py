@@ -54,7 +54,7 @@ def fit_state(
         only_classes = not missing and not unexpected and set(misshapen) <= set(_heads(model, own, state))
         hint = OTHER_CLASSES if only_classes else _owner(model, given)
         raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}{hint}")
-    _check_numbers(state, path)
+    _check_numbers(state, own, path)
     return _share(names, state, path)
 
 
@@ -79,18 +79,23 @@ def _differ_in_classes(theirs: Tensor, ours: Tensor) -> bool:
     return theirs.dim() > 0 and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours)
 
 
-def _check_numbers(state: dict[str, Tensor], path: str | os.PathLike) -> None:
-    """Raises ValueError where a weight or a statistic is not a finite number."""
-    wrong = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
-    if wrong:
-        raise ValueError(
-            f"{path} holds weights that are not finite numbers, in {len(wrong)} of {len(state)} tensors "
-            f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): its training diverged; use an earlier file"
-        )
-
-
-def _is_finite(value: Tensor) -> bool:
-    return value.is_meta or bool(value.isfinite().all())
+def _check_numbers(state: dict[str, Tensor], own: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """Raises ValueError where a weight or a statistic is no number that the network can compute with."""
+    given = {key: value for key, value in state.items() if not value.is_meta}
+    numbers = {key: value.to(own[key].dtype) for key, value in given.items() if own[key].is_floating_point()}
+    whole = [key for key in numbers if not given[key].is_floating_point()]
+    infinite = [key for key, value in numbers.items() if not value.isfinite().all()]
+    negative = [key for key, value in numbers.items() if key.endswith("running_var") and (value < 0).any()]
+    for keys, what, advice in (
+        (whole, "whole numbers, as of a quantized network", "save it before it is quantized"),
+        (infinite, "not finite numbers", "its training diverged; use an earlier file"),
+        (negative, "variances below zero", "it is damaged; use another copy"),
+    ):
+        if keys:
+            raise ValueError(
+                f"{path} holds weights that are {what}, in {len(keys)} of {len(state)} tensors "
+                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}): {advice}"
+            )
 
 
 def _owner(model: AdaptiveModel, given: dict[str, Tensor]) -> str:

@@ -107,7 +107,9 @@ def test_flags_of_a_network_that_is_not_in_the_file(tmp_path, name, flags):
         (torch.zeros(1).expand(10**6, 10**6), "claims 1e"),
         (torch.zeros(16, 3, 3, 3).to_sparse(), "sparse"),
         (torch.zeros(16, 3, 3, 3, device="meta"), "no numbers"),
-        (torch.zeros(16, 3, 3, 3, dtype=torch.complex64), "complex"),
+        (torch.zeros(16, 3, 3, 3, dtype=torch.complex64), "of the type complex64"),
+        (torch.zeros(16, 3, 3, 3, dtype=torch.uint8).view(torch.bits8), "of the type bits8"),
+        (torch.zeros(16, 3, 3, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "of the type float4_e2m1fn_x2"),
     ],
 )
 def test_weights_that_no_layer_can_have(tmp_path, tensor, match):
@@ -121,6 +123,28 @@ def test_weights_that_are_not_finite_are_said_to_be(tmp_path, name, key):
     state = create_model(name).state_dict()
     state[key][0] = float("nan" if "conv" in key else "inf")
     refused(lambda: opened(tmp_path, state).build(name), rf"not finite numbers, in 1 of \d+ tensors \({key}\)")
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "match"),
+    [
+        ("bn1.running_var", lambda value: -value, "variances below zero, in 1 of"),
+        ("conv1.weight", lambda value: value.to(torch.int8), "whole numbers, as of a quantized network, in 1 of"),
+        ("conv1.weight", lambda value: value.double() + 1e300, "not finite numbers, in 1 of"),  # as float32
+        ("conv1.weight", lambda value: (value + float("nan")).to(torch.float8_e4m3fn), "not finite numbers, in 1 of"),
+    ],
+)
+def test_numbers_that_a_network_cannot_compute_with(tmp_path, key, change, match):
+    state = create_model("ResNet20").state_dict()
+    state[key] = change(state[key])
+    refused(lambda: opened(tmp_path, state).build("ResNet20"), rf"{match} \d+ tensors \({key}\)")
+
+
+def test_weights_of_eight_bits_are_read(tmp_path):
+    state = create_model("ResNet20").state_dict()
+    state["conv1.weight"] = state["conv1.weight"].to(torch.float8_e4m3fn)
+    built = opened(tmp_path, state).build("ResNet20").state_dict()
+    assert torch.equal(built["conv1.weight"], state["conv1.weight"].float())
 
 
 def test_archives_that_are_no_checkpoints(tmp_path):
