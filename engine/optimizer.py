@@ -44,20 +44,6 @@ def load_momentum(optimizer: torch.optim.SGD, state: dict) -> None:
         group.update(settings)
 
 
-def check_state(state: dict | None) -> None:
-    """Raise ValueError unless this is the state dict of an optimizer, or None."""
-    if state is None:
-        return
-    groups, states = (state.get(key) for key in ("param_groups", "state"))
-    if not (
-        isinstance(states, dict)
-        and all(isinstance(values, dict) for values in states.values())
-        and isinstance(groups, list)
-        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
-    ):
-        raise ValueError("its optimizer_state_dict is not that of an optimizer")
-
-
 def _fits(state: dict, optimizer: torch.optim.SGD) -> bool:
     """Whether a saved optimizer belongs to parameters of these shapes, in this order and these groups."""
     if not all("momentum" in group for group in state["param_groups"]):

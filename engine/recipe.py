@@ -117,6 +117,12 @@ class Recipe:
 
 
 def same_rates(one: Recipe, other: Recipe, epochs: int) -> bool:
-    """Whether the learning rate of two recipes is the same throughout the first so many epochs."""
+    """Whether the learning rate of two recipes is the same throughout the first so many epochs.
+
+    It is not where one of them comes from a file and has values that are none of a recipe.
+    """
     steps = 100  # in an epoch; no schedule has a finer structure
-    return all(one.rate(step, steps) == other.rate(step, steps) for step in range(epochs * steps))
+    try:
+        return all(one.rate(step, steps) == other.rate(step, steps) for step in range(epochs * steps))
+    except (ArithmeticError, TypeError, ValueError):
+        return False

@@ -25,7 +25,6 @@ from engine.noise import Generators
 from engine.norms import share_statistics
 from engine.optimizer import (
     add_momentum,
-    check_state,
     load_momentum,
     make_optimizer,
     state_for_file,
@@ -41,6 +40,7 @@ from engine.stopping import Agreement
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint
 from models.recorded import training_content
+from models.state_dicts import load_same
 from utils import UserError, say, show_progress, world_size
 
 
@@ -384,12 +384,11 @@ class Trainer:
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
         """Continue where a checkpoint stopped; on a CPU the run ends with the same bits as an uninterrupted one."""
         training = checkpoint.training
-        check_state(checkpoint.optimizer)
         if not training["step"] <= len(self.data.train):  # equal where a signal came during the evaluation
             raise ValueError(f"it is at step {training['step']} of an epoch, which has {len(self.data.train)} now")
         if self.average is not None:
-            self.average.load_state_dict(checkpoint.weights)
-        self.model.load_state_dict(training.get("raw_weights", checkpoint.weights))
+            load_same(self.average, checkpoint.weights, checkpoint.path)
+        load_same(self.model, training.get("raw_weights", checkpoint.weights), checkpoint.path)
         self.epoch, self.step, self.best = training["epoch"], training["step"], {}
         for point, (top1, epoch) in training["best"].items():
             self.best[self.model.point(point).name] = float(top1), int(epoch)

@@ -126,9 +126,13 @@ def check_resumable(content: Mapping, path: Path) -> None:
     generator = training["rng"].get("cpu")
     if not isinstance(generator, Tensor) or generator.dtype != torch.uint8:
         _refuse(path, "training.rng")
-    if not is_optimizer_state(content.get("optimizer_state_dict"), or_none=True):
+    optimizer = content.get("optimizer_state_dict")
+    if not is_optimizer_state(optimizer, or_none=True):
         _refuse(path, "optimizer_state_dict")
-    check_tensors([training, content.get("optimizer_state_dict")], path)
+    check_tensors([training, optimizer], path)
+    buffers = [each.get("momentum_buffer") for each in optimizer["state"].values()] if optimizer else []
+    if not all(buffer.float().isfinite().all() for buffer in buffers if buffer is not None):
+        _refuse(path, "optimizer_state_dict")
 
 
 def held_out_by_authors(path: Path) -> Tensor:
@@ -157,10 +161,16 @@ def is_optimizer_state(state: object, or_none: bool = False) -> bool:
         return or_none
     if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
         return False
+    if not all(isinstance(each, dict) and _is_buffer(each.get("momentum_buffer")) for each in state["state"].values()):
+        return False
     groups = state.get("param_groups")
     return isinstance(groups, list) and all(
         isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
     )
+
+
+def _is_buffer(value: object) -> bool:
+    return value is None or isinstance(value, Tensor)
 
 
 def is_index(value: object) -> bool:

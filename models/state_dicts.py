@@ -28,6 +28,17 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
     model.load_state_dict(fit_state(model, state, path, new_head), strict=False)
 
 
+def load_same(model: torch.nn.Module, state: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """Load what `state_dict` of the same network returned.
+
+    Raises:
+        RuntimeError: it is another's.
+        ValueError: it has weights that are no numbers.
+    """
+    model.load_state_dict(state)
+    _check_numbers(state, model.state_dict(), path)
+
+
 def fit_state(
     model: AdaptiveModel, given: dict[str, Tensor], path: str | os.PathLike, new_head: bool = False
 ) -> dict[str, Tensor]:

@@ -89,6 +89,10 @@ def test_a_damaged_file_never_replaces_a_good_one(run, monkeypatch):
         lambda content: content["training"]["rng"].update(cpu=torch.zeros(3)),
         lambda content: content["net_state_dict"].update({"late.w": content["net_state_dict"].pop("late.weight")}),
         lambda content: content.update(optimizer_state_dict={"param_groups": 3, "state": {}}),
+        lambda content: content["optimizer_state_dict"]["state"].update({0: {"momentum_buffer": "x"}}),
+        lambda content: content["optimizer_state_dict"]["state"][0]["momentum_buffer"].fill_(float("inf")),
+        lambda content: content["net_state_dict"]["late.weight"].fill_(float("nan")),
+        lambda content: content["net_state_dict"]["norm.running_var"].neg_(),
     ],
 )
 def test_odd_parts_give_way_to_the_previous_file(run, capsys, edit):

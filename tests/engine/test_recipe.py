@@ -1,10 +1,12 @@
 """Learning rates of every schedule."""
 
+import dataclasses
 import math
 
 import pytest
 
 import engine
+from engine.recipe import same_rates
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,10 @@ def test_one_cycle_peaks_once_and_ends_near_zero():
     assert rates.index(max(rates)) == 30
     assert rates[0] < 0.1
     assert rates[-1] < 0.01
+
+
+@pytest.mark.parametrize("odd", [{"epochs": "two"}, {"epochs": None}, {"lr_steps": "x"}, {"warmup_epochs": math.inf}])
+def test_a_recipe_that_is_none_has_no_equal_rates(odd):
+    good = engine.Recipe(epochs=4, lr=1.0)
+    assert same_rates(good, good, 2)
+    assert not same_rates(dataclasses.replace(good, **odd), good, 2)
