@@ -30,12 +30,14 @@ finite.__name__ = "float"  # argparse's name for it in the message about a text 
 
 
 def _number(kind: Callable, least, open_end: bool = False) -> Callable:
-    """An argparse type: a number not below `least`, or above it with `open_end`."""
+    """An argparse type: a number not below `least`, or above it with `open_end`, and one that tensors can hold."""
 
     def parse(text: str):
         value = kind(text)
         if not (value > least if open_end else value >= least):
             raise argparse.ArgumentTypeError(f"{text} is not {'above' if open_end else 'at least'} {least}")
+        if isinstance(value, int) and value >= 1 << 63:
+            raise argparse.ArgumentTypeError(f"{text} is not below 2**63")
         return value
 
     parse.__name__ = kind.__name__
@@ -56,12 +58,11 @@ def fraction(text: str) -> float:
     return value
 
 
-def seed(text: str) -> int:
-    """A seed that every generator accepts."""
-    value = natural(text)
-    if value >= 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text} is not below 2**63")
-    return value
+def place(text: str) -> str:
+    """A file, a folder, or a name that stands for one: not empty, as a variable that a shell does not know is."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a file or a folder, or leave the flag out")
+    return text
 
 
 def _colours(kind: Callable) -> Callable:
@@ -98,7 +99,9 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
     """Flags of all four scripts; the first of `datasets` is the default."""
     add = parser.add_argument_group("data and device").add_argument
     add("--dataset", choices=datasets, default=datasets[0], help="default: %(default)s")
-    add("--dataset_path", metavar="DIR", help="folder of the images; without it ./data/, filled by download")
+    add(
+        "--dataset_path", type=place, metavar="DIR", help="folder of the images; without it ./data/, filled by download"
+    )
     add(
         "--batch_size",
         type=positive,
@@ -121,8 +124,13 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
         help="several GPUs: one thread of this process for each (DataParallel), or a process for each",
     )
     add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
-    add("--seed", type=seed, default=0, help="seed of weights, order and augmentation (default: 0)")
-    add("--cache", metavar="DIR", help="folder for downloads, and for lists of shards (default: torch.hub's)")
+    add("--seed", type=natural, default=0, help="seed of weights, order and augmentation (default: 0)")
+    add(
+        "--cache",
+        type=place,
+        metavar="DIR",
+        help="folder for downloads, and for lists of shards (default: torch.hub's)",
+    )
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +177,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add("--sync_bn", action="store_true", help="of several processes: batch norms see the images of all of them")
     add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="of the random crop (default: zeros)")
     add = parser.add_argument_group("run").add_argument
-    add("--pretrained", metavar="FILE|NAME", help="start from these weights, and their optimizer if it fits")
+    add(
+        "--pretrained", type=place, metavar="FILE|NAME", help="start from these weights, and their optimizer if it fits"
+    )
     add(
         "--starting_epoch",
         type=natural,
@@ -178,11 +188,12 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         help="epochs already trained by --pretrained (default: 0)",
     )
     add("--new_head", action="store_true", help="begin with a fresh classifier: --pretrained has other classes")
-    add("--save", metavar="DIR", help="folder of the run (default: ./checkpoint/<dataset>-<model>-<flags>)")
+    add("--save", type=place, metavar="DIR", help="folder of the run (default: ./checkpoint/<dataset>-<model>-<flags>)")
     add(
         "--resume",
         nargs="?",
         const="auto",
+        type=place,
         metavar="auto|FILE",
         help="continue this run from its newest checkpoint, or from FILE",
     )
@@ -229,7 +240,12 @@ class _Words(argparse.Action):
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """Flags of the scripts that evaluate."""
     add = parser.add_argument_group("evaluation").add_argument
-    add("--pretrained", metavar="FILE|NAME", help="weights to evaluate: a file, or a published checkpoint by name")
+    add(
+        "--pretrained",
+        type=place,
+        metavar="FILE|NAME",
+        help="weights to evaluate: a file, or a published checkpoint by name",
+    )
     names = ("--point", "--skip_cfg")  # the second is what the authors of adaptive depth call it
     add(
         *names,
@@ -240,16 +256,39 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
     add("--skip", dest="point", action="store_const", const="skip", help="the same as --point=skip")
     add("--budget", metavar="COST", help="run the point that fits best: 120M (MACs), 0.5x (of the full network) or 8ms")
-    add("--query_table", metavar="FILE", help="write all points with cost and accuracy; with --budget: choose from it")
-    add("--extract", nargs=2, metavar=("POINT", "FILE"), help="write the sub-network of a point as a separate network")
+    add(
+        "--query_table",
+        type=place,
+        metavar="FILE",
+        help="write all points with cost and accuracy; with --budget: choose from it",
+    )
+    add(
+        "--extract",
+        nargs=2,
+        type=place,
+        metavar=("POINT", "FILE"),
+        help="write the sub-network of a point as a separate network",
+    )
     add("--fold", action="store_true", help="merge linear operations into single convolutions before the evaluation")
     add("--fast", action="store_true", help="evaluate faster: --fold and --amp=bf16 where they are supported")
-    add("--image", nargs="+", metavar="FILE|DIR", help="instead: classify images, or all of a folder; what each costs")
-    add("--csv", metavar="FILE", help="with --image: write the answers, routes and times as a table, print a summary")
+    add(
+        "--image",
+        nargs="+",
+        type=place,
+        metavar="FILE|DIR",
+        help="instead: classify images, or all of a folder; what each costs",
+    )
+    add(
+        "--csv",
+        type=place,
+        metavar="FILE",
+        help="with --image: write the answers, routes and times as a table, print a summary",
+    )
     formats = "|".join(export.FORMATS)
     add(
         "--export",
         nargs=2,
+        type=place,
         metavar=(formats, "FILE|DIR"),
         help="instead: write the network at --point for other programs; several points, or all, with a table into DIR",
     )
@@ -260,7 +299,12 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         metavar="N,..",
         help="images at once, for each timing; 0: none (%(default)s)",
     )
-    add("--report", metavar="DIR", help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)")
+    add(
+        "--report",
+        type=place,
+        metavar="DIR",
+        help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)",
+    )
 
 
 def add_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
