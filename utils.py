@@ -82,11 +82,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields a temporary path in the same folder; what is written there is flushed to disk and then renamed.
 
     Raises:
-        UserError: no permission, no such folder, or the disk is full; the old file is untouched.
+        UserError: no permission, no such folder, no regular file, or the disk is full; what was there is untouched.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe would be gone for all programs
+            raise OSError(errno.EINVAL, "it is no regular file")
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())

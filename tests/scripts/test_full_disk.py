@@ -25,6 +25,16 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
+    """`--csv=/dev/null` by root would take the device away from all programs."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(utils.UserError, match="pipe: it is no regular file"):
+        utils.write_json(path, {})
+    assert path.is_fifo()
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_full_disk_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     run = engine.Run(tmp_path, {}, None)
     run.save({"weights": torch.zeros(400)})
