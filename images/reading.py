@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MOST_BYTES = 1 << 30  # of a file; no image within Pillow's limit of pixels and no file of CIFAR has more
@@ -40,7 +40,15 @@ def read_file(path: str | os.PathLike) -> bytes:
 def class_folders(root: str | os.PathLike) -> list[str]:
     """The names of the folders in a folder, sorted: their positions are the labels. Stray ones are left out."""
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if not is_stray(entry.name) and entry.is_dir())
+        return sorted(entry.name for entry in entries if not is_stray(entry.name) and _is(entry.is_dir))
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """What `is_dir` or `is_file` says; False for a link that leads to itself, as for one that leads nowhere."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def image_paths(folder: str | os.PathLike) -> list[str]:
@@ -71,9 +79,9 @@ def _walk(
     with os.scandir(folder) as entries:
         entries = [entry for entry in entries if not is_stray(entry.name)]
     for entry in entries:
-        if entry.is_dir():
+        if _is(entry.is_dir):
             yield from _walk(Path(entry.path), endings, above)
-        elif entry.name.lower().endswith(endings) and entry.is_file():
+        elif entry.name.lower().endswith(endings) and _is(entry.is_file):
             names.append(entry.name)
     yield folder, names
 

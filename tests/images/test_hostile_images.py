@@ -194,4 +194,5 @@ def test_only_files_with_images_are_listed(pipe):
         (root / name).write_bytes(b"x")
     (root / "link.jpg").symlink_to(root / "a.png")
     (root / "broken.jpg").symlink_to(root / "nowhere")
+    (root / "itself.jpg").symlink_to(root / "itself.jpg")
     assert [os.path.relpath(path, root) for path in image_paths(root)] == ["a.png", "b.JPG", "link.jpg", "sub/c.jpg"]
