@@ -10,6 +10,7 @@ class LastingStream:
     """A text stream without errors: where writing fails, the null device takes the place of what it wrote to.
 
     A pipe's reader may end (`| head`), a terminal may be closed, a disk may be full: no reason to lose a run of days.
+    Characters that its encoding lacks are written as escapes, and so are bytes of a file's name that are no text.
 
     Args:
         stream: with a file descriptor, such as `sys.stdout`.
@@ -21,7 +22,11 @@ class LastingStream:
 
     def write(self, text: str) -> int:
         try:
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             if "\n" in text:
                 self._stream.flush()
         except OSError as error:

@@ -257,7 +257,7 @@ def predict(
         for file in tqdm(files, "classifying", leave=False, disable=not (args.csv and show_progress())):
             image = read([file])
             if not args.csv:
-                say(file)
+                say(printable(file))
             for point in points:
                 if len(answers) < len(points):
                     model.infer(image, point)  # the first pass is slower
@@ -305,7 +305,10 @@ def _answer(
 
 
 def _write_answers(answers: Sequence[Answer], path: str) -> None:
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.DictWriter(file, [column.name for column in dataclasses.fields(Answer)])
         writer.writeheader()
         for answer in answers:

@@ -1,6 +1,8 @@
 """--image: what single images are, and what each of them cost."""
 
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -60,6 +62,17 @@ def test_each_image_gets_five_classes_and_its_cost(folder, monkeypatch, capsys):
         assert block.splitlines()[1:] == lines
     assert not (folder / "data").exists()
     assert not (folder / "reports").exists()
+
+
+def test_a_name_that_is_no_text_keeps_its_bytes_in_the_table(folder, monkeypatch, capsys):
+    flags, _ = weights("ResNet20", "cifar10")
+    name = os.fsdecode(b"\xff\x1b[2J.png")
+    shutil.copy("wide.png", name)
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags, "--image", name, "--csv=answers.csv")
+    assert code == 0, err
+    assert b"\xff\x1b[2J.png,full," in (folder / "answers.csv").read_bytes()
+    _, out, _ = call(monkeypatch, capsys, eval_cifar10, *flags, "--image", name)
+    assert "\\udcff\\x1b[2J.png\n" in out
 
 
 def test_images_on_different_paths_cost_differently(folder, monkeypatch, capsys):

@@ -132,6 +132,9 @@ def test_a_stream_that_fails_is_replaced(tmp_path):
     for _ in range(3):
         print("nobody reads this", file=stream, flush=True)
     assert stream.writable()
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    print("caf\u00e9 \udcff", file=streams.LastingStream(narrow))
+    assert narrow.buffer.getvalue() == b"caf\\xe9 \\udcff\n"
     whole = streams.LastingStream(io.StringIO())
     assert whole.write("a\nb") == 3
     assert whole.getvalue() == "a\nb"
