@@ -22,6 +22,8 @@ def explain(error: BaseException) -> str | None:
         return f"the network could not be compiled ({reason}); leave --compile and --fast out"
     if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in text):
         return "another process of this run has ended, and says why; continue the run with --resume=auto"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot use {error.filename}: {error.strerror}; check that place, or name another"
     if isinstance(error, (ValueError, OSError)):
         return text
     return None

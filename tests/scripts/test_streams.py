@@ -120,6 +120,13 @@ def test_what_torch_says_of_full_memory_is_recognised():
     assert "memory is full" in failures.explain(caught.value)
 
 
+def test_what_the_system_says_of_a_file_is_a_sentence(tmp_path):
+    with pytest.raises(OSError, match="log") as caught, open(tmp_path / "gone" / "log.jsonl", "a"):
+        pass
+    text = failures.explain(caught.value)
+    assert text == f"cannot use {tmp_path}/gone/log.jsonl: No such file or directory; check that place, or name another"
+
+
 def test_mistakes_of_the_program_keep_their_traceback():
     assert failures.explain(RuntimeError("shapes do not match")) is None
     assert failures.explain(KeyError("x")) is None
