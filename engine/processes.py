@@ -66,6 +66,11 @@ def place(gpus: int) -> int:
     return int(own) % gpus  # a launcher may let each process see its own GPU only
 
 
+def _counts(name: str) -> bool:
+    """Whether a variable of the environment is a number from 0 on."""
+    return os.environ[name].isascii() and os.environ[name].isdigit()
+
+
 def join(device: torch.device) -> None:
     """Meet the other processes.
 
@@ -85,6 +90,10 @@ def join(device: torch.device) -> None:
             f"{'is' if len(missing) == 1 else 'are'} not: use torchrun, set what is missing, or unset WORLD_SIZE",
             exit_code=2,
         )
+    wrong = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if not _counts(name)]
+    if wrong or not int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]):
+        what = " and ".join(wrong) or f"RANK={os.environ['RANK']} with WORLD_SIZE={os.environ['WORLD_SIZE']}"
+        raise UserError(f"{what} in the environment is none that a launcher sets: use torchrun, or unset it", 2)
     _end_with_parent()
     store, number, count = next(rendezvous("env://"))
     # torchrun keeps its store when it starts the processes again

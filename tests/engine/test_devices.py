@@ -89,6 +89,21 @@ def test_more_processes_than_gpus_are_refused(environment):
         processes.place(2)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"MASTER_PORT": "x"}, "MASTER_PORT=x"),
+        ({"WORLD_SIZE": "two", "RANK": "-1"}, "RANK=-1 and WORLD_SIZE=two"),
+        ({"RANK": "5"}, "RANK=5 with WORLD_SIZE=2"),  # would wait for ever for those before it
+    ],
+)
+def test_what_no_launcher_sets_is_said(environment, given, said):
+    good = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    environment(**good | given)
+    with pytest.raises(utils.UserError, match=f"{said} in the environment is none that a launcher sets"):
+        processes.join(torch.device("cpu"))
+
+
 def test_a_launcher_that_says_too_little_is_named(environment):
     environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1")
     with pytest.raises(utils.UserError, match="MASTER_PORT is not") as refused:
