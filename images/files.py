@@ -31,9 +31,11 @@ def image_files(
         crop: side of the centre in pixels.
 
     Raises:
-        UserError: a file is missing, or is not an image.
+        UserError: a file is missing, or is not an image; or no file is named.
     """
-    transform = centre_crop(resize, crop)
+    transform, paths = centre_crop(resize, crop), list(paths)
+    if not paths:
+        raise UserError("there are no image files to read; name one or more")
     pixels = []
     for path in paths:
         try:

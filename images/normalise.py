@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -47,7 +48,7 @@ def normalisation(
     """Mean and standard deviation of pixels from 0 to 1: as given, or the usual values of the data set.
 
     Raises:
-        UserError: there are not three of each, or a standard deviation is not positive.
+        UserError: there are not three finite numbers of each, or a standard deviation is not positive.
     """
     usual_mean, usual_std = USUAL.get(dataset, (IMAGENET_MEAN, IMAGENET_STD))
     return _three("--mean", mean or usual_mean), _three("--std", std or usual_std)
@@ -55,7 +56,7 @@ def normalisation(
 
 def _three(flag: str, values: Iterable[float]) -> tuple[float, ...]:
     values = tuple(values)
-    if len(values) != 3 or (flag == "--std" and min(values) <= 0):
-        kind = "positive numbers" if flag == "--std" else "numbers"
+    if len(values) != 3 or not all(map(math.isfinite, values)) or (flag == "--std" and min(values) <= 0):
+        kind = "positive numbers" if flag == "--std" else "finite numbers"
         raise UserError(f"{flag} {values} must be three {kind}: red, green, blue")
     return values

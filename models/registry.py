@@ -198,7 +198,9 @@ def create_model(
         return model
     found = entry(name, dataset)
     _check(found.name, flags, found.model_flags())
-    num_classes = num_classes or NUM_CLASSES[found.dataset]
+    num_classes = NUM_CLASSES[found.dataset] if num_classes is None else num_classes
+    if num_classes < 1:
+        raise UserError(f"num_classes {num_classes} must be at least 1", exit_code=2)
     try:
         model = found.builder(num_classes=num_classes, **found.preset, **flags)
     except ValueError as error:

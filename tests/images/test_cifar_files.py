@@ -133,6 +133,8 @@ def test_a_wrong_npz_file_is_reported(change, words, small, tmp_path):
         ({"valid": torch.tensor([1, 1])}, "different positions"),
         ({"padding_mode": "wrap"}, "padding_mode 'wrap'"),
         ({"std": (0.1, 0.0, 0.1)}, "three positive numbers"),
+        ({"std": (0.1, float("nan"), 0.1)}, "three positive numbers"),
+        ({"mean": (0.1, float("inf"), 0.1)}, "three finite numbers"),
         ({"coarse": True}, "no coarse classes"),
     ],
 )

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+import dataloader
 from images.disk import DiskBatches
 from tests.images.folders import load
+from utils import UserError
 
 
 def damage(path):
@@ -55,3 +57,8 @@ def test_evaluation_stops_at_an_unreadable_image(folder, workers):
         list(load(folder, workers=workers).test)
     assert str(name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_no_files_are_a_sentence():
+    with pytest.raises(UserError, match="no image files to read"):
+        dataloader.image_files([], "digits", "cpu", 32, 32)

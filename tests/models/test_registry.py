@@ -49,6 +49,9 @@ def test_an_unknown_name_answers_with_the_closest():
 def test_an_unknown_flag_answers_with_those_there_are():
     with pytest.raises(UserError, match="did you mean shared_rank"):
         create_model("ResNet56_DoubleShared", shared_ranks=8)
+    for none in (0, -1):
+        with pytest.raises(UserError, match=f"num_classes {none} must be at least 1"):
+            create_model("ResNet20", num_classes=none)
     with pytest.raises(UserError, match="it has none"):
         create_model("ResNet56", shared_rank=8)
 
