@@ -64,10 +64,6 @@ def evaluate(
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     data = load()
-    folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")
-    for file in (args.query_table, args.extract and args.extract[1]):
-        if file:
-            make_folder(Path(file).parent, "its flag")
     if budget or args.query_table:
         points = within or points or model.points
     folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")  # a refused command leaves none
