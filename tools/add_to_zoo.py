@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the training; its name becomes that of the network")
     parser.add_argument("--dataset_path", help="as for eval_cifar10.py")
+    parser.add_argument("--point", metavar="NAME,..", help="points to keep (default: those of an evaluation)")
     args = parser.parse_args(argv)
     run = _read_json(args.run / "run.json")
     last = Checkpoint.open(args.run / "last.pth")
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = last.describe()
     mean, std = (flags[key] or usual for key, usual in zip(("mean", "std"), USUAL[flags["dataset"]], strict=True))
     content = zoo_content(last.weights, training, network_flags(flags))
-    evaluation = _evaluate(content, args.dataset_path)
+    evaluation = _evaluate(content, dataset_path=args.dataset_path, point=args.point)
     name = args.run.resolve().name
     file = utils.make_folder(zoo.WEIGHTS) / f"{name}.pth"
     with utils.replacing(file) as temporary:
@@ -94,13 +95,13 @@ def _unusual(flags: dict) -> dict:
     return {flag.name: flags[flag.name] for flag in known if flags.get(flag.name, flag.default) != flag.default}
 
 
-def _evaluate(content: dict, dataset_path: str | None) -> dict:
+def _evaluate(content: dict, **flags: str | None) -> dict:
     """Evaluate weights as they are kept, and add what the evaluation prepares for them to `content`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "weights.pth")
         utils.write_tensors(file, content)
         command = [f"--pretrained={file}", f"--report={folder}", "--fast", "--amp=off", "--latency_batch=1,64"]
-        eval_cifar10.main(command + ([f"--dataset_path={dataset_path}"] if dataset_path else []))
+        eval_cifar10.main(command + [f"--{name}={value}" for name, value in flags.items() if value])
         kept = file.with_name(f"{file.name}.prepared")
         if kept.is_file():
             prepared = checkpoint_files.read(kept)

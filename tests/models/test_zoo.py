@@ -148,7 +148,7 @@ def test_weights_that_are_too_large_leave_those_that_were_there(weights, tmp_pat
     (tmp_path / "run.json").write_text("{}")
     kept = weights / f"{tmp_path.name}.pth"
     kept.write_bytes(b"older weights")
-    monkeypatch.setattr(add_to_zoo, "_evaluate", lambda content, dataset_path: {})
+    monkeypatch.setattr(add_to_zoo, "_evaluate", lambda content, **flags: {})
     monkeypatch.setattr(add_to_zoo, "LARGEST", 1000)
     code, _, err = call(monkeypatch, capsys, add_to_zoo, tmp_path)
     assert (code, "more than the zoo's 1,000; make it smaller" in err) == (1, True)
