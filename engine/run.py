@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -347,6 +348,9 @@ class Run:
             elif number == signal.SIGINT:
                 os._exit(128 + number)  # files on disk are whole at any moment
 
+        if threading.current_thread() is not threading.main_thread():  # only that may handle signals
+            yield
+            return
         # what is ignored stays ignored: SIGHUP under nohup, SIGINT of a shell's background job
         numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, on_signal) for number in numbers}
