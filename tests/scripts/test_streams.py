@@ -137,6 +137,14 @@ def test_a_stream_that_fails_is_replaced(tmp_path):
     assert whole.getvalue() == "a\nb"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "cp1252"])
+def test_names_that_a_stream_cannot_hold_are_written_as_escapes(tmp_path, encoding):
+    with open(tmp_path / "out", "w", encoding=encoding) as file:
+        print("written: caf\xe9/\u65e5 \udce9", file=streams.LastingStream(file))
+    expected = "written: caf\xe9/\u65e5 \udce9\n".encode(encoding, "backslashreplace")
+    assert (tmp_path / "out").read_bytes() == expected
+
+
 @pytest.mark.exhaustive
 def test_lists_can_be_cut_off():
     done = run_in_shell('"$0" "$@" | head -2', "--list_checkpoints")
