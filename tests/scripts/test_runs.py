@@ -12,7 +12,9 @@ import eval_cifar10
 import train_cifar10
 from engine import cli
 from images import digits, downloads
+from models import create_model
 from reporting import __main__ as reporting_command
+from tests.models.files import content_of_training, saved
 from tests.scripts.commands import QUICK, call, shell
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -140,3 +142,13 @@ def test_without_matplotlib_there_are_tables_and_no_pictures(tmp_path, monkeypat
         monkeypatch, capsys, reporting_command, "compare", f"{tmp_path}/report", f"--out={tmp_path}/compared"
     )
     assert (code, err) == (1, "error: pictures need matplotlib: python3 -m pip install matplotlib\n")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_images_of_other_classes_are_not_judged_without_a_word(tmp_path, monkeypatch, capsys, dataset):
+    flags = {"model": "ResNet20", "dataset": dataset}
+    path = saved(tmp_path, content_of_training(create_model("ResNet20"), flags=flags))
+    flags = [f"--pretrained={path}", "--dataset=digits", "--latency_batch=0", f"--report={tmp_path}/report"]
+    code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags)
+    assert (code, err) == (0, "")
+    assert ("is of cifar10, whose classes are not those of digits" in out) == (dataset == "cifar10")
