@@ -118,6 +118,7 @@ OTHERS = (
         "is a pointer of Git LFS, not the file that it stands for: fetch that with git lfs pull",
     ),
     (b"<", "is a web page, not the file that its address stands for: download that"),
+    (b"\x08", "is not a checkpoint but perhaps an ONNX file: name the file that it was exported from"),
     (b"\x1f\x8b", "is a file packed by gzip, not a checkpoint: unpack it"),
     (b"BZh", "is a file packed by bzip2, not a checkpoint: unpack it"),
     (b"\xfd7zXZ", "is a file packed by xz, not a checkpoint: unpack it"),
@@ -139,8 +140,9 @@ def _check_zip(path: Path, size: int) -> None:
     """Refuse archives that torch.save did not write, before anything of them is unpacked."""
     with zipfile.ZipFile(path) as file:
         parts = file.infolist()
-    if any(part.filename.partition("/")[2].startswith("code/") for part in parts):
-        raise _Refused("is a TorchScript program, not a checkpoint: save model.state_dict() where it comes from")
+    for folder, program in (("code/", "a TorchScript"), ("models/", "an exported (.pt2)")):
+        if any(part.filename.partition("/")[2].startswith(folder) for part in parts):
+            raise _Refused(f"is {program} program, not a checkpoint: save model.state_dict() where it comes from")
     if not any(part.filename.endswith("data.pkl") for part in parts):
         names = [part.filename for part in parts if not part.is_dir()]
         inside = f" of {', '.join(map(ascii, names[:3]))}{', ...' if len(names) > 3 else ''}" if names else ""

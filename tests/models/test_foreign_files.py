@@ -201,17 +201,24 @@ def test_a_torchscript_program_is_called_one(tmp_path, source):
         load_checkpoint(create_model("ResNet20"), tmp_path / "net.pt")
 
 
+def test_an_exported_program_is_called_one(tmp_path, source):
+    torch.export.save(torch.export.export(source.eval(), (torch.zeros(1, 3, 32, 32),)), tmp_path / "net.pt2")
+    with pytest.raises(ValueError, match=r"net\.pt2 is an exported \(\.pt2\) program"):
+        load_checkpoint(create_model("ResNet20"), tmp_path / "net.pt2")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html><title>Virus scan warning</title></html>", "is a web page"),
+        (b"\x08\x0a\x12\x07pytorch", "perhaps an ONNX file"),
         (gzip.compress(b"weights"), "packed by gzip"),
         (bz2.compress(b"weights"), "packed by bzip2"),
         (lzma.compress(b"weights"), "packed by xz"),
         (tarfile.TarInfo("best.pth").tobuf() + bytes(1024), "is a tar archive"),
     ],
-    ids=["lfs", "html", "gzip", "bzip2", "xz", "tar"],
+    ids=["lfs", "html", "onnx", "gzip", "bzip2", "xz", "tar"],
 )
 def test_a_file_that_is_something_else_is_called_what_it_is(tmp_path, content, said):
     (tmp_path / "w.pth").write_bytes(content)
