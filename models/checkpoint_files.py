@@ -39,6 +39,8 @@ FORMATS = {
 #: what wrappers put before all names (DataParallel, Lightning) and into them (torch.compile, FSDP, checkpointing)
 PREFIXES = ("module.", "model.")
 INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+#: how many prefixes come off a name; in a hostile file it may have any number
+DEEPEST = 8
 
 
 def read(path: Path, mapped: bool = False) -> dict:
@@ -242,7 +244,8 @@ def _unwrapped(state: dict[str, Tensor], lightning: bool, path: Path) -> dict[st
     if any(name.startswith("module.") for name in state):  # the counter of torch.optim.swa_utils.AveragedModel
         state.pop("n_averaged", None)
     bare = {_without(name): value for name, value in state.items()}
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), None):
+    for _ in range(DEEPEST):
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), "")
         bare = {name.removeprefix(prefix): value for name, value in bare.items()}
     if len(bare) < len(state):
         raise ValueError(f"{path} holds weights twice, with and without {' or '.join(INFIXES)} in their names")

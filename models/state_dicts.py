@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models import registry
 from models.adaptive import AdaptiveModel
+from models.checkpoint_files import DEEPEST
 from models.meta import on_meta
 
 
@@ -73,8 +74,8 @@ def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Te
     if not any("module" in key.split(".") for key in own):
         bare = {".".join(part for part in key.split(".") if part != "module"): value for key, value in given.items()}
         given = bare if len(bare) == len(given) else given
-    while len(prefixes := {key.partition(".")[0] + "." for key in given}) == 1:
-        (prefix,) = prefixes
+    for _ in range(DEEPEST):
+        prefix = next(iter(given), "").partition(".")[0] + "."
         if not all(key.startswith(prefix) for key in given) or any(key.startswith(prefix) for key in own):
             break
         given = {key.removeprefix(prefix): value for key, value in given.items()}

@@ -11,6 +11,7 @@ import lzma
 import struct
 import sys
 import tarfile
+import time
 import types
 from pathlib import Path
 
@@ -118,6 +119,15 @@ def test_two_networks_further_in_are_told_apart_by_nobody_either(tmp_path, sourc
 @pytest.mark.parametrize("prefix", ["net.", "backbone.", "model.encoder.", "module.student.", "1.", "_model."])
 def test_a_network_that_was_part_of_another_loads(tmp_path, source, prefix):
     assert loads(saved(tmp_path, {prefix + key: value for key, value in source.state_dict().items()}), source)
+
+
+@pytest.mark.parametrize("prefix", ["x.", "model."])
+def test_names_of_any_depth_are_answered_at_once(tmp_path, source, prefix):
+    path = saved(tmp_path, {prefix * 100_000 + key: value for key, value in source.state_dict().items()})
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="not a checkpoint of this ResNet20"):
+        load_checkpoint(create_model("ResNet20"), path)
+    assert time.perf_counter() - began < 30
 
 
 def test_a_prefix_that_the_network_has_itself_stays():
