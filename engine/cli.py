@@ -286,11 +286,14 @@ MOST_ARGUMENTS, LONGEST_FILE = 1_000, 1_000_000
 
 
 def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
-    """Replace `@file` by its content, and hyphens in the names of flags by underscores."""
+    """Replace `@file` by its content, and hyphens in the names of flags by underscores.
+
+    The home folder replaces a leading `~`, which a shell leaves in `--flag=~/folder` and `@~/file`.
+    """
     words = []
     for word in argv:
         if word.startswith("@"):
-            file = word[1:]
+            file = os.path.expanduser(word[1:])
             if file in inside:
                 raise UserError(f"the argument file {file} contains itself", exit_code=2)
             try:
@@ -307,9 +310,9 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
             words += named
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            words.append(f"--{name.replace('-', '_')}{equals}{value}")
+            words.append(f"--{name.replace('-', '_')}{equals}{os.path.expanduser(value)}")
         else:
-            words.append(word)
+            words.append(os.path.expanduser(word))
     return words
 
 

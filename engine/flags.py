@@ -231,10 +231,11 @@ def add_image_training(parser: argparse.ArgumentParser) -> None:
 
 
 class _Words(argparse.Action):
-    """Joins several words of one flag into a string: `--skip_cfg True True False False`."""
+    """Joins names with commas, however they were separated; `--skip_cfg True True False False` is one name."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, " ".join(values))
+        words = re.findall(r"[^\s,]+", " ".join(values))
+        setattr(namespace, self.dest, (" " if set(words) <= {"True", "False"} else ",").join(words))
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:

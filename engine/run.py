@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -282,9 +283,8 @@ class Run:
         if not path.exists():
             return
         done = self.checkpoint.training["epoch"] if self.checkpoint else 0
-        kept = [
-            line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _epoch_of(line) <= done
-        ]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _epoch_of(line) <= done]
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
 
@@ -350,6 +350,9 @@ class Run:
             elif number == signal.SIGINT:
                 os._exit(128 + number)  # files on disk are whole at any moment
 
+        if threading.current_thread() is not threading.main_thread():  # only that may handle signals
+            yield
+            return
         # what is ignored stays ignored: SIGHUP under nohup, SIGINT of a shell's background job
         numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, on_signal) for number in numbers}

@@ -22,16 +22,19 @@ class LastingStream:
 
     def write(self, text: str) -> int:
         try:
-            try:
-                self._stream.write(text)
-            except UnicodeEncodeError:
-                encoding = self._stream.encoding
-                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self._write_any(text)
             if "\n" in text:
                 self._stream.flush()
         except OSError as error:
             self._let_go(error)
         return len(text)
+
+    def _write_any(self, text: str) -> None:
+        """Write text, with escapes for characters that the stream's encoding lacks."""
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError as error:
+            self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
 
     def flush(self) -> None:
         try:

@@ -51,6 +51,9 @@ def evaluate(
         load: returns the data set; called only after all flags have been checked.
         checkpoint: the file of the weights; what has to be prepared for them is kept beside it.
     """
+    trained_on = checkpoint.describe().get("dataset", args.dataset)
+    if trained_on != args.dataset:
+        say(f"note: {checkpoint.path} is of {trained_on}, whose classes are not those of {args.dataset}")
     model.for_images((3, _side(args), _side(args)))
     points = cli.named_points(model, args.point)
     if args.extract:

@@ -53,8 +53,8 @@ def is_remote(path: str) -> bool:
 
 
 def names_shards(path: str) -> bool:
-    """Whether a path is a brace pattern, a tar file or an address on a web server."""
-    return "{" in path or path.endswith(".tar") or is_remote(path)
+    """Whether a path is a brace pattern, a tar file or an address on a web server, and no folder of such a name."""
+    return is_remote(path) or (("{" in path or path.endswith(".tar")) and not os.path.isdir(path))
 
 
 class ShardFiles:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import decimal
 import importlib
 import pathlib
 import pickle
@@ -43,6 +44,8 @@ FORMATS = {
 #: what wrappers put before all names (DataParallel, Lightning) and into them (torch.compile, FSDP, checkpointing)
 PREFIXES = ("module.", "model.")
 INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+#: how many prefixes come off a name; in a hostile file it may have any number
+DEEPEST = 8
 
 
 def read(path: Path, mapped: bool = False) -> dict:
@@ -67,6 +70,7 @@ def read_any(path: Path, mapped: bool = False) -> object:
     if _is_safetensors(path, size):
         return _read_safetensors(path)
     with _explaining_damage(path):
+        _check_start(path)
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _check_zip(path, size)
@@ -114,10 +118,38 @@ def _explaining_damage(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is truncated or not a checkpoint: copy or download it again") from error
 
 
+#: what files begin with that users take for checkpoints, what they are, and what to do
+OTHERS = (
+    (
+        b"version https://git-lfs",
+        "is a pointer of Git LFS, not the file that it stands for: fetch that with git lfs pull",
+    ),
+    (b"<", "is a web page, not the file that its address stands for: download that"),
+    (b"\x08", "is not a checkpoint but perhaps an ONNX file: name the file that it was exported from"),
+    (b"\x1f\x8b", "is a file packed by gzip, not a checkpoint: unpack it"),
+    (b"BZh", "is a file packed by bzip2, not a checkpoint: unpack it"),
+    (b"\xfd7zXZ", "is a file packed by xz, not a checkpoint: unpack it"),
+)
+
+
+def _check_start(path: Path) -> None:
+    """Refuse a file that is certainly something else, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start[257:262] == b"ustar":
+        raise _Refused("is a tar archive, not a checkpoint: unpack it and name the file in it")
+    for beginning, what in OTHERS:
+        if start.lstrip().startswith(beginning):
+            raise _Refused(what)
+
+
 def _check_zip(path: Path, size: int) -> None:
     """Refuse archives that torch.save did not write, before anything of them is unpacked."""
     with zipfile.ZipFile(path) as file:
         parts = file.infolist()
+    for folder, program in (("code/", "a TorchScript"), ("models/", "an exported (.pt2)")):
+        if any(part.filename.partition("/")[2].startswith(folder) for part in parts):
+            raise _Refused(f"is {program} program, not a checkpoint: save model.state_dict() where it comes from")
     if not any(part.filename.endswith("data.pkl") for part in parts):
         names = [part.filename for part in parts if not part.is_dir()]
         inside = f" of {', '.join(map(ascii, names[:3]))}{', ...' if len(names) > 3 else ''}" if names else ""
@@ -129,6 +161,9 @@ def _check_zip(path: Path, size: int) -> None:
 def _plain_data() -> list:
     """Classes and functions of plain data, for torch's safe reader. None of them runs code of the file."""
     allowed = [argparse.Namespace, types.SimpleNamespace, torch.torch_version.TorchVersion]
+    # a defaultdict names a type, which is never called
+    allowed += [(_empty_dict, "collections.defaultdict"), (_empty_list, "collections.deque"), decimal.Decimal]
+    allowed += [(_empty_dict, f"builtins.{kind}") for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")]
     allowed += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
         kind = getattr(pathlib, name)
@@ -141,6 +176,14 @@ def _plain_data() -> list:
 def _path(*parts: str) -> pathlib.PurePath:
     """Stands in for the classes of paths that exist on one kind of system only."""
     return pathlib.PurePosixPath(*parts)
+
+
+def _empty_dict(*_: object) -> dict:
+    return {}
+
+
+def _empty_list(*_: object) -> list:
+    return []
 
 
 def _numpy_data() -> list:
@@ -167,13 +210,7 @@ def find_weights(content: Mapping, path: Path) -> tuple[dict[str, Tensor], str |
     Raises:
         ValueError: there is none, there are several, or a tensor in it is none that a layer could have.
     """
-    key = next((key for key in FORMATS if _is_state_dict(content.get(key))), None)
-    if key is None and not any(isinstance(value, Tensor) for value in content.values()):
-        found = [name for name, value in content.items() if isinstance(name, str) and _is_state_dict(value)]
-        if len(found) > 1:
-            raise ValueError(f"{path} holds several networks ({_listed(found)}): save one of them under state_dict")
-        key = found[0] if found else None
-    state = content if key is None else content[key]
+    state, key = _located(content, path)
     state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no weights: no {', '.join(FORMATS)} or tensors of its own")
@@ -181,6 +218,22 @@ def find_weights(content: Mapping, path: Path) -> tuple[dict[str, Tensor], str |
         if fault := fault_of(tensor):
             raise ValueError(f"{path} holds no usable weights: {ascii(name)[1:-1]} {fault}")
     return _unwrapped(state, "pytorch-lightning_version" in content, path), key
+
+
+def _located(content: Mapping, path: Path) -> tuple[Mapping, str | None]:
+    """The state dict in what a file holds, and its key: the whole, one of its values, or a value in one of these."""
+    key = next((key for key in FORMATS if _is_state_dict(content.get(key))), None)
+    if key is None and not any(isinstance(value, Tensor) for value in content.values()):
+        named = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Mapping)}
+        found = [name for name, value in named.items() if _is_state_dict(value)]
+        found = found or [name for name, value in named.items() if any(map(_is_state_dict, value.values()))]
+        if len(found) > 1:
+            raise ValueError(f"{path} holds several networks ({_listed(found)}): save one of them under state_dict")
+        if found and not _is_state_dict(named[found[0]]):
+            state, key = _located(named[found[0]], path)
+            return state, f"{found[0]}.{key}"
+        key = found[0] if found else None
+    return (content if key is None else content[key]), key
 
 
 def _is_state_dict(value: object) -> bool:
@@ -196,7 +249,8 @@ def _unwrapped(state: dict[str, Tensor], lightning: bool, path: Path) -> dict[st
     if any(name.startswith("module.") for name in state):  # the counter of torch.optim.swa_utils.AveragedModel
         state.pop("n_averaged", None)
     bare = {_without(name): value for name, value in state.items()}
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), None):
+    for _ in range(DEEPEST):
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), "")
         bare = {name.removeprefix(prefix): value for name, value in bare.items()}
     if len(bare) < len(state):
         raise ValueError(f"{path} holds weights twice, with and without {' or '.join(INFIXES)} in their names")

@@ -326,7 +326,8 @@ def quickest_threads(call: Callable[[], object], seconds: float = 0.3, margin: f
         for count in tried:
             with cpu_threads(count):
                 call()  # wakes the threads
-                times, end = [], time.perf_counter() + seconds / (3 * len(tried))
+                times: list[float] = []
+                end = time.perf_counter() + seconds / (3 * len(tried))
                 while len(times) < 2 or time.perf_counter() < end:
                     start = time.perf_counter()
                     call()

@@ -19,13 +19,14 @@ import difflib
 import fnmatch
 import importlib
 import inspect
+import numbers
 import os
 import pkgutil
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -199,8 +200,8 @@ def create_model(
     found = entry(name, dataset)
     _check(found.name, flags, found.model_flags())
     num_classes = NUM_CLASSES[found.dataset] if num_classes is None else num_classes
-    if num_classes < 1:
-        raise UserError(f"num_classes {num_classes} must be at least 1", exit_code=2)
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
+        raise UserError(f"num_classes {num_classes!r} is not a number of classes; give 1 or more", exit_code=2)
     try:
         model = found.builder(num_classes=num_classes, **found.preset, **flags)
     except ValueError as error:
@@ -224,12 +225,40 @@ def create_objective(name: str, dataset: str = "cifar10", **flags: object) -> Ob
 
 
 def _check(name: str, given: Mapping[str, object], known: list[Flag]) -> None:
-    names = [flag.name for flag in known]
-    for flag in given:
-        if flag not in names:
-            close = difflib.get_close_matches(flag, names, n=1)
+    flags = {flag.name: flag for flag in known}
+    for flag, value in given.items():
+        if flag not in flags:
+            close = difflib.get_close_matches(flag, flags, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"{name} has no flag {flag}; {hint}it has {', '.join(names) or 'none'}", exit_code=2)
+            raise UserError(f"{name} has no flag {flag}; {hint}it has {', '.join(flags) or 'none'}", exit_code=2)
+        if wanted := _unmet(flags[flag], value):
+            raise UserError(f"{flag} {value!r} of {name} is not {wanted}", exit_code=2)
+
+
+#: what Python may give where a flag is of a type
+KINDS: dict[Callable, type | tuple[type, ...]] = {
+    int: numbers.Integral,
+    bool: numbers.Integral,
+    float: numbers.Real,
+    str: (str, os.PathLike),
+}
+
+
+def _unmet(flag: Flag, value: object) -> str:
+    """What the value of a flag should be, in words, where it is not; the command line makes sure of it, Python not."""
+    if value is None and flag.default is None:
+        return ""
+    if flag.choices:
+        return "" if value in flag.choices else f"one of {', '.join(map(str, flag.choices))}"
+    kind = KINDS[flag.type]
+    if flag.many:
+        fits = not isinstance(value, str) and (not isinstance(value, (list, tuple)) or _all_are(value, kind))
+        return "" if fits else f"a tuple of {flag.type.__name__}"
+    return "" if _all_are([value], kind) else f"of type {flag.type.__name__}"
+
+
+def _all_are(values: Iterable[object], kind: type | tuple[type, ...]) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def _import_families() -> None:

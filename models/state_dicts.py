@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models import registry
 from models.adaptive import AdaptiveModel
+from models.checkpoint_files import DEEPEST
 from models.meta import on_meta
 
 
@@ -44,6 +45,7 @@ def fit_state(
 ) -> dict[str, Tensor]:
     """What `load_state` loads, in the names of the network, which may be on the meta device."""
     own = model.state_dict(keep_vars=True)
+    given = _unwrapped(own, given)
     state = _rename_classifier(own, model.adapt_state_dict(given))
     if new_head:
         heads = _heads(model, own, state)
@@ -67,6 +69,28 @@ def fit_state(
         raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}{hint}")
     _check_numbers(state, own, path)
     return _share(names, state, path)
+
+
+#: tensors that some versions of thop leave in every layer that they have counted
+COUNTERS = ("total_ops", "total_params")
+
+
+def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors without thop's counters, and without parts of their names that this network cannot have.
+
+    These are `module` of a part that was trained by DataParallel, and what stands before all of them, as `backbone.`
+    where the network was an attribute of another one.
+    """
+    given = {key: value for key, value in given.items() if key in own or key.rpartition(".")[2] not in COUNTERS}
+    if not any("module" in key.split(".") for key in own):
+        bare = {".".join(part for part in key.split(".") if part != "module"): value for key, value in given.items()}
+        given = bare if len(bare) == len(given) else given
+    for _ in range(DEEPEST):
+        prefix = next(iter(given), "").partition(".")[0] + "."
+        if not all(key.startswith(prefix) for key in given) or any(key.startswith(prefix) for key in own):
+            break
+        given = {key.removeprefix(prefix): value for key, value in given.items()}
+    return given
 
 
 #: what to do where only the number of classes differs

@@ -18,6 +18,8 @@ from reporting.evaluations import data_title
 def write(parts: Iterable[Table | figures.Figure], folder: str | Path, record: dict | None = None) -> list[Path]:
     """Write tables as CSV or JSON and figures as PNG into a folder; returns the files.
 
+    Without matplotlib there are no figures.
+
     Args:
         record: the evaluation that they belong to: figures have its network and data set in their titles, and the
             colour of its system.
@@ -31,11 +33,13 @@ def write(parts: Iterable[Table | figures.Figure], folder: str | Path, record: d
         if isinstance(part, Table):
             with utils.replacing(path) as temporary:
                 _write_table(part, temporary, path.suffix)
-        else:
+        elif style.can_draw():
             with style.drawing():
                 figure = DRAW[type(part)](part, color)
                 figure.suptitle("\n".join(utils.printable(text) for text in (part.title, subject) if text), fontsize=9)
                 style.save(figure, path)
+        else:
+            continue
         files.append(path)
     return files
 

@@ -18,7 +18,7 @@ from dataloader import Data
 from engine import run_images
 from models import Checkpoint, profile
 from models.adaptive import AdaptiveModel
-from reporting import screen
+from reporting import screen, style
 from reporting.curves import Curve, machines, network_label
 from reporting.pictures import draw_curves
 
@@ -43,7 +43,7 @@ def write(
     model: AdaptiveModel,
     code: str | None = None,
 ) -> dict:
-    """Print a table of evaluated points, write it as JSON, and draw accuracy against MACs.
+    """Print a table of evaluated points, write it as JSON, and draw accuracy against MACs if matplotlib is there.
 
     Args:
         folder: created if it does not exist.
@@ -70,9 +70,11 @@ def write(
     }
     utils.write_json(folder / "evaluation.json", record)
     print(results_table(rows, model, data.shape))
-    curve = Curve.of(record, network_label(record))
-    draw_curves([curve], folder / "accuracy-macs.png", ["macs"])
-    print(f"written: {folder / 'evaluation.json'} and {folder / 'accuracy-macs.png'}")
+    if style.can_draw():
+        draw_curves([Curve.of(record, network_label(record))], folder / "accuracy-macs.png", ["macs"])
+        print(f"written: {folder / 'evaluation.json'} and {folder / 'accuracy-macs.png'}")
+    else:
+        print(f"written: {folder / 'evaluation.json'}; {style.NEEDED}")
     return record
 
 

@@ -22,6 +22,8 @@ MARKERS = "osD^v<>ph"
 BASELINE_COLOUR, BASELINE_MARKERS = "black", "XP*"
 #: where published tables lie, each named <system>-<table>.csv
 TABLES = Path(__file__).parents[1] / "results" / "published"
+#: said where there is none
+NEEDED = "pictures need matplotlib: python3 -m pip install matplotlib"
 #: of networks that are no longer registered
 UNKNOWN_COLOUR = "0.5"
 STYLE = {
@@ -51,9 +53,24 @@ def system_colours() -> dict[str, str]:
     return colours | dict.fromkeys(baselines, BASELINE_COLOUR)
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """The style of all pictures, for figures that are made and written inside."""
+    """The style of all pictures, for figures that are made and written inside.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    if not can_draw():
+        raise utils.UserError(NEEDED)
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():

@@ -113,7 +113,7 @@ class Controller(nn.Module):
     def forward(self, x: Tensor, previous: Tensor | None) -> Decision:
         """Decide from the block's input (images, channels, height, width) and the previous hidden state."""
         with full_precision(x):
-            hidden = F.relu(self.embed(pooled(x)))
+            hidden = F.relu(self.embed(pooled(x).to(self.embed.weight.dtype)))
             if self.has_state:
                 hidden = hidden + F.relu(self.state(previous))
             category = self.category(hidden) if self.training and self.category is not None else None

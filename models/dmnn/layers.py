@@ -234,7 +234,7 @@ class AIGBlock(GatedBlock):
 
     def decide(self, x, previous):
         with full_precision(x):  # a linear layer costs less than a convolution of one pixel
-            hidden = F.linear(pooled(x), self.fc1.weight.flatten(1), self.fc1.bias)
+            hidden = F.linear(pooled(x).to(self.fc1.weight.dtype), self.fc1.weight.flatten(1), self.fc1.bias)
             hidden = F.relu(self.fc1bn(hidden[:, :, None, None]).flatten(1))
             return Decision(F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias)[:, None])
 

@@ -26,6 +26,15 @@ def test_a_plain_val_folder_is_read_with_its_mapping_file(folder, file, line):
     assert equal(load(folder).test, want)
 
 
+@pytest.mark.parametrize("name", ["data{1}", "set{a,b}", "photos.tar", "my data[1]"])
+def test_a_folder_is_one_whatever_its_name(folder, name):
+    want = list(load(folder).test)
+    (folder / name).mkdir()
+    for part in ("train", "val"):
+        (folder / part).rename(folder / name / part)
+    assert equal(load(folder / name).test, want)
+
+
 def test_an_image_missing_from_a_mapping_file_is_reported(folder):
     (folder / "val.txt").write_text("ant_000.JPEG ant\n")
     for path in sorted((folder / "val").rglob("*.JPEG")):

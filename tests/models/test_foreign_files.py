@@ -1,10 +1,17 @@
 """Files that other projects wrote: their weights are found, translated, and give the same logits."""
 
 import argparse
+import bz2
+import collections
 import datetime
+import decimal
+import gzip
 import json
+import lzma
 import struct
 import sys
+import tarfile
+import time
 import types
 from pathlib import Path
 
@@ -22,6 +29,7 @@ from models import (
     profile,
     published,
     registry,
+    state_dicts,
 )
 from tests.models.files import saved
 from tests.parity import check
@@ -90,6 +98,56 @@ def test_two_networks_in_one_file_are_told_apart_by_nobody(tmp_path, source):
 
 
 @pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": {"state_dict": state, "epoch": 3}},
+        lambda state: {"state": {"net": state, "acc": 91.2}, "args": {"lr": 0.1}},
+        lambda state: {"state_dict": {"model": state, "optimizer": {"state": {0: {"step": torch.tensor(1)}}}}},
+        lambda state: {"checkpoint": {"weights": state}},
+    ],
+)
+def test_weights_are_found_one_level_further_in(tmp_path, source, wrap):
+    assert loads(saved(tmp_path, wrap(source.state_dict())), source)
+
+
+def test_two_networks_further_in_are_told_apart_by_nobody_either(tmp_path, source):
+    inner = {"state_dict": source.state_dict()}
+    with pytest.raises(ValueError, match=r"several networks \(student, teacher\)"):
+        load_checkpoint(create_model("ResNet20"), saved(tmp_path, {"student": inner, "teacher": inner}))
+
+
+@pytest.mark.parametrize("prefix", ["net.", "backbone.", "model.encoder.", "module.student.", "1.", "_model."])
+def test_a_network_that_was_part_of_another_loads(tmp_path, source, prefix):
+    assert loads(saved(tmp_path, {prefix + key: value for key, value in source.state_dict().items()}), source)
+
+
+@pytest.mark.parametrize("prefix", ["x.", "model."])
+def test_names_of_any_depth_are_answered_at_once(tmp_path, source, prefix):
+    path = saved(tmp_path, {prefix * 100_000 + key: value for key, value in source.state_dict().items()})
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="not a checkpoint of this ResNet20"):
+        load_checkpoint(create_model("ResNet20"), path)
+    assert time.perf_counter() - began < 30
+
+
+def test_a_prefix_that_the_network_has_itself_stays():
+    torch.manual_seed(0)
+    whole = create_model("exits_resnet32", "cifar10")
+    state = {key: value for key, value in whole.state_dict().items() if key.startswith("backbone.")}
+    assert state_dicts._unwrapped(whole.state_dict(), state).keys() == state.keys()
+
+
+def test_a_part_that_was_trained_by_dataparallel_loads(tmp_path, source):
+    state = {key.replace("layer2.", "layer2.module."): value for key, value in source.state_dict().items()}
+    assert loads(saved(tmp_path, state), source)
+
+
+def test_counters_of_thop_are_no_weights(tmp_path, source):
+    counters = {f"{name}{kind}": torch.zeros(1) for name in ("", "conv1.") for kind in ("total_ops", "total_params")}
+    assert loads(saved(tmp_path, {"state_dict": source.state_dict() | counters}), source)
+
+
+@pytest.mark.parametrize(
     "prefix", ["_orig_mod.module.", "module._orig_mod.", "module.module.", "model.", "module.model._orig_mod."]
 )
 def test_prefixes_of_wrappers_come_off_in_any_order(tmp_path, source, prefix):
@@ -122,6 +180,12 @@ def test_an_averaged_model_loads_without_its_counter(tmp_path, source):
         *(np.arange(5), np.asfortranarray(np.ones((2, 3))), np.array(["a", "b"]), np.zeros(2, [("a", "i4")])),
         *(Path("/data/run"), datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone.utc), torch.__version__),
         *(argparse.Namespace(lr=0.1, save=Path("x")), types.SimpleNamespace(a=1), np.dtype("f4"), np.float32),
+        *(
+            collections.defaultdict(list, loss=[0.5]),
+            collections.deque([0.5], maxlen=5),
+            decimal.Decimal("91.2"),
+            float,
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -136,6 +200,40 @@ def test_code_is_refused_by_its_name(tmp_path, source):
     path = saved(tmp_path, {"state_dict": source.state_dict(), "trainer": class_of_others()})
     with pytest.raises(ValueError, match=r"pickled code: \S*Trainer\), which is never loaded: save model.state_dict"):
         load_checkpoint(create_model("ResNet20"), path)
+
+
+# Files that are something else
+
+
+def test_a_torchscript_program_is_called_one(tmp_path, source):
+    torch.jit.trace(source, torch.zeros(1, 3, 32, 32)).save(tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"net\.pt is a TorchScript program, .* save model\.state_dict\(\)"):
+        load_checkpoint(create_model("ResNet20"), tmp_path / "net.pt")
+
+
+def test_an_exported_program_is_called_one(tmp_path, source):
+    torch.export.save(torch.export.export(source.eval(), (torch.zeros(1, 3, 32, 32),)), tmp_path / "net.pt2")
+    with pytest.raises(ValueError, match=r"net\.pt2 is an exported \(\.pt2\) program"):
+        load_checkpoint(create_model("ResNet20"), tmp_path / "net.pt2")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html><title>Virus scan warning</title></html>", "is a web page"),
+        (b"\x08\x0a\x12\x07pytorch", "perhaps an ONNX file"),
+        (gzip.compress(b"weights"), "packed by gzip"),
+        (bz2.compress(b"weights"), "packed by bzip2"),
+        (lzma.compress(b"weights"), "packed by xz"),
+        (tarfile.TarInfo("best.pth").tobuf() + bytes(1024), "is a tar archive"),
+    ],
+    ids=["lfs", "html", "onnx", "gzip", "bzip2", "xz", "tar"],
+)
+def test_a_file_that_is_something_else_is_called_what_it_is(tmp_path, content, said):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        load_checkpoint(create_model("ResNet20"), tmp_path / "w.pth")
 
 
 # safetensors

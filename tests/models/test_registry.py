@@ -1,10 +1,11 @@
 """Names and flags in the registry, and what is counted of a network; `tests/models` is about every network."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from models import create_model, list_models, profile, registry
+from models import create_model, create_objective, list_models, profile, registry
 from models.adaptive import AdaptiveModel
 from utils import UserError
 
@@ -32,6 +33,33 @@ def test_help_comes_from_docstring_then_base_class_then_table(monkeypatch):
     Objective.__module__ = "models.registry"
     helps = {flag.name: flag.help for flag in registry.Entry("name", "cifar10", Base, {}, Objective).objective_flags()}
     assert helps == {"first": "of the table", "second": "of the base.", "third": "its own."}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "said"),
+    [
+        ("msdnet", {"stepmode": "odd"}, "stepmode 'odd' of msdnet is not one of even, lin_grow"),
+        ("msdnet", {"grFactor": "1-2-4"}, "grFactor '1-2-4' of msdnet is not a tuple of int"),
+        ("msdnet", {"grFactor": (1, 2.5)}, r"grFactor \(1, 2.5\) of msdnet is not a tuple of int"),
+        (
+            "ResNet32_SingleShared",
+            {"shared_rank": "16"},
+            "shared_rank '16' of .* is not of type int",
+        ),
+        ("ResNet20", {"num_classes": 0}, "num_classes 0 is not a number of classes"),
+        ("ResNet20", {"num_classes": "10"}, "num_classes '10' is not a number of classes"),
+    ],
+)
+def test_a_value_of_another_kind_makes_no_network(name, flags, said):
+    with pytest.raises(UserError, match=said):
+        create_model(name, "cifar10", **flags)
+
+
+def test_numbers_of_numpy_paths_and_lists_are_values_of_flags(tmp_path):
+    flags = registry.entry("msdnet", "cifar10").model_flags()
+    registry._check("msdnet", {"base": np.int64(2), "grFactor": [1, 2, 4]}, flags)
+    create_objective("IMTA_MSDNet", "cifar10", T=np.float32(3))
+    assert not registry._unmet(registry.Flag("teacher", str, None, ""), tmp_path)
 
 
 def test_a_name_means_the_network_of_its_dataset():

@@ -61,6 +61,21 @@ def test_what_authors_call_a_flag_is_understood():
     assert args.objective_flags["T"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["exit1", "exit3"], "exit1,exit3"),
+        (["exit1,", "exit3"], "exit1,exit3"),
+        (["exit1, exit3"], "exit1,exit3"),
+        (["True", "True", "False"], "True True False"),
+        (["True,True,False"], "True True False"),
+    ],
+)
+def test_names_of_points_may_be_separated_by_blanks(words, names):
+    args = cli.parse(eval_cifar10.SCRIPT, ["--pretrained=ResNet32-S8U1", "--point", *words])
+    assert args.point == names
+
+
 def test_a_file_knows_its_own_normalisation(tmp_path, monkeypatch, capsys):
     flags = [*QUICK, "--epochs=1", "--mean=0,0,0", "--std=1,1,1", f"--save={tmp_path}/run"]
     assert call(monkeypatch, capsys, train_cifar10, *flags)[0] == 0

@@ -82,3 +82,12 @@ def test_a_file_knows_its_data_set_flags_and_classes(tmp_path):
 def test_unknown_flags_are_refused_by_name():
     with pytest.raises(ValueError, match="did you mean shared_rank"):
         hubconf.ResNet32_DoubleShared(shared_ranks=8)
+
+
+@pytest.mark.parametrize("name", ["models", "utils"])
+def test_modules_of_the_same_name_are_named(tmp_path, name):
+    (tmp_path / f"{name}.py").touch()
+    program = f"import {name}, torch; torch.hub.load({str(ROOT)!r}, 'ResNet20', source='local')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith(f"ImportError: another program's {name} has been imported ({tmp_path}/{name}.py)")

@@ -5,6 +5,7 @@ import pytest
 import engine
 import eval_cifar10
 import train_cifar10
+from engine import cli
 from tests.scripts.commands import QUICK, ROOT, call
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -98,6 +99,14 @@ def test_a_run_of_other_flags_is_not_continued(tmp_path, monkeypatch, capsys):
     code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--lr=0.5", "--resume=auto")
     assert (code, "--lr was 0.05 and is 0.5" in err) == (1, True)
     assert (tmp_path / "run" / "last.pth").read_bytes() == before
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "flags").write_text("--dataset_path=~/data\n--cache ~/files")
+    words = cli.normalise(["@~/flags", "--save=~/run", "--report=a~b", "--image", "x~"])
+    expected = [f"--dataset_path={tmp_path}/data", "--cache", f"{tmp_path}/files", f"--save={tmp_path}/run"]
+    assert words == [*expected, "--report=a~b", "--image", "x~"]
 
 
 def test_an_argument_file_that_contains_itself_is_refused(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import eval_cifar10
 import train_cifar10
 from engine import cli
 from images import digits, downloads
+from models import create_model
 from reporting import __main__ as reporting_command
+from tests.models.files import content_of_training, saved
 from tests.scripts.commands import QUICK, call, shell
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -118,3 +121,34 @@ def test_only_the_demonstration_falls_back_when_no_source_works(tmp_path, monkey
     assert code == 0
     assert "NOT cifar10" in out
     shutil.rmtree(tmp_path / "run")
+
+
+def test_without_matplotlib_there_are_tables_and_no_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    flags = ["--nBlocks=2", "--base=1", "--step=1", "--stepmode=even", "--nChannels=4"]
+    run = [*QUICK, "--subset=32", "--valid=32", "--epochs=1", "--model=msdnet", *flags, f"--save={tmp_path}/run"]
+    code, out, err = call(monkeypatch, capsys, train_cifar10, *run)
+    assert (code, err) == (0, "")
+    assert "evaluation.json; pictures need matplotlib: python3 -m pip install matplotlib" in out
+    report = f"--report={tmp_path}/report"
+    code, out, err = call(
+        monkeypatch, capsys, eval_cifar10, f"--pretrained={tmp_path}/run/best.pth", "--latency_batch=0", report
+    )
+    assert (code, err) == (0, "")
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"evaluation.json", "budgets.csv"} <= written
+    assert not any(name.endswith(".png") for name in written)
+    code, _, err = call(
+        monkeypatch, capsys, reporting_command, "compare", f"{tmp_path}/report", f"--out={tmp_path}/compared"
+    )
+    assert (code, err) == (1, "error: pictures need matplotlib: python3 -m pip install matplotlib\n")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_images_of_other_classes_are_not_judged_without_a_word(tmp_path, monkeypatch, capsys, dataset):
+    flags = {"model": "ResNet20", "dataset": dataset}
+    path = saved(tmp_path, content_of_training(create_model("ResNet20"), flags=flags))
+    flags = [f"--pretrained={path}", "--dataset=digits", "--latency_batch=0", f"--report={tmp_path}/report"]
+    code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags)
+    assert (code, err) == (0, "")
+    assert ("is of cifar10, whose classes are not those of digits" in out) == (dataset == "cifar10")

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -57,3 +58,10 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(tmp_path):
     assert run.returncode == 130
     assert "Traceback" not in err
     torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+
+
+def test_a_run_in_another_thread_trains_without_heeding_signals(tmp_path):
+    flags = [*QUICK, "--subset=64", "--epochs=1", f"--save={tmp_path}/run"]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train_cifar10.main, flags).result()
+    assert (tmp_path / "run" / "evaluation.json").exists()

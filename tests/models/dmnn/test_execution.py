@@ -139,3 +139,14 @@ def test_gate_layers_have_a_learning_rate_of_their_own():
         assert (others.get("lr_scale", 1), own["lr_scale"]) == (1, 0.1)
         assert len(own["params"]) == layers * len(list(model.gated_blocks()))
         assert len(own["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+@NETWORKS
+def test_a_network_in_half_precision_has_gates_in_half_precision(name):
+    model, side = small_network(name)
+    images = torch.randn(4, 3, side, side)
+    with torch.no_grad():
+        want = model(images, "gated")
+        found = model.half()(images.half(), "gated")
+    assert found.dtype == torch.float16
+    assert (found.float() - want).abs().max() < 0.02 * want.abs().max()
