@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--side", type=flags.positive, default=400, metavar="PIXELS", help="shorter side (default: %(default)s)")
     add("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100", help="of JPEG (%(default)s)")
     add("--images", type=flags.positive, default=5000, metavar="N", help="images in a shard, about (%(default)s)")
-    add("--seed", type=flags.seed, default=0, help="of the order of the training images (default: 0)")
+    add("--seed", type=flags.natural, default=0, help="of the order of the training images (default: 0)")
     add("--workers", type=flags.positive, default=default_workers(), metavar="N", help="processes (%(default)s)")
     args = parser.parse_args(argv)
     if not all(Path(args.source, name).is_dir() for name in ("train", "val")):
