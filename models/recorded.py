@@ -74,8 +74,20 @@ def zoo_content(weights: Mapping[str, Tensor], training: Mapping[str, object], f
         flags: of the network and its images.
     """
     kept = {key: training[key] for key in ("classes", "valid_index") if training.get(key) is not None}
-    halved = {name: value.half() if value.dim() > 1 else value.clone() for name, value in weights.items()}
-    return {"net_state_dict": halved, "training": {"flags": dict(flags), **kept}}
+    used = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
+    halved = {name: value.half() if value.dim() > 1 else value for name, value in used.items()}
+    return {"net_state_dict": packed(halved), "training": {"flags": dict(flags), **kept}}
+
+
+def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that lie one after the other in memory, of which a file holds one piece for each type instead of many."""
+    result = dict(tensors)  # keeps their order
+    for dtype in {tensor.dtype for tensor in tensors.values()}:
+        alike = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
+        whole = torch.cat([tensor.reshape(-1) for tensor in alike.values()])
+        parts = whole.split([tensor.numel() for tensor in alike.values()])
+        result |= {name: part.view(alike[name].shape) for name, part in zip(alike, parts, strict=True)}
+    return result
 
 
 # Read

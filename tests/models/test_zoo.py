@@ -54,6 +54,8 @@ def test_a_network_is_named_like_a_checkpoint(weights):
     for (name, kept), value in zip(loaded.state_dict().items(), model.state_dict().values(), strict=True):
         expected = value.half().float() if value.dim() > 1 else value
         assert torch.equal(kept, expected), name
+    storages = {value.untyped_storage().data_ptr() for value in checkpoint.weights.values()}
+    assert len(storages) == 2, "one for each type, instead of one for each tensor"
     text = lists.checkpoints_text("zoo/*", ["cifar10"])
     assert text.splitlines()[1].split() == ["zoo/small", "cifar10", "ResNet32_SingleShared", "8.50", "--shared_rank=8"]
 
