@@ -316,9 +316,11 @@ class Slimmable(AdaptiveModel):
         return {"weights": self.prepared.fingerprint, "statistics": tables}
 
     def load_prepared_state(self, state: dict) -> None:
-        """Load what `prepared_state` returned, if it belongs to the present weights."""
+        """Load what `prepared_state` returned, if it belongs to the present weights. Raises ValueError if damaged."""
         if state.get("weights") != self.fingerprint():
             return
+        if not all(table.isfinite().all() and table[1].min() >= 0 for table in state["statistics"].values()):
+            raise ValueError("statistics are not finite, or variances are below zero")
         self.prepared.renew(state["weights"])
         device = next(self.parameters()).device
         for (width, side), table in state["statistics"].items():

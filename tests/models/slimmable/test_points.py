@@ -74,6 +74,13 @@ def test_statistics_travel_with_a_checkpoint_of_the_same_weights(tmp_path):
     other.load_state_dict(content["weights"])
     other.load_prepared_state(content["prepared"])
     assert torch.equal(other(images, "w0.93-r28"), model(images, "w0.93-r28"))
+    (table,) = content["prepared"]["statistics"].values()
+    for row, wrong in ((0, float("nan")), (1, -1.0)):
+        damaged = table.clone()
+        damaged[row, 3] = wrong
+        with pytest.raises(ValueError, match="statistics are not finite, or variances are below zero"):
+            other.load_prepared_state(content["prepared"] | {"statistics": {(0.93, 28): damaged}})
+    assert torch.equal(other(images, "w0.93-r28"), model(images, "w0.93-r28")), "nothing of it was taken"
 
 
 def test_an_evaluation_walks_points_of_one_model_side_by_side():
