@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from models.slimmable.layers import Cut, SlimLayer, Statistics
 
-#: how many points have a plan at a time, each with dense copies of the weights
-PLANS = 4
+#: bytes that the plans of all points may hold in dense copies of weights; the one in use stays in any case
+COPIES = 256 << 20
 
 
 class Prepared:
@@ -103,9 +103,10 @@ class Prepared:
         plan = self.plans.get(point)
         if plan is None or not plan.serves(cut):
             self.plans.pop(point, None)
-            while len(self.plans) >= PLANS:
-                self.plans.pop(next(iter(self.plans)), None)
-            plan = self.plans[point] = Plan(layers(), cut)
+            plan = Plan(layers(), cut)
+            while self.plans and plan.copied + sum(other.copied for other in self.plans.values()) > COPIES:
+                self.plans.pop(next(iter(self.plans)), None)  # the oldest
+            self.plans[point] = plan
         return plan.cut
 
 
@@ -118,9 +119,11 @@ class Plan:
 
     def __init__(self, layers: Iterable[SlimLayer], cut: Cut):
         self._buffers = []  # and the dictionaries in which their modules keep them
-        parts = []
+        parts, self.copied = [], 0  # bytes
         for layer in layers:
-            parts.append(tuple(map(dense, layer.part(cut))))
+            taken = layer.part(cut)
+            parts.append(tuple(map(dense, taken)))
+            self.copied += sum(new.nbytes for new, old in zip(parts[-1], taken, strict=True) if new is not old)
             for owner in layer.owners(cut):
                 self._buffers += [(owner._buffers, *item) for item in owner._buffers.items()]
         self.cut = replace(cut, parts=tuple(parts))

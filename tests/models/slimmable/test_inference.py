@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models import create_model
+from models.slimmable import prepared
 from tests.models.slimmable.networks import CHANGES, as_views, batches, tiny
 
 
@@ -76,3 +77,27 @@ def test_training_frees_the_plans_of_inference(calibrated):
     assert model.prepared.plans
     model.train()(next(batches())[0], model.full)
     assert not model.prepared.plans
+
+
+@torch.no_grad()
+def test_plans_are_kept_as_far_as_memory_allows(calibrated, monkeypatch):
+    model, _ = calibrated
+    images, points = next(batches())[0], [f"w{width}-r{side}" for width in (0.9, 1.0) for side in (20, 28, 32)]
+    model.prepare(list(map(model.point, points)), batches())
+    model.prepared.plans.clear()
+    for point in points:
+        model(images, point)
+    kept = dict(model.prepared.plans)
+    assert len(kept) == 6
+    sizes = [plan.copied for plan in kept.values()]
+    assert min(sizes[:3]) > 0, "a narrower width has copies"
+    assert sizes[3:] == [0, 0, 0], "the full width has none"
+    for point in points:
+        model(images, point)
+    assert all(model.prepared.plans[point] is plan for point, plan in kept.items()), "none was made again"
+    monkeypatch.setattr(prepared, "COPIES", max(sizes))
+    model.prepared.plans.clear()
+    for point in points:
+        model(images, point)
+        assert sum(plan.copied for plan in model.prepared.plans.values()) <= max(sizes)
+        assert torch.equal(model(images, point), as_views(model, images, point))
