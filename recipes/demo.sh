@@ -34,14 +34,15 @@ if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline"; then
   evaluate "$baseline"
 fi
 some_widths=w0.25-r16,w0.5-r16,w0.75-r16,w1-r16,w0.5-r32,w0.75-r32,w1-r32
-[ -z "$widths" ] || evaluate "$widths" --point=$some_widths
+[ -z "$widths" ] || evaluate "$widths" --point=$some_widths --query_table=reports/demo/widths.json
 for name in $exits $gates; do evaluate "$name"; done
 python3 -m reporting compare $(printf 'reports/demo/%s ' $baseline $widths $exits $gates) --out reports/demo
 
 part "2 of 4: networks within a budget, such as 0.6 of the full multiply-accumulates"
 evaluate "$exits" --budget=0.6x --report="reports/demo/$exits-0.6x"
 [ -z "$widths" ] ||
-  evaluate "$widths" --budget=2ms --latency_batch=1 --point=$some_widths --report="reports/demo/$widths-2ms"
+  evaluate "$widths" --budget=2ms --latency_batch=1 --query_table=reports/demo/widths.json \
+    --report="reports/demo/$widths-2ms"
 
 part "3 of 4: the quickest and the slowest single images, which the evaluations have drawn"
 for name in "$exits-0.6x" $gates; do echo "reports/demo/$name/images.png"; done

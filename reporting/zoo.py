@@ -130,9 +130,9 @@ def short_block() -> str:
     records = networks()
     if not records:
         return ""
-    names = ", ".join(f"`zoo/{record['name']}`" for record in records)
+    names = ", ".join(f"`{record['name']}`" for record in records)
     text = f"Small networks that need no download, {_trained(records)} each "
-    text += f"([table and commands](results/README.md)); as `--pretrained`: {names}."
+    text += f"([table and commands](results/README.md)); as `--pretrained=zoo/NAME`: {names}."
     lines = textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
     return f"{lines}\n\n{_picture(f'results/{PICTURE.name}')}"
 
