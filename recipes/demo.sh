@@ -18,7 +18,7 @@ evaluate() { # NAME FLAGS...: of a network that `weights` finds
   python3 eval_cifar10.py --pretrained="$(weights "$name")" --report="reports/demo/$name" "$@"
 }
 
-baseline=$(of_zoo ResNet32 ResNet20) exits=$(of_zoo msdnet_ge exits_resnet32 exits_resnet32-heads)
+baseline=$(of_zoo ResNet20 ResNet32) exits=$(of_zoo msdnet_ge exits_resnet32 exits_resnet32-heads)
 widths=$(of_zoo mutualnet_wrn10_2) gates=$(of_zoo dmnn32-t05)
 weights() { printf 'zoo/%s' "$1"; }
 part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
@@ -33,7 +33,7 @@ if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline"; then
   done
   evaluate "$baseline"
 fi
-some_widths=w0.25-r16,w0.5-r16,w0.75-r16,w1-r16,w0.5-r32,w0.75-r32,w1-r32
+some_widths=w0.25-r16,w0.5-r16,w1-r16,w0.5-r32,w1-r32
 [ -z "$widths" ] || evaluate "$widths" --point=$some_widths --query_table=reports/demo/widths.json
 for name in $exits $gates; do evaluate "$name"; done
 python3 -m reporting compare $(printf 'reports/demo/%s ' $baseline $widths $exits $gates) --out reports/demo
