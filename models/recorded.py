@@ -82,7 +82,7 @@ def zoo_content(weights: Mapping[str, Tensor], training: Mapping[str, object], f
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that lie one after the other in memory, of which a file holds one piece for each type instead of many."""
     result = dict(tensors)  # keeps their order
-    for dtype in {tensor.dtype for tensor in tensors.values()}:
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors.values()):
         alike = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
         whole = torch.cat([tensor.reshape(-1) for tensor in alike.values()])
         parts = whole.split([tensor.numel() for tensor in alike.values()])
