@@ -60,7 +60,7 @@ def draw_streams(
         places = [points.index(point) for point in first.points]
         chosen.step(first.came, places, where="post", linewidth=0.6, alpha=0.5, **styles[first.name])
         chosen.plot(first.came, places, ".", markersize=2.5, **styles[first.name])
-        named = range(len(points) - 1, -1, -math.ceil(len(points) / MOST_NAMES))  # the most accurate one in any case
+        named = range(len(points) - 1, -1, -math.ceil(len(points) / MOST_NAMES))[::-1]  # the dearest in any case
         chosen.set_yticks(named, [points[place] for place in named])
         chosen.set_ylim(-0.5, len(points) - 0.5)
         chosen.set_ylabel(f"point of\nthe {first.name}")

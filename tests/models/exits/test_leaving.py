@@ -13,16 +13,14 @@ from models.deploy import export
 from models.exits import early_exits
 from models.multi_exit import BudgetPoint
 from tests.models.exits.networks import SHAPE, Plain, batches, block, randomise, small
+from tests.models.msdnet.networks import between
 
 
 @torch.no_grad()
 def some_leave(model, images):
     """A point at which some images leave at each exit."""
-    surest = exit_budgets.confidence(model(images, "exit1")).sort().values
-    middle = exit_budgets.confidence(model(images, "exit2")).median().item()
-    half = len(images) // 2
-    thresholds = ((surest[half] + surest[half - 1]).item() / 2, middle, exit_budgets.ALWAYS)
-    return BudgetPoint("some", thresholds=thresholds)
+    first, second = (between(exit_budgets.confidence(model(images, exit))) for exit in ("exit1", "exit2"))
+    return BudgetPoint("some", thresholds=(first, second, exit_budgets.ALWAYS))
 
 
 @pytest.mark.parametrize("form", ["plain", "folded", "channels-last"])
