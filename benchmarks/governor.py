@@ -100,7 +100,8 @@ def trained(source, dataset_path, device):
     """The network of a checkpoint, and the images of its data set."""
     checkpoint = Checkpoint.open(source)
     described = checkpoint.describe()
-    images = {key: described.get(key) for key in ("mean", "std")} | {"valid": checkpoint.held_out}
+    images = {key: described[key] for key in ("mean", "std", "padding_mode") if key in described}
+    images["valid"] = checkpoint.held_out
     dataset = described.get("dataset", "cifar10")
     data = dataloader.cifar(dataset, dataset_path, 100, device, classes=checkpoint.classes, **images)
     model = checkpoint.build().to(device, memory_format=torch.channels_last).eval()

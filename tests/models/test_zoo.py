@@ -199,5 +199,6 @@ def test_a_row_is_as_accurate_as_it_says(name):
     wanted = {point["name"]: point["top1"] for point in (points[0], points[-1])}
     data = dataloader.cifar(described["dataset"], None, 500, device, mean=described["mean"], std=described["std"])
     model = checkpoint.build()
+    checkpoint.load_prepared(model, images={})
     rows = engine.evaluate(model, data.test, [model.point(name) for name in wanted], data)
     assert {row.point: row.top1 for row in rows} == pytest.approx(wanted, abs=0.05)
