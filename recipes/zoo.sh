@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
   ResNet32_DoubleShared_ADN ResNet32_DoubleShared dmnn32-t05 dmnn32-t07 convnet_aig32 IMTA_MSDNet \
   exits_resnet32 exits_resnet32-heads
 for name in "$@"; do
-  [ ! -e "models/weights/$name.json" ] || continue # finished
+  ! grep -qs '"epochs": 40,' "models/weights/$name.json" || continue # finished
   python3 train_cifar10.py "@recipes/zoo/$name" --fast --resume=auto --save="checkpoint/zoo/$name" ${OPTIONS:-}
   python3 -m tools.add_to_zoo "checkpoint/zoo/$name"
 done
