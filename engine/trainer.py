@@ -138,7 +138,7 @@ class Trainer:
                 self.agreement.ask(self.run.stop_signal)
                 mean = running.add(self.train_step(images, labels))
                 if mean is not None:
-                    bar.set_postfix_str(f"loss {check_loss(mean, self.run.folder):.3f}", refresh=False)
+                    bar.set_postfix_str(f"loss {check_loss(mean, self.run):.3f}", refresh=False)
                 if isinstance(self.captured, FasterStep) and self.captured.kept is None:
                     running.forget_time()  # a trial, in which steps are compiled
                 elif not self.estimated and running.settled():
@@ -149,7 +149,7 @@ class Trainer:
                     break  # the end of an epoch is saved after its evaluation
                 self._save_within_epoch(running.sum)
         if running.delayed is not None:
-            check_loss(running.delayed.read(), self.run.folder)
+            check_loss(running.delayed.read(), self.run)
         self.check_finite(running.sum)
         if self.captured:  # a replayed graph does not count what it writes, and who looks at the counters would miss it
             torch.autograd.graph.increment_version([*self.model.parameters(), *self.evaluated.parameters()])
@@ -349,8 +349,8 @@ class Trainer:
             running: the loss since it was last checked, which must be finite too.
         """
         if running is not None:
-            check_loss(running.item(), self.run.folder)
-        check_weights({self.model, self.evaluated}, self.run.folder)
+            check_loss(running.item(), self.run)
+        check_weights({self.model, self.evaluated}, self.run)
 
     def best_file(self, point: str) -> Path:
         """The file in which the run keeps the weights with which a point was best."""

@@ -1,5 +1,7 @@
 """Training that diverges ends with the sentence on the loss, and what is on disk stays finite."""
 
+import time
+
 import pytest
 import torch
 
@@ -34,6 +36,21 @@ def test_statistics_that_are_not_finite_are_never_saved(tmp_path, value, options
         content = torch.load(path, weights_only=True)
         states = content["net_state_dict"], content["training"].get("raw_weights", {})
         assert all(tensor.isfinite().all() for state in states for tensor in state.values()), path
+
+
+def test_the_last_good_file_is_named_when_it_has_been_written(tmp_path):
+    run = engine.Run(tmp_path, {"lr": 0.1})
+    trainer = engine.Trainer(Tiny(), Both(), digits(), run, engine.Recipe(1, 0.1), CPU)
+
+    def slowly(best, name_new=run._name_new):
+        time.sleep(0.2)
+        name_new(best)
+
+    run._name_new = slowly
+    run.save(trainer.state_dict())
+    trainer.model.norm.running_var[3] = float("nan")
+    with pytest.raises(utils.UserError, match=r"the last good checkpoint is .*last\.pth"):
+        trainer.check_finite()
 
 
 def test_an_average_that_is_not_finite_is_never_saved(tmp_path):
