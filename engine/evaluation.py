@@ -36,7 +36,7 @@ class Row:
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    points: Iterable[Point | str] | None = None,
+    points: Point | str | Iterable[Point | str] | None = None,
     data: Data | None = None,
     amp: str = "off",
     latency_batches: Sequence[int] = (),
@@ -45,7 +45,7 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     choose_threads: bool = False,
 ) -> list[Row] | None:
-    """Evaluate a network at its points (its default points unless others are given): one row each, in their order.
+    """Evaluate a network at one or several points (by default its default points): one row each, in their order.
 
     Args:
         batches: (images, labels) to evaluate on; every process of a run has its own share.
@@ -60,6 +60,8 @@ def evaluate(
             each batch size; otherwise with as many as torch has been given.
     """
     network = unwrap(model)
+    if isinstance(points, (Point, str)):
+        points = [points]
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
     num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):

@@ -7,6 +7,7 @@ from torch import nn
 from models import registry
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint
+from models.state_dicts import load_same
 from utils import UserError
 
 #: how a command names a network of torchvision's
@@ -46,7 +47,8 @@ class Teacher:
         """The network with its weights, in eval mode and without gradients.
 
         Raises:
-            ValueError: the file is not one of that network, or its classes differ from the student's.
+            ValueError: the file is not one of that network, its weights are no numbers, or its classes differ from the
+                student's.
         """
         classes = student.built_as.num_classes
         if self.model and self.model.startswith(TORCHVISION):
@@ -61,7 +63,7 @@ class Teacher:
 
         teacher = torchvision.models.get_model(name, weights=None, num_classes=classes)
         try:
-            teacher.load_state_dict(self.checkpoint.weights)
+            load_same(teacher, self.checkpoint.weights, self.checkpoint.path)
         except RuntimeError as error:
             raise ValueError(f"{self.checkpoint.path} is not a checkpoint of torchvision's {name}") from error
         return teacher

@@ -71,7 +71,7 @@ def pooled(x: Tensor) -> Tensor:
     """Mean over the pixels (images, channels), never in half precision (equation 5)."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     # not mean(): its gradient would be written out for every pixel, and in another layout than x's
-    return x.sum(dim=(2, 3)) / x[0, 0].numel()
+    return x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
 
 
 def favour_open(layer: nn.Linear | nn.Conv2d) -> None:

@@ -28,7 +28,7 @@ def test_evaluation_counts_as_a_loop_over_images_does():
 def test_evaluation_leaves_the_training_modes():
     model = Tiny().train()
     model.norm.eval()
-    engine.evaluate(model, digits().test, ["late"])
+    assert [row.point for row in engine.evaluate(model, digits().test, "late")] == ["late"]
     assert model.training
     assert not model.norm.training
 

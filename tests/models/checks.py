@@ -243,12 +243,13 @@ def check_order(case):
 
 @promise
 def check_batches(case):
-    """The logits of an image do not depend on those beside it."""
+    """The logits of an image do not depend on those beside it, and no images have none."""
     model, _, images = subject(case)
     for point, together in first_logits(case).items():
         alone = torch.cat([run(model, image[None], point) for image in images])
         found = difference(together, alone)
         assert found <= TOLERANCE, f"logits at {point} differ by {found:.1e} between batches of 3 images and of 1"
+        assert run(model, images[:0], point).shape == (0, together.shape[1])
 
 
 @promise

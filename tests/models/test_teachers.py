@@ -4,6 +4,7 @@ import builtins
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import train_cifar10
@@ -104,6 +105,15 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     objective = create_objective("ResNet32_DoubleShared_skip", teacher=path)
     with pytest.raises(ValueError, match=r"fc\.weight"):
         Teacher.of(objective, "cifar10").build(student)
+
+
+def test_a_teacher_of_torchvision_has_finite_weights(tmp_path):
+    weights = torchvision.models.mobilenet_v2(num_classes=10).state_dict()
+    weights["classifier.1.bias"][3] = float("nan")
+    torch.save(weights, tmp_path / "teacher.pth")
+    teacher = Teacher(str(tmp_path / "teacher.pth"), "torchvision:mobilenet_v2", "cifar10")
+    with pytest.raises(ValueError, match="weights that are not finite numbers"):
+        teacher.build(create_model("ResNet32"))
 
 
 def test_training_without_the_teacher_is_an_error(tmp_path):
