@@ -15,7 +15,7 @@ with startup.importing(__name__):
     import dataloader
     import engine
     import utils
-    from engine import cli, exports, flags, tasks
+    from engine import cli, exports, flags, run_images, tasks
 
 SCRIPT = cli.Script(
     __doc__,
@@ -32,6 +32,7 @@ def main(argv=None):
     cli.complete(args, device)
     cli.check_network(args, args.crop)
     checkpoint, run = args.checkpoint, args.run_images
+    classes = run_images.known_classes(args)
     load = partial(
         dataloader.imagefolder,
         args.dataset_path,
@@ -46,7 +47,7 @@ def main(argv=None):
         jitter=run["color_jitter"],
         subset=run["subset"],
         valid=checkpoint.held_out,
-        classes=checkpoint.classes,
+        classes=classes,
         seed=run["seed"],
         mean=args.mean,
         std=args.std,
@@ -54,7 +55,7 @@ def main(argv=None):
         on_device=args.decode == "gpu",
     )
     if args.image or args.export:  # without images of the data set the number of classes comes from the file
-        names = dataloader.class_names(args.dataset, args.dataset_path, checkpoint.classes)
+        names = dataloader.class_names(args.dataset, args.dataset_path, classes)
     else:
         data = load()
         names = data.classes

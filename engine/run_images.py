@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from images.classes import imagenet_in_part
 from images.shard_files import is_remote, names_shards
 from models.adaptive import AdaptiveModel
 from models.checkpoints import Checkpoint
@@ -49,6 +50,23 @@ def held_out(args: argparse.Namespace) -> int | torch.Tensor:
         )
     say(f"holding out the {len(held)} images that {file.path} names")
     return held
+
+
+def known_classes(args: argparse.Namespace) -> list[str] | None:
+    """The names of the classes that the network of an evaluation tells apart; None where its images decide.
+
+    A file from elsewhere keeps no names. If its network has ImageNet's 1000 classes, and the folder has images of some
+    of them, it is judged on those.
+    """
+    file: Checkpoint = args.checkpoint
+    imagenet = None if file.classes else imagenet_in_part(args.dataset_path)
+    if imagenet is None:
+        return file.classes
+    try:
+        file.check(args.model, args.dataset, len(imagenet), **args.model_flags)
+    except ValueError:
+        return None
+    return imagenet
 
 
 def of_file(described: Mapping[str, object], published: Mapping[str, object], flags: Mapping[str, object]) -> dict:

@@ -53,6 +53,17 @@ def are_synsets(names: Sequence[str]) -> bool:
     return len(names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names)
 
 
+def imagenet_in_part(path: str | os.PathLike | None) -> list[str] | None:
+    """The 1000 classes of ImageNet (ILSVRC 2012), by label, where a folder's val/ has a folder for some of them only.
+
+    None for any other folder.
+    """
+    val = Path(path or "", "val")
+    found = set(class_folders(val)) if val.is_dir() else set()
+    synsets = Path(__file__).with_name("imagenet_synsets.txt").read_text().split()
+    return synsets if found and found < set(synsets) else None
+
+
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether classes have no names but their labels."""
     return list(names) == [str(label) for label in range(len(names))]

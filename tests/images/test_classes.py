@@ -170,6 +170,30 @@ def test_a_run_knows_its_classes_and_the_name_of_its_set(folder, monkeypatch, ca
     assert err.count("\n") == 1
 
 
+def test_a_file_of_imagenet_is_judged_on_some_of_its_classes(tmp_path, monkeypatch, capsys):
+    """A network that always says `tench`, the first of the 1000; the file keeps no names."""
+    network = create_model("msdnet", "ilsvrc", 1000, **SMALL)
+    for exit_ in network.classifier:
+        torch.nn.init.zeros_(exit_.linear.weight)
+        exit_.linear.bias.data = torch.arange(1000, 0, -1.0)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    tench, parachute = "n01440764", "n03888257"
+    write_set(tmp_path, "val", [parachute, tench], 2)
+    flags = [*NETWORK, "--latency_batch=0", f"--report={tmp_path}/report"]
+    code, out, err = evaluate(monkeypatch, capsys, tmp_path / "net.pth", tmp_path, *flags)
+    assert code == 0, err
+    assert "2 of the 1000 classes" in out
+    assert "Eval_Acc_top1 = 50.000" in out
+    image = str(tmp_path / "val" / tench / f"{tench}0.png")
+    _, out, _ = evaluate(monkeypatch, capsys, tmp_path / "net.pth", tmp_path, *NETWORK, "--image", image)
+    assert "tench" in out
+
+    (tmp_path / "val" / tench).rename(tmp_path / "val" / "n02084071")  # of WordNet, not of ILSVRC 2012
+    code, _, err = evaluate(monkeypatch, capsys, tmp_path / "net.pth", tmp_path, *flags)
+    assert code == 1
+    assert "only the number of classes differs" in err
+
+
 def test_an_image_is_named_without_control_characters(folder, monkeypatch, capsys):
     torch.save(create_model("msdnet", "ilsvrc", 3, **SMALL).state_dict(), folder / "net.pth")
     (folder / "train" / "cow").rename(folder / "train" / "cow\x1b]0;x\x07")
