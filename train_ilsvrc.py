@@ -66,6 +66,7 @@ def main(argv=None):
     utils.say(f"{args.model} on {data.source}; {engine.devices_in_words()}; run in {run.folder}")
     engine.fit(model, objective, data, run, recipe, device, args.checkpoint)
     run_report.of_run(model, data, run)
+    run.close()
 
 
 if __name__ == "__main__":
