@@ -27,6 +27,7 @@ Other keys are left to those who write them. `python3 -m reporting zoo` writes t
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import statistics
 import textwrap
@@ -101,7 +102,7 @@ def _mean(record: dict) -> dict:
 def table(records: Sequence[dict]) -> str:
     """Markdown of networks: a row for each point, of networks with many for some of the best."""
     heads = ["system", "network", "point", "parameters", "MACs", *(f"ms, batch {batch}" for batch in BATCHES)]
-    heads += ["top-1 error", "seeds"]
+    heads += ["top-1 error", "epochs", "seeds"]
     lines = [tables.table_row(*heads), "|" + "---|" * len(heads)]
     for record in records:
         for row in tables.some_of(record["rows"]):
@@ -110,15 +111,16 @@ def table(records: Sequence[dict]) -> str:
             cells = [system_of_record(record), record["name"], row["point"], f"{row['params']:,}"]
             cells += [f"{row['macs'] / 1e6:.2f}M", *(times.get(batch, "") for batch in BATCHES)]
             seeds = ", ".join(map(str, record.get("seeds", [record["seed"]])))
-            lines.append(tables.table_row(*cells, mean_and_spread(errors), seeds))
+            lines.append(tables.table_row(*cells, mean_and_spread(errors), str(record["epochs"]), seeds))
     return "\n".join(lines)
 
 
 def _trained(records: Sequence[dict]) -> str:
     """On what, and for how long."""
     images = ", ".join(dict.fromkeys(evaluations.data_title(record) for record in records))
-    epochs = ", ".join(dict.fromkeys(f"{record['epochs']} epochs" for record in records))
-    return f"trained by this code on {images} for {epochs}"
+    epochs = [record["epochs"] for record in records]
+    least = f"{min(epochs)} to " if min(epochs) < max(epochs) else ""
+    return f"trained by this code on {images} for {least}{max(epochs)} epochs"
 
 
 def _picture(path: str) -> str:
@@ -174,8 +176,17 @@ def pages() -> dict[Path, str]:
 
 
 def draw(path: Path) -> None:
-    """Draw error against MACs, and against latency where it was measured."""
-    curves = groups.curves(networks())
+    """Draw error against MACs, and against latency where it was measured.
+
+    The legend names the epochs of networks that were trained for fewer than others.
+    """
+    records = networks()
+    epochs = {record["name"]: record["epochs"] for record in records}
+    longest = max(epochs.values())
+    curves = groups.curves(records)
+    for position, curve in enumerate(curves):
+        if epochs.get(curve.name, longest) < longest:
+            curves[position] = dataclasses.replace(curve, note=f"{curve.note} ({epochs[curve.name]} epochs)".strip())
     costs = ["macs", *map(latency_cost, BATCHES)]
     measured = [cost for cost in costs if any(cost in row for curve in curves for row in curve.all_rows)]
     images = ", ".join(dict.fromkeys(curve.dataset for curve in curves))

@@ -66,11 +66,11 @@ def test_table_and_picture_are_of_all_networks(place):
     assert text.endswith(f"{zoo.END}\nafter\n")
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert lines == [
-        "| system | network | point | parameters | MACs | ms, batch 1 | ms, batch 64 | top-1 error | seeds |",
-        "| embedded | ResNet32_ADN | TTT | 470,004 | 40.60M | 1.00 |  | 9.00 | 0 |",
-        "| embedded | ResNet32_ADN | FFF | 470,004 | 68.90M | 1.00 |  | 7.50 | 0 |",
-        "| plain | ResNet20 | full | 470,004 | 40.80M | 1.00 |  | 7.50 \u00b1 0.71 | 0, 1 |",
-        "| plain | plain-again | full | 470,004 | 40.80M | 1.00 |  | 8.00 | 0 |",
+        "| system | network | point | parameters | MACs | ms, batch 1 | ms, batch 64 | top-1 error | epochs | seeds |",
+        "| embedded | ResNet32_ADN | TTT | 470,004 | 40.60M | 1.00 |  | 9.00 | 40 | 0 |",
+        "| embedded | ResNet32_ADN | FFF | 470,004 | 68.90M | 1.00 |  | 7.50 | 40 | 0 |",
+        "| plain | ResNet20 | full | 470,004 | 40.80M | 1.00 |  | 7.50 \u00b1 0.71 | 40 | 0, 1 |",
+        "| plain | plain-again | full | 470,004 | 40.80M | 1.00 |  | 8.00 | 40 | 0 |",
     ]
     assert "python3 train_cifar10.py @recipes/zoo/ResNet20  # ResNet20: commit abc123, a chip, 2 threads" in text
     assert "on CIFAR-10 for 40 epochs, folded" in text
@@ -80,6 +80,16 @@ def test_table_and_picture_are_of_all_networks(place):
     assert all(file.read_text() == text for file, text in zoo.pages().items()), "a second time changes nothing"
     describe(place / "weights", "plain-again", "ResNet20", (("full", 40.8e6, 90.0),))
     assert any(file.read_text() != text for file, text in zoo.pages().items())
+
+
+def test_networks_that_were_trained_for_fewer_epochs_say_so(place, monkeypatch):
+    describe(place / "weights", "ResNet20", "ResNet20", (("full", 40.8e6, 92.0),))
+    describe(place / "weights", epochs=10)
+    drawn = []
+    monkeypatch.setattr(zoo, "draw_curves", lambda curves, *args, **options: drawn.extend(curves))
+    zoo.write_zoo()
+    assert {curve.name: curve.note for curve in drawn} == {"ResNet20": "", "ResNet32_ADN": "(10 epochs)"}
+    assert "on CIFAR-10 for 10 to 40 epochs, folded" in (place / "results" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
