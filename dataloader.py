@@ -1,8 +1,8 @@
 """Loading images: CIFAR and the embedded digits in memory, ImageNet folders and shards from disk.
 
-Every source ends as a `Data`: batches of normalised float32 images in channels-last layout and int64 labels, both on
-the training device. What an epoch draws depends on the seed and the epoch alone, so a run that was stopped at any
-batch sees the same images when it is resumed, on any device and with any number of workers.
+Every source yields a `Data`: batches of normalised float32 images in channels-last layout and int64 labels, both on
+the training device. What an epoch draws depends only on the seed and the epoch, so a run stopped at any batch sees the
+same images when it is resumed, on any device and with any number of workers.
 
     cifar                         CIFAR-10, CIFAR-100 or the embedded digits, whole on the device
     imagefolder                   ImageNet, or any set of image files in folders or shards
@@ -12,8 +12,8 @@ batch sees the same images when it is resumed, on any device and with any number
     Data                          what `cifar` and `imagefolder` return: images to train on and to evaluate on
     Batches                       a set of images in batches: each part of a `Data`
     MemoryBatches                 such a set in memory, for images of your own
-    NoSource                      raised where a data set is neither on disk nor can be downloaded
-    IMAGENET_MEAN, IMAGENET_STD   the usual normalisation of ImageNet's pixels, from 0 to 1
+    NoSource                      raised if a data set is not on disk and cannot be downloaded
+    IMAGENET_MEAN, IMAGENET_STD   the usual normalisation for ImageNet, for pixels from 0 to 1
 
 The implementation is in `images/`.
 """
@@ -64,7 +64,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is behind a name when it is first used: torchvision takes seconds, and `--help` needs none of it."""
+    """Import a name when it is first used: torchvision takes seconds to import, and `--help` does not need it."""
     for module, names in _MODULES.items():
         if name in names:
             return globals().setdefault(name, getattr(importlib.import_module(module), name))

@@ -2,9 +2,9 @@
 
     python3 eval_cifar10.py --pretrained=<file or published name> --model=ResNet56_DoubleShared --shared_rank=16
 
-With --image it classifies single images, with --export it writes the network for other programs.
+With --image it classifies single images; with --export it writes the network for other programs.
 
-Files written by this project and published names need no --model and no flags: those are recorded with the weights.
+Files written by this project and published names need neither --model nor its flags: the weights record both.
 """
 
 from functools import partial

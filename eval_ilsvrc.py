@@ -2,9 +2,9 @@
 
     python3 eval_ilsvrc.py --dataset_path=<path> --pretrained=<file or published name> --model=ResNet34_DoubleShared
 
-With --image it classifies single images, with --export it writes the network for other programs.
+With --image it classifies single images; with --export it writes the network for other programs.
 
-Files written by this project and published names need no --model and no flags: those are recorded with the weights.
+Files written by this project and published names need neither --model nor its flags: the weights record both.
 """
 
 from functools import partial
@@ -54,7 +54,7 @@ def main(argv=None):
         cache=args.cache,
         on_device=args.decode == "gpu",
     )
-    if args.image or args.export:  # without images of the data set the number of classes comes from the file
+    if args.image or args.export:  # no images of the data set are needed: the file gives the number of classes
         names = dataloader.class_names(args.dataset, args.dataset_path, classes)
     else:
         data = load()

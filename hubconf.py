@@ -4,7 +4,7 @@
     torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", pretrained="ResNet56-S16U1-Double")
 
 REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. `torch.hub.list` lists the names and
-`torch.hub.help` the flags of one. Everything callable here whose name does not begin with an underscore is a network.
+`torch.hub.help` the flags of one. Every callable here whose name does not begin with an underscore is a network.
 """
 
 from __future__ import annotations as _annotations

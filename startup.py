@@ -12,11 +12,11 @@ import sys
 def importing(name: str):
     """Within this context, Ctrl-C ends a script with "stopped" and exit code 130 instead of a traceback.
 
-    Standard streams that the caller closed, as `2>&-` does, are opened on the null device first: otherwise the next
-    file that anything opens would take their number, and messages would be written into it.
+    Standard streams that the caller has closed (`2>&-`) are first opened on the null device: otherwise the next file
+    to be opened would take their number, and messages would be written into it.
 
     Args:
-        name: the script's `__name__`; where it is not run but imported, nothing changes.
+        name: the script's `__name__`; if the script is imported rather than run, nothing changes.
     """
     if name != "__main__":
         yield
@@ -35,7 +35,7 @@ def open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
             if null != number:
                 os.dup2(null, number)
                 os.close(null)

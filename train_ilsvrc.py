@@ -2,8 +2,8 @@
 
     python3 train_ilsvrc.py --dataset_path=<path> --model=ResNet34_DoubleShared --shared_rank=48 --visible_device=0,1
 
-Several visible GPUs share each batch; `--parallel=process` gives each a process of its own, and so does
-`torchrun --nproc_per_node=4 train_ilsvrc.py ...`, on one machine or many. `--dataset_path=fake` tries everything with
+Several visible GPUs share each batch; `--parallel=process` gives each its own process, as does
+`torchrun --nproc_per_node=4 train_ilsvrc.py ...`, on one machine or many. `--dataset_path=fake` tries everything out on
 generated images.
 """
 

@@ -22,7 +22,7 @@ class UserError(ValueError):
     """A mistake that the user can correct: one sentence that says what is wrong and what to do.
 
     Args:
-        exit_code: of the script: 1 for a failure while it ran, 2 for an invalid command.
+        exit_code: the script's exit code: 1 for a failure while it ran, 2 for an invalid command.
     """
 
     def __init__(self, message: str, exit_code: int = 1):
@@ -34,12 +34,12 @@ class UserError(ValueError):
 
 
 def rank() -> int:
-    """This process's number among those of the run; 0 without torchrun."""
+    """Return the rank of this process in the run; 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes share the run; 1 without torchrun."""
+    """Return the number of processes that share the run; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -50,7 +50,7 @@ def say(*words: object) -> None:
 
 
 def printable(text: object) -> str:
-    """Text in which control characters, such as those that move a terminal's cursor, are written as escapes."""
+    """Return text with control characters, such as those that move a terminal's cursor, written as escapes."""
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in str(text))
 
 
@@ -63,12 +63,12 @@ def show_progress() -> bool:
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed torch's generators; with `deterministic` also forbid algorithms whose result varies."""
+    """Seed torch's generators; with `deterministic`, also forbid algorithms whose results vary."""
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        # it would also fill all new memory, to show reads of what was never written: as many launches again on a GPU
+        # otherwise all new memory is filled, to expose reads of uninitialised values: as many launches again on a GPU
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -82,12 +82,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields a temporary path in the same folder; what is written there is flushed to disk and then renamed.
 
     Raises:
-        UserError: no permission, no such folder, no regular file, or the disk is full; what was there is untouched.
+        UserError: no permission, no such folder, not a regular file, or a full disk; the old content is untouched.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe would be gone for all programs
+        if path.exists() and not path.is_file():  # replacing a device or a pipe would remove it for all programs
             raise OSError(errno.EINVAL, "it is no regular file")
         yield temporary
         with open(temporary, "rb+") as file:
@@ -108,15 +108,15 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 def write_tensors(path: str | os.PathLike, content: object) -> None:
-    """Write what torch.save writes, atomically."""
-    memory = io.BytesIO()  # torch's own writer to a file loses the reason when the disk is full
+    """Write with `torch.save`, atomically."""
+    memory = io.BytesIO()  # when the disk is full, torch's own file writer loses the reason
     torch.save(content, memory)
     with replacing(path) as temporary:
         temporary.write_bytes(memory.getbuffer())
 
 
 def parse_json(text: str) -> Any:
-    """The value that a text in JSON stands for. Raises ValueError where it is none."""
+    """Parse JSON. Raises ValueError if the text is not JSON."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -124,19 +124,19 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The value in a JSON file. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    """Read a JSON file. Raises OSError if it cannot be read, ValueError if it is not JSON."""
     return parse_json(Path(path).read_text(encoding="utf-8-sig"))
 
 
 def typed(value: Any, kind: type, name: str) -> Any:
-    """A value of a file, which must be of a type. Raises ValueError, which names it, where it is not."""
+    """Return a value read from a file if it is of type `kind`. Otherwise raises a ValueError that names it."""
     if not isinstance(value, kind):
         raise ValueError(f"{name} is {value!r:.40}, no {kind.__name__}")
     return value
 
 
 def number(value: Any, name: str, lowest: float = 0, highest: float = math.inf) -> float:
-    """A value of a file, which must be a finite number. Raises ValueError, which names it, where it is none."""
+    """Return a value from a file if it is a finite number in range. Otherwise raises a ValueError that names it."""
     sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not (sound and lowest <= value <= highest):
         limits = f"from {lowest} to {highest}" if highest < math.inf else f"of at least {lowest}"
@@ -145,7 +145,7 @@ def number(value: Any, name: str, lowest: float = 0, highest: float = math.inf) 
 
 
 def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
-    """Create a folder. Raises UserError, which names the flag to change, where that is not possible."""
+    """Create a folder. Raises a UserError that names the flag to change if that is not possible."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
 
 
 def code_version() -> str:
-    """The git commit of this folder, with "-dirty" where files differ from it."""
+    """Return the git commit of this folder, with "-dirty" if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
