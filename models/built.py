@@ -1,4 +1,4 @@
-"""What is known of a network: the arguments that it was built with, and the images that it is made for."""
+"""What is known about a network: the arguments it was built with, and the images it is made for."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from utils import UserError
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-#: in pixels, the shorter side to which an image is resized and the side of the centre that is cut out of it
+#: in pixels: the shorter side to which an image is resized, and the side of the centre crop
 SIDES = {"ilsvrc": (256, 224)}
 SMALL_SIDES = (32, 32)
 
 
 @dataclass(frozen=True)
 class BuiltAs:
-    """The arguments of `create_model`, so that files and query tables can record which network they belong to.
+    """The arguments of `create_model`, recorded so that files and query tables know which network they belong to.
 
     Args:
         model, dataset: the key in the registry.
-        flags: those that were given; the others have their defaults.
-        num_classes: of the classifier.
+        flags: the flags that were given; all others have their defaults.
+        num_classes: number of classes of the classifier.
     """
 
     model: str
@@ -36,7 +36,7 @@ class BuiltAs:
 
     @classmethod
     def of(cls, model: nn.Module) -> BuiltAs:
-        """Those of a network. Raises UserError for one that was built by hand."""
+        """Return the arguments of a network. Raises UserError if it was built by hand."""
         known = getattr(model, "built_as", None)
         if known is None:
             raise UserError(f"it is not known how this {type(model).__name__} was built: build it with create_model")
@@ -45,14 +45,14 @@ class BuiltAs:
 
 @dataclass(frozen=True)
 class MadeFor:
-    """Images and classes of a network; what is None is as usual for the data set.
+    """The images and classes of a network; None stands for the data set's usual value.
 
     Args:
         dataset: cifar10, cifar100, digits or ilsvrc.
         mean, std: of red, green and blue, for pixels from 0 to 1.
-        resize: shorter side in pixels before the centre is cut out.
-        crop: side of that centre, in pixels.
-        classes: their names, by label.
+        resize: shorter side in pixels before the centre crop.
+        crop: side of the centre crop in pixels.
+        classes: names of the classes, by label.
     """
 
     dataset: str
@@ -64,14 +64,14 @@ class MadeFor:
 
     @classmethod
     def of(cls, model: nn.Module) -> MadeFor:
-        """That of a network. Raises UserError for one that was built by hand, of which it is not known."""
+        """Return what is known about a network. Raises UserError if it was built by hand, when nothing is."""
         known = getattr(model, "made_for", None)
         if known is None:
             raise UserError(f"the images of this {type(model).__name__} are unknown: build it with create_model")
         return known
 
     def updated(self, flags: Mapping[str, Any], classes: Sequence[str] | None = None) -> MadeFor:
-        """With what flags say of images, as a command or a file has them, and with these names of the classes."""
+        """Return a copy updated by image flags, from a command or a file, and by the names of the classes."""
         known: dict[str, Any] = {}
         for name in ("mean", "std"):
             if value := flags.get(name):
@@ -83,7 +83,7 @@ class MadeFor:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Of an image, in pixels: the shorter one after it is resized, and that of the centre that is cut out."""
+        """The shorter side of an image after resizing, and the side of the centre crop, in pixels."""
         resize, crop = SIDES.get(self.dataset, SMALL_SIDES)
         return self.resize or resize, self.crop or crop
 
@@ -95,7 +95,7 @@ class MadeFor:
         return normalisation(self.dataset, self.mean, self.std)
 
     def transforms(self) -> v2.Compose:
-        """What an evaluation does to an image, see `AdaptiveModel.transforms`."""
+        """The preprocessing of an evaluation, see `AdaptiveModel.transforms`."""
         from torchvision.transforms import v2  # takes seconds to import
 
         from images.decoding import centre_crop
@@ -104,7 +104,7 @@ class MadeFor:
         return v2.Compose([*steps, v2.Normalize(*self.normalisation), v2.ToPureTensor()])
 
     def class_names(self, count: int) -> list[str]:
-        """Names of the classes by label: of a file, of the data set, or numbers where neither has as many."""
+        """Names of the classes by label: the file's, the data set's, or numbers if neither has that many."""
         from images.classes import class_names
 
         names = self.classes or class_names(self.dataset)

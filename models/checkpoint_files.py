@@ -1,4 +1,4 @@
-"""Reading a checkpoint file of any origin: without running anything in it, and without trusting what it claims.
+"""Read checkpoint files of any origin, without running anything in them and without trusting what they claim.
 
 `read` returns what the file holds; `find_weights` finds the state dict in it.
 """
@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-#: what torch and zipfile raise for a file that they cannot read, depending on where it is damaged
+#: what torch and zipfile raise for a file they cannot read, depending on where it is damaged
 DAMAGE = (
     *(ValueError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
     *(MemoryError, RecursionError, struct.error, zipfile.BadZipFile, zlib.error),
 )
-#: types of numbers that can become a layer's: no complex ones, no packed bits
+#: types that the numbers of a layer can be loaded from: no complex ones, no packed bits
 NUMBERS = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -41,15 +41,15 @@ FORMATS = {
     "model": "torchvision reference",
     "net": "pytorch-cifar",
 }
-#: what wrappers put before all names (DataParallel, Lightning) and into them (torch.compile, FSDP, checkpointing)
+#: what wrappers put before all names (DataParallel, Lightning) or into them (torch.compile, FSDP, checkpointing)
 PREFIXES = ("module.", "model.")
 INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-#: how many prefixes come off a name; in a hostile file it may have any number
+#: how many prefixes are stripped from a name; in a hostile file there may be any number
 DEEPEST = 8
 
 
 def read(path: Path, mapped: bool = False) -> dict:
-    """Read a checkpoint. Raises ValueError where it is none; arguments as for `read_any`."""
+    """Read a checkpoint. Raises ValueError if the file is not one; arguments as for `read_any`."""
     content = read_any(path, mapped)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
@@ -57,9 +57,9 @@ def read(path: Path, mapped: bool = False) -> dict:
 
 
 def read_any(path: Path, mapped: bool = False) -> object:
-    """Read a file onto the CPU without running anything in it. Raises ValueError where it cannot be read.
+    """Read a file onto the CPU without running anything in it. Raises ValueError if it cannot be read.
 
-    Beside the weights there may be plain data: numbers and arrays of numpy, paths, dates, `argparse.Namespace`.
+    Besides weights it may hold plain data: numpy scalars and arrays, paths, dates, `argparse.Namespace`.
 
     Args:
         mapped: leave the tensors in the file until they are used.
@@ -75,15 +75,15 @@ def read_any(path: Path, mapped: bool = False) -> object:
         if is_zip:
             _check_zip(path, size)
         with torch.serialization.safe_globals(_plain_data()):
-            # files of old PyTorch versions are no zip archives, and cannot be mapped
+            # files of old PyTorch versions are not zip archives and cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
 
 
 def verify_checksums(path: Path) -> None:
-    """Raises ValueError where a part of the file is damaged; torch.load does not check."""
+    """Raise ValueError if a part of the file is damaged; torch.load does not check this."""
     part = None
     with _explaining_damage(path):
-        if zipfile.is_zipfile(path):  # others have no checksums
+        if zipfile.is_zipfile(path):  # other files have no checksums
             with zipfile.ZipFile(path) as file:
                 part = file.testzip()
     if part is not None:
@@ -96,7 +96,7 @@ class _Refused(Exception):
 
 @contextlib.contextmanager
 def _explaining_damage(path: Path) -> Iterator[None]:
-    """Turn what readers raise for a file into a ValueError of one sentence."""
+    """Turn whatever readers raise for a file into a one-sentence ValueError."""
     try:
         yield
     except _Refused as error:
@@ -118,7 +118,7 @@ def _explaining_damage(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is truncated or not a checkpoint: copy or download it again") from error
 
 
-#: what files begin with that users take for checkpoints, what they are, and what to do
+#: files that users mistake for checkpoints: their first bytes, what they are, and what to do
 OTHERS = (
     (
         b"version https://git-lfs",
@@ -133,7 +133,7 @@ OTHERS = (
 
 
 def _check_start(path: Path) -> None:
-    """Refuse a file that is certainly something else, by its first bytes."""
+    """Refuse a file whose first bytes show that it is something else."""
     with open(path, "rb") as file:
         start = file.read(512)
     if start[257:262] == b"ustar":
@@ -144,7 +144,7 @@ def _check_start(path: Path) -> None:
 
 
 def _check_zip(path: Path, size: int) -> None:
-    """Refuse archives that torch.save did not write, before anything of them is unpacked."""
+    """Refuse archives that torch.save did not write, before anything in them is unpacked."""
     with zipfile.ZipFile(path) as file:
         parts = file.infolist()
     for folder, program in (("code/", "a TorchScript"), ("models/", "an exported (.pt2)")):
@@ -159,22 +159,22 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _plain_data() -> list:
-    """Classes and functions of plain data, for torch's safe reader. None of them runs code of the file."""
+    """Classes and functions for plain data that torch's safe reader may use. None of them runs code from the file."""
     allowed = [argparse.Namespace, types.SimpleNamespace, torch.torch_version.TorchVersion]
-    # a defaultdict names a type, which is never called
+    # a defaultdict names a type; it is never called
     allowed += [(_empty_dict, "collections.defaultdict"), (_empty_list, "collections.deque"), decimal.Decimal]
     allowed += [(_empty_dict, f"builtins.{kind}") for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")]
     allowed += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
         kind = getattr(pathlib, name)
-        # unpickling a path of the other system fails, and what it stands for is of no use here
+        # unpickling a path of another operating system fails, and such a path is of no use here
         made = kind if name in ("PurePosixPath", "PureWindowsPath") else _path
         allowed += [(made, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
     return allowed + _numpy_data()
 
 
 def _path(*parts: str) -> pathlib.PurePath:
-    """Stands in for the classes of paths that exist on one kind of system only."""
+    """Stand-in for path classes that exist on one operating system only."""
     return pathlib.PurePosixPath(*parts)
 
 
@@ -187,10 +187,10 @@ def _empty_list(*_: object) -> list:
 
 
 def _numpy_data() -> list:
-    """What numpy's scalars and arrays are pickled as, under the module names of its versions 1 and 2."""
+    """What numpy's scalars and arrays are pickled as, under the module names of numpy 1 and 2."""
     try:
         import numpy as np
-    except ImportError:  # then a file with such data is refused
+    except ImportError:  # files with such data are then refused
         return []
     kinds = [np.dtype(code) for code in np.typecodes["All"] if code != "O"]
     allowed = [np.ndarray, np.dtype, *{type(kind) for kind in kinds}, *{kind.type for kind in kinds if kind != "V"}]
@@ -205,10 +205,10 @@ def _numpy_data() -> list:
 
 
 def find_weights(content: Mapping, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The state dict in what a file holds, without the prefixes of wrappers, and the key that it stands under.
+    """Find the state dict in what a file holds; return it, without wrappers' prefixes, and its key.
 
     Raises:
-        ValueError: there is none, there are several, or a tensor in it is none that a layer could have.
+        ValueError: there is none, there are several, or it holds a tensor that no layer could have.
     """
     state, key = _located(content, path)
     state = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -221,7 +221,7 @@ def find_weights(content: Mapping, path: Path) -> tuple[dict[str, Tensor], str |
 
 
 def _located(content: Mapping, path: Path) -> tuple[Mapping, str | None]:
-    """The state dict in what a file holds, and its key: the whole, one of its values, or a value in one of these."""
+    """Find the state dict and its key: the whole content, one of its values, or a value inside one of these."""
     key = next((key for key in FORMATS if _is_state_dict(content.get(key))), None)
     if key is None and not any(isinstance(value, Tensor) for value in content.values()):
         named = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Mapping)}
@@ -243,8 +243,8 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _unwrapped(state: dict[str, Tensor], lightning: bool, path: Path) -> dict[str, Tensor]:
-    """A state dict without the prefixes of wrappers, of any kind, number and order."""
-    if lightning and any(name.startswith("model.") for name in state):  # beside it losses and metrics have tensors
+    """Strip the prefixes of wrappers, of any kind, number and order, from a state dict."""
+    if lightning and any(name.startswith("model.") for name in state):  # losses and metrics have tensors too
         state = {name: value for name, value in state.items() if name.startswith("model.")}
     if any(name.startswith("module.") for name in state):  # the counter of torch.optim.swa_utils.AveragedModel
         state.pop("n_averaged", None)
@@ -264,7 +264,7 @@ def _without(name: str) -> str:
 
 
 def fault_of(tensor: Tensor) -> str:
-    """What keeps a tensor of a file from being used, in words; "" if nothing does. Reads none of its numbers."""
+    """Say why a tensor from a file cannot be used; "" if it can. Reads none of its numbers."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return "is a sparse or quantized tensor"
     if tensor.device.type != "cpu":
@@ -277,11 +277,11 @@ def fault_of(tensor: Tensor) -> str:
 
 
 def check_tensors(content: object, path: Path) -> None:
-    """Raises ValueError where a tensor anywhere in nested containers cannot be used."""
+    """Raise ValueError if any tensor in nested containers cannot be used."""
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
-        if id(value) in seen:  # a small file can refer to one container in very many places
+        if id(value) in seen:  # a small file can refer to one container in a great many places
             continue
         seen.add(id(value))
         if isinstance(value, Tensor) and (fault := fault_of(value)):
@@ -300,7 +300,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _is_safetensors(path: Path, size: int) -> bool:
-    """Whether a file begins as one of safetensors does: the length of a JSON header (8 bytes), and the header."""
+    """Whether a file begins like a safetensors file: the length of a JSON header (8 bytes), then the header."""
     with open(path, "rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= size - 8

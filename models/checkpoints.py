@@ -1,18 +1,18 @@
-"""Checkpoints: what a file records of its network, the network built from it, and the format of such files.
+"""Checkpoints: what a file records about its network, building the network from it, and the format of such files.
 
-A file of ours is a dictionary, written by `torch.save`:
+A file of this project is a dictionary written by `torch.save`:
 
     net_state_dict          the weights
     optimizer_state_dict    } of a training run: with the weights the four keys of the authors' files,
     acc, epoch              } which their code can load
     training                of a training run: what it needs to resume (epoch, step, best, objective, scaler, rng and,
-                            where net_state_dict is an average, raw_weights), its flags, the names of its classes,
+                            if net_state_dict is an average, raw_weights), its flags, the names of its classes,
                             and valid_index, the positions of the images that it held out
-    prepared                of the zoo: what other networks have in a file of its own, see `Checkpoint.load_prepared`
+    prepared                of the zoo: what other networks keep in a separate file, see `Checkpoint.load_prepared`
     extracted               of a sub-network: model, dataset, num_classes and flags of the whole network, the name of
-                            the point, and under data how its images are to be loaded and the names of their classes
+                            the point, and under data how to load its images and the names of their classes
 
-In files from elsewhere the weights are recognised. All are read with `weights_only=True`: nothing in them is executed.
+In files from elsewhere, the weights are recognised. All are read with `weights_only=True`: nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from utils import UserError, write_tensors
 
 
 class Checkpoint:
-    """A file that holds a network's weights, or a released one that is downloaded when it is needed.
+    """A file that holds a network's weights, or a released file that is downloaded when it is needed.
 
-    The file is read when it is first needed, and only once. Its tensors stay on disk until the weights are
-    asked for; then the checksums of the whole file are verified, once too. Using a file that is missing,
-    damaged, or holds more than weights raises a ValueError that says so.
+    The file is read once, when it is first needed. Its tensors stay on disk until the weights are requested;
+    the checksums of the whole file are then verified, also once. Using a file that is missing, damaged, or
+    holds more than weights raises a ValueError that says so.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Checkpoint:
     def open(
         cls, source: str | os.PathLike, dataset: str | None = None, cache: str | os.PathLike | None = None
     ) -> Checkpoint:
-        """The checkpoint behind a path, a name that `list_checkpoints` returns, or one of the zoo. Reads nothing yet.
+        """Open the checkpoint of a path, a name that `list_checkpoints` returns, or a zoo name. Reads nothing yet.
 
         Args:
-            dataset: prefers that dataset's file where a name exists for several.
+            dataset: the preferred dataset if a name exists for several.
             cache: folder for downloads; by default that of torch.hub.
 
         Raises:
@@ -77,7 +77,7 @@ class Checkpoint:
 
     @cached_property
     def path(self) -> Path:
-        """The file, which is downloaded first where it is a released one. Raises ValueError where there is none."""
+        """The file; a released one is downloaded first. Raises ValueError if there is none."""
         path = self._source
         if self._entry:
             return published.fetch(self._entry, self._cache)
@@ -104,28 +104,28 @@ class Checkpoint:
 
     @cached_property
     def _training(self) -> dict:
-        """What a training run of this project keeps under `training`; empty for other files."""
+        """What a training run of this project stores under `training`; empty for other files."""
         return {} if self._entry else recorded.training_of(self._content, self.path)
 
     @cached_property
     def _extracted(self) -> dict:
-        """What the file of a sub-network keeps under `extracted`; empty for other files."""
+        """What the file of a sub-network stores under `extracted`; empty for other files."""
         return {} if self._entry else recorded.extracted_of(self._content, self.path)
 
     @cached_property
     def _released(self) -> published.PublishedCheckpoint | None:
-        """The released checkpoint that this is, by its name or by the sha256 of the file; None if it is none."""
+        """The released checkpoint that this is, by its name or by the sha256 of the file; None if it is not one."""
         return self._entry or published.recognise(self.path)
 
     # What it is
 
     def describe(self) -> dict[str, object]:
-        """`model`, `dataset` and the flags of the network and of its images; empty if they are unknown.
+        """Return `model`, `dataset` and the flags of the network and its images; empty if they are unknown.
 
-        Nothing is downloaded for it, and no weights are read.
+        Nothing is downloaded and no weights are read.
 
         Raises:
-            ValueError: what the file records of them has types that this project does not write.
+            ValueError: the file records them in types that this project does not write.
         """
         if self._released:
             return {"model": self._released.model, "dataset": self._released.dataset, **self._released.flags}
@@ -136,19 +136,19 @@ class Checkpoint:
 
     @property
     def classes(self) -> list[str] | None:
-        """Names of the classes that the network tells apart, by label; None if they are unknown."""
+        """Names of the network's classes, by label; None if they are unknown."""
         return self._extracted.get("data", {}).get("classes") or self._training.get("classes")
 
     @property
     def extracted_point(self) -> str | None:
-        """The point whose sub-network it is; None for a whole network, of a released file too."""
+        """The point whose sub-network this is; None for a whole network, and for released files."""
         return self._extracted.get("point")
 
     @property
     def held_out(self) -> Tensor | int:
-        """Positions of the training images that the run behind the file held out; 0 where it held none.
+        """Positions of the training images that the run behind the file held out; 0 if it held out none.
 
-        The authors of MSDNet keep them in a file of their own, `index.pth`, beside the weights or in the folder above.
+        MSDNet's authors keep them in a separate file, `index.pth`, beside the weights or in the folder above.
         """
         if self._training or self._extracted:
             index = self._training.get("valid_index")
@@ -160,14 +160,14 @@ class Checkpoint:
 
     @property
     def format(self) -> str:
-        """Which kind of file it was recognised as, in words."""
+        """The kind of file that it was recognised as, in words."""
         return self._recognised[1]
 
     # Its network
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The state dict, on the CPU and without wrappers' prefixes. Its tensors lie in the file: copy what is kept."""
+        """The state dict, on the CPU, without wrappers' prefixes. Its tensors lie in the file: copy those you keep."""
         return self._recognised[0]
 
     @cached_property
@@ -182,13 +182,13 @@ class Checkpoint:
     def build(
         self, model: str | None = None, dataset: str | None = None, num_classes: int | None = None, **flags: object
     ) -> AdaptiveModel:
-        """The network of this file with its weights: the whole one, or the sub-network that `--extract` wrote.
+        """Build the network of this file, with its weights: the whole one, or a sub-network that `--extract` wrote.
 
         Args:
-            model, dataset, num_classes, **flags: as for `create_model`; by default as the file records them.
+            model, dataset, num_classes, **flags: as for `create_model`; by default as recorded in the file.
 
         Raises:
-            ValueError: the file is of another network, or does not record which one.
+            ValueError: the file belongs to another network, or does not record to which.
         """
         model, dataset, num_classes, flags = self._resolved(model, dataset, num_classes, flags)
         self.check(model, dataset, num_classes, False, **flags)
@@ -207,11 +207,11 @@ class Checkpoint:
         new_head: bool = False,
         **flags: object,
     ) -> None:
-        """Raise ValueError where the weights do not suit a network; takes no memory for it.
+        """Raise ValueError if the weights do not fit a network, without allocating memory for it.
 
         Args:
             model, dataset, **flags: as for `build`.
-            num_classes: by default as many as the file has; those of the data set where that is unknown.
+            num_classes: by default the file's number; the data set's if that is unknown.
             new_head: as for `load_state`.
         """
         model, dataset, num_classes, flags = self._resolved(model, dataset, num_classes, flags)
@@ -226,14 +226,14 @@ class Checkpoint:
         except (TypeError, ArithmeticError, LookupError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"the flags of {self.path} make no {model}: {reason}") from error
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # said when it is loaded
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # printed when it is loaded
             warnings.simplefilter("ignore")
             fit_state(network, self.weights, self.path, new_head)
 
     def _resolved(
         self, model: str | None, dataset: str | None, num_classes: int | None, flags: dict
     ) -> tuple[str, str, int | None, dict]:
-        """The arguments of `create_model`, with what the file records where they are not given."""
+        """The arguments of `create_model`, taken from the file if they are not given."""
         described: dict = self.describe()
         model = model or described.get("model")
         if model is None:
@@ -251,14 +251,14 @@ class Checkpoint:
         return network.extract(self._extracted["point"], empty=True) if self._extracted else network
 
     def load_into(self, model: torch.nn.Module, new_head: bool = False) -> None:
-        """Load the weights into a network, which may be wrapped; arguments and errors as of `load_state`."""
+        """Load the weights into a network, which may be wrapped; arguments and errors as for `load_state`."""
         load_state(unwrap(model), self.weights, self.path, new_head)
 
     # What a run needs to resume
 
     @cached_property
     def training(self) -> dict:
-        """What a training run needs to resume from here, in memory; empty for other files.
+        """Return what a training run needs to resume from here, in memory; empty for other files.
 
         Raises:
             ValueError: something is missing or has types that this project does not write.
@@ -270,7 +270,7 @@ class Checkpoint:
 
     @property
     def optimizer(self) -> dict | None:
-        """The state dict of the optimizer, in memory; None where the file has none."""
+        """Return the state dict of the optimizer, in memory; None if the file has none."""
         state = self._verified.get("optimizer_state_dict")
         return copy.deepcopy(state) if recorded.is_optimizer_state(state) else None
 
@@ -283,16 +283,16 @@ class Checkpoint:
     def load_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> dict[str, object] | None:
         """Load what an earlier evaluation prepared for these weights on the same images, if it was kept.
 
-        It is in a file beside the weights, or with them where they are of the zoo: then its images may lie anywhere.
+        It is in a file beside the weights or, for the zoo, together with them: its images may then lie anywhere.
 
         Args:
-            images: what tells the images of the preparation apart from others: plain values; each must be as in the
-                file, which may hold more.
+            images: plain values that identify the images of the preparation; each must equal the file's, which may
+                hold more.
 
         Returns:
-            What the file holds of the images; None where they are others, or there is no file.
+            What the file records about the images; None if they are different ones or there is no file.
         """
-        with contextlib.suppress(*DAMAGE):  # if it is damaged, it is prepared again
+        with contextlib.suppress(*DAMAGE):  # a damaged file is prepared again
             if "prepared" in self._content:
                 content = self._verified["prepared"]
             elif self._prepared_file.is_file():
@@ -308,10 +308,10 @@ class Checkpoint:
         return None
 
     def save_prepared(self, model: AdaptiveModel, images: Mapping[str, object]) -> None:
-        """Keep what an evaluation prepared in a file beside the weights, where one can be written.
+        """Keep what an evaluation prepared in a file beside the weights, if one can be written.
 
         Args:
-            images: of the preparation, as for `load_prepared`.
+            images: those of the preparation, as for `load_prepared`.
         """
         if "prepared" not in self._content and (state := model.prepared_state()):
             with contextlib.suppress(UserError):
@@ -325,18 +325,18 @@ def load_checkpoint(
     cache: str | os.PathLike | None = None,
     new_head: bool = False,
 ) -> Checkpoint:
-    """Load weights into a network from a file or from a released checkpoint.
+    """Load weights into a network from a file or a released checkpoint.
 
     Recognises the keys of `checkpoint_files.FORMATS` and bare state dicts, with or without the prefixes of wrappers.
 
     Args:
         source: a path, or a name that `list_checkpoints` returns.
-        dataset: prefers that dataset's file where a name exists for several.
+        dataset: the preferred dataset if a name exists for several.
         cache: folder for downloads; by default that of torch.hub.
         new_head: as for `load_state`.
 
     Raises:
-        ValueError: the file cannot be read, or is of another network.
+        ValueError: the file cannot be read, or belongs to another network.
     """
     checkpoint = Checkpoint.open(source, dataset, cache)
     checkpoint.load_into(model, new_head)
@@ -345,7 +345,7 @@ def load_checkpoint(
 
 @contextlib.contextmanager
 def _no_more_tensors_than(limit: int) -> Iterator[None]:
-    """Raise RuntimeError as soon as the networks built within have more parameters, as tensors, than `limit`."""
+    """Raise RuntimeError as soon as the networks built inside have more parameter tensors than `limit`."""
     count = 0
 
     def add(module: object, name: str, parameter: object) -> None:
@@ -362,5 +362,5 @@ def _no_more_tensors_than(limit: int) -> Iterator[None]:
 
 
 def _first_dataset(model: str) -> str:
-    """The first dataset that a network is registered for; cifar10 for an unknown network, whose look-up then fails."""
+    """The first dataset that a network is registered for; for an unknown network cifar10, whose look-up then fails."""
     return next((entry.dataset for entry in registry.entries() if entry.name == model), "cifar10")

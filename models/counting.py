@@ -1,7 +1,7 @@
-"""Multiply-accumulates as a network's functions are called, on the meta device and without torch's own simulation.
+"""Count multiply-accumulates as a network's functions are called, on the meta device, without torch's own simulation.
 
 That simulation is written in Python, takes most of the time of a pass, and imports the compiler, which takes seconds.
-Here the shapes of what networks are made of follow from formulas; where one of them does not apply, torch is asked.
+Here, formulas give the shapes that common functions return; where no formula applies, torch is asked.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch.utils.flop_counter import flop_registry
 
 
 class CallCounter(TorchFunctionMode):
-    """Adds up multiply-accumulates, and the elements that some functions read, each where a model calls it.
+    """Add up multiply-accumulates, and the elements that some functions read, at the calls that a model makes.
 
-    What torch makes of a call differs between releases (a batch norm becomes operations of other names). A call that is
-    made while another is handled does not come here: nothing counts twice. What has a formula here is not run.
+    Lower levels are not stable: which operations torch turns a call into (for a batch norm, say) differs between
+    releases. Calls made while another one is handled do not arrive here, so nothing counts twice. Functions with a
+    formula are not run.
     """
 
     def __init__(self, functions: Iterable[Callable] = ()):
@@ -56,9 +57,9 @@ class CallCounter(TorchFunctionMode):
 
 
 class _OperationCounter(TorchDispatchMode):
-    """Adds up the floating-point operations of all that is executed, by torch's own formulas.
+    """Add up the floating-point operations of everything that is executed, by torch's own formulas.
 
-    As `torch.utils.flop_counter.FlopCounterMode` does, which also notes in which module: that takes ten times as long.
+    `torch.utils.flop_counter.FlopCounterMode` does this too, but takes ten times as long, as it also tracks modules.
     """
 
     def __init__(self) -> None:
@@ -78,15 +79,15 @@ class _OperationCounter(TorchDispatchMode):
 
 
 def formula(func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
-    """A tensor as `func(*args, **kwargs)` gives it on the meta device; None where torch has to be asked."""
+    """The tensor that `func(*args, **kwargs)` returns on the meta device; None if torch has to be asked."""
     known = _LAYERS.get(func) or _SHAPES.get(func)
     try:
         return known and known(*args, **kwargs)
     except TypeError:
-        return None  # called in a way that the formula does not know
+        return None  # called in a way the formula does not know
 
 
-# Formulas: None where they do not apply, as outside the meta device, or where torch says what is wrong
+# Formulas return None if they do not apply, as off the meta device, or if a call is wrong, so that torch reports it
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -98,7 +99,7 @@ def _alike(x: Any, y: Any) -> bool:
 
 
 def _windows(sides: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
-    """How many positions a kernel takes along each side; below 1 where it does not fit."""
+    """Number of positions of a kernel along each side; below 1 if it does not fit."""
     sizes = zip(sides, _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), strict=True)
     return [(side + 2 * pad - gap * (width - 1) - 1) // step + 1 for side, width, step, pad, gap in sizes]
 
@@ -193,11 +194,11 @@ _KEEP_SHAPE = frozenset(
     (F.batch_norm, torch.batch_norm, F.relu, torch.relu, torch.relu_, F.relu6, F.hardtanh, F.silu)
     + (torch.sigmoid, Tensor.sigmoid)
 )
-#: those that keep it, and the tensor, where both arguments have one shape
+#: functions that return their first argument itself if both arguments have the same shape
 _ADDITIONS = frozenset((Tensor.add_, Tensor.__iadd__))
-#: the only functions that have multiply-accumulates: those of an output are as many as a filter has weights
+#: the only functions with multiply-accumulates: each output element takes as many as a filter has weights
 _LAYERS = {torch.conv2d: _conv, F.linear: _linear}
-#: functions without any that make tensors of another shape, each with its formula
+#: functions without multiply-accumulates that return another shape, each with its formula
 _SHAPES: dict[Callable, Callable[..., Tensor | None]] = {
     F.max_pool2d: _max_pool,
     torch.max_pool2d: _max_pool,
@@ -212,7 +213,7 @@ _SHAPES: dict[Callable, Callable[..., Tensor | None]] = {
     Tensor.to: _to,
     **dict.fromkeys((Tensor.add, Tensor.__add__, torch.add), _add),
 }
-#: frequent functions without multiply-accumulates, and that read no values
+#: frequent functions that have no multiply-accumulates and read no values
 _WITHOUT_MACS = frozenset(
     (Tensor.__getitem__, Tensor.__len__, Tensor.shape.__get__, Tensor.device.__get__, Tensor.is_meta.__get__)  # type: ignore
     + (Tensor.dim, Tensor.flatten, Tensor.new_zeros, Tensor.new_ones, *_SHAPES)

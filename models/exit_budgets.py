@@ -1,8 +1,8 @@
-"""Budgeted prediction: thresholds on the confidence of each exit, so that the mean cost meets a budget.
+"""Budgeted prediction: thresholds on the confidence at each exit that make the mean cost meet a budget.
 
 Confidence is the largest softmax probability. Thresholds are found on held-out images and evaluated on others.
-Everything here works on the outputs of all exits for all images ("simulated"); `MultiExit.compute_counted` really lets
-images leave.
+Everything here works on the outputs of all exits for all images ("simulated"); in `MultiExit.compute_counted` images
+really leave.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from utils import UserError
 
-#: a threshold that no confidence reaches, and one that every confidence does
+#: a threshold that no confidence reaches, and one that every confidence reaches
 NEVER, ALWAYS = 1e8, -1e8
-#: the published sweep: p/20 is how many images leave at an exit for each one that leaves at the exit before
+#: the published sweep: p/20 images leave at an exit for each one that leaves at the previous exit
 SWEEP = range(1, 41)
 
 
@@ -26,17 +26,18 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def exit_shares(p: Sequence[int], exits: int, device: torch.device | str = "cpu") -> Tensor:
-    """Share of the images that should leave at each exit: geometric with ratio p/20, float32 (len(p), exits)."""
+    """Share of images that should leave at each exit: geometric with ratio p/20, float32 (len(p), exits)."""
     ratio = torch.tensor([index / 20 for index in p], dtype=torch.float32, device=device)[:, None]
     powers = ratio ** torch.arange(1, exits + 1, device=device)
     return powers / powers.sum(dim=1, keepdim=True)
 
 
 def find_thresholds(confidences: Tensor, p: Sequence[int] = SWEEP) -> Tensor:
-    """Thresholds that let the wanted share of the held-out images leave at each exit, for every p at once.
+    """Find thresholds that let the wanted share of the held-out images leave at each exit, for every p at once.
 
-    At each exit in turn the threshold is the confidence of the last image of the quota, most confident first, among
-    those that have not left. Equal confidences leave together, so that an exit may get more than its quota.
+    At each exit in turn, the images that have not left are ranked by confidence, most confident first; the threshold is
+    the confidence of the last one within the quota. Images of equal confidence leave together, so an exit may exceed
+    its quota.
 
     Args:
         confidences: of the held-out images at every exit, (exits, images).
@@ -83,6 +84,6 @@ def leaving_exits(confidences: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def expected_costs(confidences: Tensor, thresholds: Tensor, costs: Sequence[float]) -> Tensor:
-    """Mean cost over the images under thresholds (..., exits), given what leaving at each exit costs: float64 (...)."""
+    """Mean cost of the images under thresholds (..., exits), given the cost of leaving at each exit: float64 (...)."""
     costs = torch.tensor(costs, dtype=torch.float64, device=confidences.device)
     return costs[leaving_exits(confidences, thresholds)].mean(dim=-1)

@@ -1,4 +1,4 @@
-"""What an evaluation shows of a network with exits besides its points: accuracy over budget, expected and spent."""
+"""What an evaluation shows of a network with exits beyond its points: accuracy against budget, expected and spent."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class BudgetRow:
     Args:
         expected_macs: mean over the held-out images that the thresholds were found on.
         spent_macs: mean over the test images.
-        authors_macs: the same as the network's authors count, which the curves of their paper show; None where they
-            count as it is done here.
-        top1: percent of the test images.
+        authors_macs: the same as counted by the network's authors, as in the curves of their paper; None if they
+            count as is done here.
+        top1: accuracy on the test images, in percent.
     """
 
     point: str
@@ -40,7 +40,7 @@ def budget_rows(model, held_out, test) -> tuple[list[BudgetRow], dict[str, tuple
         held_out, test: batches of (images, labels).
 
     Returns:
-        A row for each budget, and for comparison (mean MACs, as the authors count them, top-1) of every single exit.
+        A row for each budget and, for comparison, (mean MACs, as the authors count them, top-1) of every single exit.
     """
     with profile.evaluating(model):
         budgets = model.prepare(model.budget_points, held_out)
@@ -50,7 +50,7 @@ def budget_rows(model, held_out, test) -> tuple[list[BudgetRow], dict[str, tuple
                 lazy, published = _costs(model, points, images)
             sums = []
             for place, (logits, macs) in enumerate(model.sweep(images, points)):
-                left = torch.searchsorted(lazy[place], macs)  # the exit, from what leaving there costs
+                left = torch.searchsorted(lazy[place], macs)  # the exit, found from the cost of leaving there
                 authors = published[place][left] if published else torch.zeros_like(macs)
                 sums.append(torch.stack([macs.sum(), authors.sum(), top_hits(logits, labels)[0].sum()]))
             totals, count = totals + torch.stack(sums), count + len(labels)
@@ -66,7 +66,7 @@ def budget_rows(model, held_out, test) -> tuple[list[BudgetRow], dict[str, tuple
 
 
 def _costs(model, points, images) -> tuple[list[Tensor], list[Tensor]]:
-    """For each point what its images may cost, ascending: as counted here, and as the authors count if they differ."""
+    """The possible costs of an image at each point, ascending: as counted here, and by the authors if they differ."""
     shape, device = images.shape[1:], images.device
     single = [profile.count_macs(model, shape, exit) for exit in model.points]
     totals = [model.authors_macs(shape, exit) for exit in model.points]

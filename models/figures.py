@@ -1,6 +1,6 @@
 """Tables and figures as plain data: what a network's `report` adds to an evaluation.
 
-Nothing here draws. `reporting.figures` writes each of them to the file that it names.
+Nothing here draws: `reporting.figures` writes each of them to the file it names.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Table:
     """Rows with the same keys.
 
     Args:
-        file: name that ends in .csv or .json.
-        text: what to print of it, if anything.
+        file: name ending in .csv or .json.
+        text: what to print of the table, if anything.
     """
 
     file: str
@@ -31,7 +31,7 @@ class Histogram:
 
     Args:
         values: float (n,).
-        marks: values by their labels, each a vertical line.
+        marks: values by label, each drawn as a vertical line.
     """
 
     file: str
@@ -47,7 +47,7 @@ class Line:
     """One line of a plot.
 
     Args:
-        style: as matplotlib abbreviates marker and line: "o-", "--".
+        style: marker and line in matplotlib's shorthand: "o-", "--".
     """
 
     label: str
@@ -69,11 +69,11 @@ class LinePlot:
 
 @dataclass(frozen=True)
 class SharePanels:
-    """Shares between 0 and 1 over the positions 0, 1, ...: lines in panels, one below the other.
+    """Shares between 0 and 1 over the positions 0, 1, ...: lines in panels stacked vertically.
 
     Args:
-        panels: a panel for each label of a vertical axis: lines of shares, float (positions,), by their labels.
-        reference: in every panel's lines, the label of the one that the others are compared with.
+        panels: by the label of its vertical axis, the lines of each panel: shares, float (positions,), by label.
+        reference: label of the line in every panel that the others are compared with.
         dividers: positions before which a vertical line is drawn.
     """
 
@@ -106,11 +106,11 @@ class ShareMap:
 
 @dataclass(frozen=True)
 class DifferenceMaps:
-    """Matrices of differences, positive or negative, as colours of one scale: panels beside each other.
+    """Matrices of differences, positive or negative, as colours on one scale: panels side by side.
 
     Args:
-        panels: differences, float (rows, columns), by the panels' titles.
-        rows: names of the rows, which all panels share.
+        panels: differences, float (rows, columns), by panel title.
+        rows: names of the rows, shared by all panels.
         dividers: columns before which a vertical line is drawn.
         label: what the colours mean.
     """
@@ -130,7 +130,7 @@ class ContactSheet:
 
     Args:
         rows: pairs of a caption and an image (3, H, W) in any range.
-        columns: images that fit in a row.
+        columns: number of images in a full row.
     """
 
     file: str

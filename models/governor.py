@@ -1,6 +1,6 @@
-"""The governor: which point to run next, so that images are answered in time and no more accuracy is lost than needed.
+"""The governor: chooses the point to run next, so that images are answered in time at the least loss of accuracy.
 
-It watches what a worker does and has neither a thread nor a tensor:
+It watches what a worker does, and has neither a thread nor a tensor:
 
     governor = Governor(costs, deadline=0.030)
     while True:
@@ -10,11 +10,11 @@ It watches what a worker does and has neither a thread nor a tensor:
         logits = model(images, point)
         governor.observe(point, now() - start, len(images))
 
-A point may be anything that a family has: an exit, thresholds at which images leave (`candidates`), a width and a
-resolution. With s(n) the measured seconds of n images at a point, d^2 their relative variance, m what the machine and
-the point have shown since (1 at first), v the machine's relative variance, z the normal quantile that is wanted, q the
-images that wait, served in k batches of n_1, n_2, ... images, w the seconds that the oldest has waited, `last` the
-seconds of the last batch, r the images that arrive in a second:
+A point may be anything that a family offers: an exit, thresholds at which images leave (`candidates`), a width and a
+resolution. Let s(n) be the measured seconds for n images at a point, d^2 their relative variance, m the slowdown that
+the machine and the point have shown since (1 at first), v the machine's relative variance, z the wanted normal
+quantile, q the number of waiting images, served in k batches of n_1, n_2, ... images, w the seconds that the oldest has
+waited, `last` the seconds of the last batch, and r the images that arrive per second:
 
     predicted completion     max(w + C(1), min(w, last) + C(k)),
                              C(j) = m (s(n_1) + ... + s(n_j)) + z m sqrt((d^2 + v) (s(n_1)^2 + ... + s(n_j)^2))
@@ -23,9 +23,9 @@ seconds of the last batch, r the images that arrive in a second:
     after a batch            x = min(seconds / (m s(n)) - 1, LARGEST),  f = FORGET / (1 + (d / DOUBT)^2),
                              m <- m (1 + f x),  v <- max(v + f (x^2 - d^2 - v), 0)
 
-Of the points that fit the most accurate one is run. A less accurate point than the present one is taken at once, a more
-accurate one if it has fitted, with room, whenever it was asked for during the last `patience` seconds. docs/governor.md
-says why, and what follows from it.
+The most accurate point that fits is run. The governor moves to a less accurate point at once, but to a more accurate
+one only if that fitted, with room, at every request of the last `patience` seconds. docs/governor.md gives the reasons
+and the consequences.
 """
 
 from __future__ import annotations
@@ -44,15 +44,16 @@ from models.query_table import Measured, QueryTable
 if TYPE_CHECKING:
     from engine.evaluation import Row
 
-#: how far an expectation moves towards the last batch
+#: how far an expectation moves towards the last batch, as a share
 FORGET = 0.2
-#: a relative deviation of a point's own times, by the images, at which a batch tells half as much of the machine
+#: the relative deviation of a point's own times, due to its images, at which a batch counts half as evidence about the
+#: machine
 DOUBT = 0.25
-#: which part of such a move is of this point alone; the rest is the machine's, and thus of all points
+#: the part of such a move that concerns this point alone; the rest concerns the machine, and thus all points
 OWN = 0.2
-#: how far a point's own part returns to its table with each batch: one that seemed slow is tried again
+#: how far a point's own part returns to its measured times with each batch, so that one that seemed slow is tried again
 RETRY = 0.01
-#: the most that one batch counts, in times over its prediction: a single pause is no slow machine
+#: the most that one batch counts, as a multiple of its prediction: a single pause does not make a slow machine
 LARGEST = 3.0
 #: the share of the worker's time that a more accurate point may take up
 HEADROOM = 0.8
@@ -60,12 +61,12 @@ HEADROOM = 0.8
 
 @dataclass(frozen=True)
 class Cost:
-    """What a point is worth and what it takes on this machine.
+    """The accuracy of a point and its time on this machine.
 
     Args:
-        point: what `Governor.choose` is to return: a point, or its name.
-        top1: percent correct, on images that nobody is judged by.
-        seconds: of a forward pass, by the number of images in it; at least one number.
+        point: what `Governor.choose` returns for it: a point, or its name.
+        top1: percent correct, on images that no result is judged by.
+        seconds: time of a forward pass, by the number of images in it; for at least one number.
         spread: relative standard deviation of these times.
     """
 
@@ -84,10 +85,10 @@ class Cost:
 
     @classmethod
     def of(cls, row: Row, point: Point | None = None) -> Cost:
-        """The cost in a row of `engine.evaluate`, which timed one batch size or more.
+        """The cost in a row of `engine.evaluate` that timed at least one batch size.
 
         Args:
-            point: the row's, for one that no name finds (prepared thresholds).
+            point: the point of the row, if its name does not find it (prepared thresholds).
         """
         if not row.latency:
             raise ValueError(f"the latency of {row.point} was not measured: give engine.evaluate latency_batches")
@@ -97,7 +98,7 @@ class Cost:
 
     @classmethod
     def in_table(cls, table: QueryTable) -> list[Cost]:
-        """The costs in a query table (`eval_*.py --query_table`). Raises UserError where it holds no latencies."""
+        """The costs in a query table (`eval_*.py --query_table`). Raises UserError if it holds no latencies."""
 
         def cost(row: Measured) -> Cost:
             mean, spread = _moments(row.ms_low, row.ms, row.ms_high)
@@ -107,7 +108,7 @@ class Cost:
         return [cost(row) for row in table.best("ms")]
 
     def of_batch(self, images: int) -> float:
-        """Seconds of so many images: linear between the measured sizes, no less than the smallest one's time."""
+        """Seconds for this many images: linear between the measured sizes, and never less than that of the smallest."""
         sizes = sorted(self.seconds)
         if images >= sizes[-1]:
             return self.seconds[sizes[-1]] * images / sizes[-1]
@@ -120,20 +121,20 @@ class Cost:
 
 
 class Governor:
-    """Chooses the point of each batch that one worker runs.
+    """Choose the point of each batch that a worker runs.
 
     Args:
-        costs: of the points; those that another one beats in time and accuracy are left out.
+        costs: of the points; points that another one beats in time and accuracy are left out.
         deadline: seconds from the arrival of an image to its logits.
-        queue: or the number of images that may wait when a batch is done; one of the two, or both, has to be given.
-        batch: how many images the worker takes at a time at most; fewer where fewer wait.
-        quantile: of the predictions that have to meet the deadline, 0.5 to 1 (exclusive).
+        queue: number of images that may be waiting when a batch is done; at least one of deadline and queue is needed.
+        batch: the most images that the worker takes at a time; it takes fewer if fewer are waiting.
+        quantile: share of the predictions that have to meet the deadline, 0.5 to 1 (exclusive).
         patience: seconds before a more accurate point is taken, and over which arrivals are averaged; by default 0.2,
-            or the deadline where that is longer.
-        clock: seconds, never falling.
+            or the deadline if that is longer.
+        clock: returns seconds that never decrease.
 
     Raises:
-        ValueError: one of these is out of range, there are no costs, or two have the same point.
+        ValueError: one of these is out of range, there are no costs, or two are of the same point.
     """
 
     def __init__(
@@ -165,29 +166,29 @@ class Governor:
         self._z = statistics.NormalDist().inv_cdf(quantile)
         self._clock = clock
         ranked = frontier(costs, self.batch)
-        self.points = tuple(cost.point for cost in ranked)  # cheapest first, accuracy rises
+        self.points = tuple(cost.point for cost in ranked)  # cheapest first, in rising accuracy
         self._places: dict[Hashable, int] = {str(point): place for place, point in enumerate(self.points)}
         self._known = {str(cost.point): cost for cost in costs}
         self._seconds = [[cost.of_batch(max(n, 1)) for n in range(self.batch + 1)] for cost in ranked]
         self._own = [1.0] * len(ranked)
         self._machine = 1.0
         self._spreads = [cost.spread**2 for cost in ranked]  # relative variances of the points
-        self._unrest = 0.0  # relative variance of the machine, beyond those
+        self._unrest = 0.0  # relative variance of the machine, beyond that of the points
         self._chosen = len(ranked) - 1
-        self._unfit = [-math.inf] * len(ranked)  # when each point last did not fit, or had no room
+        self._unfit = [-math.inf] * len(ranked)  # when each point last did not fit, or left no room
         self._last = 0.0  # seconds of the last batch
         self._asked: float | None = None  # when `choose` was last called
-        self._left = 0  # images that waited then, without those that were served since
-        self.rate = 0.0  # images that arrive in a second: the mean of about the last `patience` seconds
+        self._left = 0  # images that were waiting then, less those served since
+        self.rate = 0.0  # images that arrive per second, averaged over about the last `patience` seconds
 
     # What the worker says
 
     def choose(self, queue_length: int, waited: float | None = None) -> Point | str:
-        """The point at which to run the next batch.
+        """Return the point at which to run the next batch.
 
         Args:
-            queue_length: images that wait, those of the next batch included; 0 says that nothing does.
-            waited: seconds since the oldest of them came. Without it they are taken to have come during the last batch.
+            queue_length: number of waiting images, including those of the next batch; 0 if none is waiting.
+            waited: seconds since the oldest arrived. By default all are assumed to have arrived during the last batch.
 
         Raises:
             ValueError: a number is negative or not finite.
@@ -206,18 +207,18 @@ class Governor:
                 self._unfit[place] = now
             if fits and (place <= self._chosen or now - self._unfit[place] >= self.patience):
                 best = place
-        if best is None:  # too late for all: the quickest is the least late
+        if best is None:  # too late at every point: the quickest is the least late
             best = min(range(len(self.points)), key=lambda place: self._expected(place, self.batch))
         self._chosen = best
         return self.points[best]
 
     def observe(self, point: Point | str, seconds: float, images: int = 1) -> None:
-        """Report a batch.
+        """Record a batch that has run.
 
         Args:
-            point: at which it ran.
+            point: the point at which it ran.
             seconds: from its start to its end.
-            images: in it.
+            images: number of images in it.
 
         Raises:
             ValueError: this governor has no such point, or a number is not positive and finite.
@@ -230,7 +231,7 @@ class Governor:
             raise ValueError(f"this governor has no point {name!r}; it has {', '.join(self._known)}")
         self._left = max(self._left - images, 0)
         self._last = seconds
-        if name not in self._places:  # a point that is never chosen, run for another reason
+        if name not in self._places:  # a point that is never chosen, but was run for another reason
             return
         place = self._places[name]
         surprise = min(seconds / self._expected(place, images) - 1, LARGEST)
@@ -244,7 +245,7 @@ class Governor:
     # What it expects
 
     def expected(self, point: Point | str, images: int = 1) -> float:
-        """Seconds that a batch of so many images is expected to take at one of `points`."""
+        """Seconds that a batch of this many images is expected to take at one of `points`."""
         if str(point) not in self._places:
             raise ValueError(f"this governor never chooses {point}; it chooses from {', '.join(self._places)}")
         return self._expected(self._places[str(point)], images)
@@ -272,7 +273,7 @@ class Governor:
         return self.rate * self._expected(place, self.batch) <= HEADROOM * self.batch
 
     def _count_arrivals(self, queue_length: int, now: float) -> None:
-        """Arrivals follow from two lengths of the queue and what was served between; old ones are forgotten."""
+        """Update the arrival rate from two queue lengths and what was served in between; old arrivals are forgotten."""
         if self._asked is not None:
             passed = (now - self._asked) / self.patience
             weight = -math.expm1(-passed) / passed if passed > 0 else 1.0
@@ -282,7 +283,7 @@ class Governor:
 
 
 def frontier(costs: Sequence[Cost], batch: int = 1) -> list[Cost]:
-    """Costs that no other one beats at this batch size in time and accuracy, cheapest first: both rise strictly."""
+    """Costs that no other beats in time and accuracy at this batch size, cheapest first: both rise strictly."""
     best: list[Cost] = []
     for cost in sorted(costs, key=lambda cost: (cost.of_batch(batch), -cost.top1)):
         if not best or cost.top1 > best[-1].top1:
@@ -291,14 +292,14 @@ def frontier(costs: Sequence[Cost], batch: int = 1) -> list[Cost]:
 
 
 def candidates(model: AdaptiveModel, shape: Sequence[int], budgets: int = 4) -> tuple[Point, ...]:
-    """Points that are worth measuring for a governor: a network's default points, and some for mean costs between them.
+    """Points worth measuring for a governor: a network's default points, and some for mean costs between them.
 
-    A network that can make a point for any mean cost, one with early exits, gets points with thresholds: choosing such
-    a point sets the confidence at which images leave. `model.prepare(points, held_out)` finds the thresholds.
+    A network with early exits, which can make a point for any mean cost, gets points with thresholds: choosing such a
+    point sets the confidence at which images leave. `model.prepare(points, held_out)` finds the thresholds.
 
     Args:
         shape: (3, height, width) of an image.
-        budgets: number of mean costs, in equal ratios between the lowest and the highest of the points.
+        budgets: number of mean costs, at equal ratios between the lowest and the highest of the points.
     """
     points = tuple(model.default_points)
     fixed = [point for point in points if not point.per_image]
@@ -313,7 +314,7 @@ def candidates(model: AdaptiveModel, shape: Sequence[int], budgets: int = 4) -> 
 def _moments(low: float, median: float, high: float) -> tuple[float, float]:
     """Mean and relative standard deviation from quartiles (X. Wan et al., BMC Med. Res. Methodol. 14:135, C3).
 
-    Where images leave at different exits, the mean is far from the median.
+    If images leave at different exits, the mean is far from the median.
     """
     mean = (low + median + high) / 3
     return mean, (high - low) / 1.35 / mean

@@ -1,11 +1,11 @@
 """Layers that two or more families use.
 
 Blocks of ResNets, ResNeXt, DenseNet and MobileNetV2; the networks around them are in `models/trunks.py`. Attributes are
-named as in the authors' checkpoints, and are made in the order of those checkpoints' keys.
+named as in the authors' checkpoints and created in the order of their keys.
 
 ReLUs work in place: what they overwrite is always the fresh output of the layer before them.
 
-A block may live in two networks at once (arXiv 2312.16392): where it has a layer `X_skip`, that one stands in for `X`
+A block may belong to two networks at once (arXiv 2312.16392): if it has a layer `X_skip`, that layer stands in for `X`
 when the block is called with `skip=True`.
 """
 
@@ -23,28 +23,28 @@ from torch import Tensor, nn
 
 @lru_cache(maxsize=256)
 def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A tensor of these (nested) numbers, copied to the device once and never to be written to.
+    """A tensor of these (nested) numbers, copied to the device once. It must not be written to.
 
-    A copy in every step would wait for the device, and could not be part of a CUDA graph.
+    Copying in every step would wait for the device, and could not be part of a CUDA graph.
     """
     with torch.inference_mode(False):
         return torch.tensor(values, device=device, dtype=dtype)
 
 
 class Statistics:
-    """Which images the batch norms of a training step see; the engine sets it (`engine.norms`)."""
+    """Which images the batch norms of a training step see; set by the engine (`engine.norms`)."""
 
-    #: whether all those of a batch that several processes share: layers must then leave norms to `F.batch_norm`
+    #: whether they see the whole batch that several processes share: layers must then leave norms to `F.batch_norm`
     of_all_processes = False
 
 
 def select_images(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
-    """Some images of a batch, in the batch's memory format.
+    """Select images of a batch, keeping its memory format.
 
-    Indexing the memory in its own order is ten times faster on a CPU than indexing a channels-last tensor.
+    On a CPU, indexing the memory in its own order is ten times faster than indexing a channels-last tensor.
 
     Args:
-        out: where to write them, of the same memory format; by default new memory.
+        out: where to write them, in the same memory format; by default new memory.
     """
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         out = None if out is None else out.permute(0, 2, 3, 1)
@@ -53,7 +53,7 @@ def select_images(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def conv(in_channels: int, out_channels: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Convolution without bias that keeps the resolution at stride 1; Kaiming-normal weights (fan out)."""
+    """A convolution without bias that keeps the resolution at stride 1; Kaiming-normal weights (fan out)."""
     layer = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
@@ -78,10 +78,10 @@ class PadShortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """A part of a network that may have stand-ins for some of its layers."""
+    """A part of a network in which some layers may have stand-ins."""
 
     def add_stand_ins(self, names: Sequence[str]) -> None:
-        """Give the layers `names` a stand-in `<name>_skip` each, of the same shape and initialisation."""
+        """Give each of the layers `names` a stand-in `<name>_skip` with the same shape and initialisation."""
         for name in names:
             twin = copy.deepcopy(getattr(self, name))
             if isinstance(twin, nn.Conv2d):
@@ -89,12 +89,12 @@ class Block(nn.Module):
             self.add_module(f"{name}_skip", twin)
 
     def initialise(self, layer: nn.Conv2d) -> None:
-        """Draw weights as this kind of block does."""
+        """Draw weights the way this kind of block does."""
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def layer(self, name: str, skip: bool) -> nn.Module:
-        """The layer `name`, or its stand-in where there is one and `skip` is set."""
-        own = self._modules  # getattr on a module, for what it may not have, takes microseconds
+        """The layer `name`, or its stand-in if there is one and `skip` is set."""
+        own = self._modules  # getattr on a module takes microseconds for an attribute it may not have
         return own.get(f"{name}_skip", own[name]) if skip else own[name]
 
 
@@ -102,7 +102,7 @@ class BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut.
 
     Args:
-        shortcut: what replaces the identity where the shape changes: "A" pads with zeros, "B" convolves.
+        shortcut: what replaces the identity when the shape changes: "A" pads with zeros, "B" convolves.
         stand_ins: layers that have a second version, see `Block`.
     """
 
@@ -133,11 +133,11 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1, 3x3 (with the stride) and 1x1 convolutions, four times as many channels at the end, and a shortcut.
+    """1x1, 3x3 (with the stride) and 1x1 convolutions, the last to four times as many channels, and a shortcut.
 
     Args:
         stand_ins: layers that have a second version, see `Block`.
-        groups, width: of the 3x3 convolution and its channels, where they are not 1 and `channels` (ResNeXt).
+        groups, width: groups and channels of the 3x3 convolution, if not 1 and `channels` (ResNeXt).
     """
 
     expansion = 4
@@ -166,7 +166,7 @@ class Bottleneck(Block):
             self.shortcut = projection(in_channels, out_channels, stride)
 
     def residual(self, x: Tensor, skip: bool = False) -> Tensor:
-        """What is added to the shortcut."""
+        """The residual, which is added to the shortcut."""
         out = F.relu_(self.layer("bn1", skip)(self.layer("conv1", skip)(x)))
         out = F.relu_(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
         return self.layer("bn3", skip)(self.layer("conv3", skip)(out))
@@ -201,7 +201,7 @@ class ResNeXtBlock(nn.Module):
 
 
 class DenseNetLayer(nn.Module):
-    """Append what a function makes of all channels so far: [x, function(x)]."""
+    """Append the output of a function of all channels so far: [x, function(x)]."""
 
     def __init__(self, residual_function: nn.Sequential):
         super().__init__()
@@ -212,18 +212,18 @@ class DenseNetLayer(nn.Module):
 
 
 class InvertedResidual(Block):
-    """MobileNetV2's block as these authors wrote it: 1x1 to more channels (also at expansion 1), depthwise 3x3, 1x1.
+    """MobileNetV2's block as these authors wrote it: 1x1 expansion (also at a factor of 1), depthwise 3x3, 1x1.
 
     ReLU, not ReLU6, after the first two unless `relu6` is set; PyTorch's own initialisation.
 
     Args:
-        shortcut: "equal" adds the input where stride is 1 and widths are equal; "always" wherever the stride is 1,
-            through a 1x1 convolution where widths differ.
+        shortcut: "equal" adds the input if the stride is 1 and the widths are equal; "always" if the stride is 1,
+            through a 1x1 convolution if the widths differ.
         stand_ins: layers that have a second version, see `Block`.
     """
 
     norms_of = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
-    #: clip at 6 after the first two convolutions, as torchvision's network does
+    #: clip at 6 after the first two convolutions, as torchvision does
     relu6 = False
 
     def __init__(
@@ -285,5 +285,5 @@ class _Rescale(torch.autograd.Function):
 
 
 def rescale_gradient(x: Tensor, factor: float) -> Tensor:
-    """`x` itself, whose gradient will be multiplied by `factor` (gradient equilibrium, arXiv 1908.06294)."""
+    """Return `x`; the backward pass multiplies its gradient by `factor` (gradient equilibrium, arXiv 1908.06294)."""
     return _Rescale.apply(x, factor) if torch.is_grad_enabled() else x

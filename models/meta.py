@@ -1,4 +1,4 @@
-"""Networks without values, on the meta device: for names, shapes and counts of any network in no memory."""
+"""Networks without values, on the meta device: names, shapes and counts of any network without using memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-#: what fills or scales its first argument: left out, because torch works it out in Python on the meta device, which
-#: takes most of the time of building a network, and several seconds for the first time in a process
+#: functions that fill or scale their first argument. They are skipped: on the meta device torch runs them in Python,
+#: which takes most of the time of building a network, and several seconds the first time in a process
 _FILLS = frozenset(
     (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.mul, Tensor.__mul__)
     + (nn.init.normal_, nn.init.uniform_, nn.init.constant_, nn.init.kaiming_uniform_)
@@ -29,6 +29,6 @@ class _Unfilled(TorchFunctionMode):
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """A context in which modules are built on the meta device, and left without initial values."""
+    """A context in which modules are built on the meta device and get no initial values."""
     with torch.device("meta"), _Unfilled():
         yield

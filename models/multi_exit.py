@@ -23,8 +23,8 @@ class Exit(Point):
 
     Args:
         exit: its number, from 1.
-        heads: earlier exits whose logits are computed on the way but not used: the cost of an image that was tested
-            there and went on.
+        heads: earlier exits whose logits are computed on the way but not used, which is the cost of an image that was
+            tested there and went on.
     """
 
     exit: int = 1
@@ -36,9 +36,9 @@ class BudgetPoint(Point):
     """Every image leaves at the first exit whose threshold its confidence reaches.
 
     Args:
-        p: the published sweep's index, 1 to 40: p/20 images leave at an exit for each that leaves at the one before.
-        macs: or a mean cost per image that must not be exceeded on the held-out images.
-        thresholds: one per exit, once they are found.
+        p: index in the published sweep, 1 to 40: p/20 images leave at an exit for each that leaves at the previous one.
+        macs: alternatively, a mean cost per image that must not be exceeded on the held-out images.
+        thresholds: one per exit, once they have been found.
         expected_macs: mean cost per image on the held-out images, once it is known.
     """
 
@@ -55,22 +55,22 @@ class BudgetPoint(Point):
 class Walk:
     """A forward pass that stops at exits and can go on with some of its images.
 
-    It computes what the next exit needs and nothing else. Subclasses implement `to` and `replace`.
+    It computes only what the next exit needs. Subclasses implement `to` and `replace`.
     """
 
-    #: what is kept for later exits, each with one row for each image; None stands for what is not needed
+    #: what is kept for later exits, each with one row per image; None for what is not needed
     maps: list[Tensor | None]
 
     def to(self, exit: int) -> Tensor:
-        """Go on to an exit, behind the last one, and return what its head reads."""
+        """Go on to an exit after the last one, and return what its head reads."""
         raise TypeError(f"{type(self).__name__} does not implement to")
 
     def replace(self, x: Tensor) -> None:
-        """Go on from this tensor instead of the one that `to` returned last."""
+        """Continue from this tensor instead of the one that `to` last returned."""
         raise TypeError(f"{type(self).__name__} does not implement replace")
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these images only."""
+        """Continue with these images only."""
         self.maps = [None if x is None else select_images(x, rows) for x in self.maps]
 
 
@@ -80,13 +80,13 @@ class MultiExit(AdaptiveModel):
     Subclasses implement `start_walk` and `head`.
 
     Args:
-        num_exits: how many there are; the last one is the whole network.
-        image_shape: (channels, height, width) for which costs are counted before an image was seen.
+        num_exits: number of exits; the last one is the whole network.
+        image_shape: (channels, height, width) for which costs are counted before any image has been seen.
     """
 
-    #: exits that an exit's logits depend on are computed in any case (ISC)
+    #: whether the logits of an exit depend on earlier exits, which are then always computed (ISC)
     heads_depend = False
-    #: rescale gradients at the exits in training (gradient equilibrium, arXiv 1908.06294)
+    #: whether training rescales gradients at the exits (gradient equilibrium, arXiv 1908.06294)
     equilibrium = False
 
     def __init__(self, num_exits: int, image_shape: tuple[int, int, int]):
@@ -103,11 +103,11 @@ class MultiExit(AdaptiveModel):
         raise TypeError(f"{type(self).__name__} does not implement start_walk")
 
     def head(self, exit: int, x: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Logits of an exit from its map and from what the exit before handed on; what it hands on itself."""
+        """Logits of an exit, from its map and what the previous exit handed on, and what it hands on itself."""
         raise TypeError(f"{type(self).__name__} does not implement head")
 
     def all_logits(self, images: Tensor, exits: Iterable[int] | None = None) -> dict[int, Tensor]:
-        """Logits (N, classes) of several exits (all by default) from one pass, in eval mode."""
+        """Return the logits (N, classes) of several exits (all by default) from one pass, in eval mode."""
         exits = sorted(set(range(1, self.num_exits + 1) if exits is None else exits))
         walk, carry, logits = self.start_walk(images), None, {}
         for exit in range(1, exits[-1] + 1) if self.heads_depend else exits:
@@ -115,10 +115,10 @@ class MultiExit(AdaptiveModel):
         return logits
 
     def train_logits(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits of all exits, in train mode.
+        """Return the logits of all exits, in train mode.
 
-        With gradient equilibrium the gradient that reaches the map of exit i of K is multiplied by 1 / (K - i + 1), and
-        what comes to it from later exits by K - i besides (arXiv 1908.06294, section 3.1).
+        With gradient equilibrium, the gradient that reaches the map of exit i of K is multiplied by 1 / (K - i + 1),
+        and the part that comes from later exits also by K - i (arXiv 1908.06294, section 3.1).
         """
         walk, logits = self.start_walk(images), []
         for exit in range(1, self.num_exits + 1):
@@ -130,7 +130,7 @@ class MultiExit(AdaptiveModel):
         return tuple(logits)
 
     def compute(self, images, point):
-        """In train mode the logits of all exits."""
+        """As for every network; in train mode, returns the logits of all exits."""
         if self.training:
             return self.train_logits(images)
         if isinstance(point, BudgetPoint):
@@ -165,21 +165,21 @@ class MultiExit(AdaptiveModel):
 
     @torch.no_grad()
     def infer_stream(self, batches, point=None, full=None, window=None):
-        """`infer` over a stream, in which images that stay wait for a full batch (see `models.pooled_leaving`).
+        """Run `infer` over a stream; images that stay wait for a full batch (see `models.pooled_leaving`).
 
-        Results are those of `infer` up to rounding, in the order of the batches, but come later than their images; for
-        the latency of single images call `infer`. At most `2 * full - 1` images wait before each exit, with the maps
-        that later exits need.
+        Results equal those of `infer` up to rounding and come in the order of the batches, but later than their images;
+        to measure the latency of single images, call `infer`. At most `2 * full - 1` images wait before each exit,
+        with the maps that later exits need.
 
         Args:
             batches: images (N, 3, H, W) of one size.
-            full: images of a full batch. By default as many as the first batch has; on a CPU, where more take as long
-                each, at most 64.
-            window: how many images' results are held back at most; the oldest of them are then run in batches that
-                are not full. By default 16 full batches, and 1024 images at least.
+            full: number of images in a full batch. By default that of the first batch; on a CPU at most 64, as larger
+                batches take as long per image.
+            window: the most images whose results are held back; beyond it, the oldest are run in batches that are not
+                full. By default 16 full batches, and at least 1024 images.
 
         Raises:
-            ValueError: the network is in train mode, in which images of a batch change each other's results.
+            ValueError: the network is in train mode, in which the images of a batch change each other's results.
         """
         point, batches = self.point(point), iter(batches)
         if self.training:
@@ -198,12 +198,12 @@ class MultiExit(AdaptiveModel):
         yield from pooled_leaving.stream(line, resized, window or max(16 * full, 1024))
 
     def stages(self, point: BudgetPoint, shape: Iterable[int]) -> list[Stage]:
-        """What an image of `shape` goes through at a point, as far as its confidence lets it."""
+        """The stages that an image of `shape` goes through at a point until its confidence lets it leave."""
         stages, exits = [], ()
         thresholds, costs = self._thresholds(point), self.leaving_costs(point, shape)
         for exit, (threshold, cost) in enumerate(zip(thresholds, costs, strict=True), start=1):
             nobody_leaves = threshold > 1 and exit < self.num_exits
-            if not nobody_leaves or self.heads_depend:  # else its head would be wasted
+            if not nobody_leaves or self.heads_depend:  # otherwise its head would be wasted
                 exits += (exit,)
             if not nobody_leaves:
                 stages.append(Stage(exits, threshold, cost))
@@ -221,7 +221,7 @@ class MultiExit(AdaptiveModel):
         return point.thresholds
 
     def leaving_costs(self, point: BudgetPoint, shape: Iterable[int]) -> list[int]:
-        """MACs of an image that leaves at each exit: everything up to there, without heads at which no image leaves."""
+        """MACs of an image that leaves at each exit: everything up to there, except heads at which no image leaves."""
         heads, costs = (), []
         for exit, threshold in enumerate(self._thresholds(point), start=1):
             costs.append(profile.count_macs(self, shape, Exit(f"exit{exit}", exit=exit, heads=heads)))
@@ -245,7 +245,7 @@ class MultiExit(AdaptiveModel):
         return [self.points[costs.index(cost)].name for cost in macs.tolist()]
 
     def sweep(self, images, points):
-        """One pass for all exits; points with thresholds are read off its logits instead of letting images leave."""
+        """One pass over all exits; points with thresholds are read off its logits instead of letting images leave."""
         points = tuple(points)
         if len(points) == 1 or any(point.resolution is not None for point in points):
             yield from super().sweep(images, points)
@@ -266,7 +266,7 @@ class MultiExit(AdaptiveModel):
                 yield logits[point.exit], torch.full((len(images),), macs, device=images.device)
 
     def report(self, data):
-        """The published sweep of budgets as tables and a figure; nothing if no images were held out."""
+        """The published sweep of budgets as tables and a figure; empty if no images were held out."""
         return exit_report.report(self, data) if data.valid is not None else []
 
     @property
@@ -275,7 +275,7 @@ class MultiExit(AdaptiveModel):
         return tuple(BudgetPoint(f"budget-p{p}", p=p) for p in exit_budgets.SWEEP)
 
     def point_for_budget(self, macs: float) -> BudgetPoint:
-        """A point whose mean cost on held-out images will be the closest below `macs` per image.
+        """Return a point whose mean cost on held-out images will be just below `macs` per image.
 
         Raises:
             UserError: not even the first exit is that cheap.
@@ -288,7 +288,7 @@ class MultiExit(AdaptiveModel):
         return BudgetPoint(f"budget-{macs / 1e6:g}M", macs=macs)
 
     def find_point(self, name):
-        """Also `budget-p1` to `budget-p40`, and mean MACs per image as `budget-30M`, `budget-1.2G` or `budget-3e7`."""
+        """Also find `budget-p1` to `budget-p40`, and mean MACs per image: `budget-30M`, `budget-1.2G`, `budget-3e7`."""
         swept = re.fullmatch(r"budget-p(\d+)", name)
         if swept and int(swept[1]) in exit_budgets.SWEEP:
             return BudgetPoint(name, p=int(swept[1]))
@@ -315,7 +315,7 @@ class MultiExit(AdaptiveModel):
             return points
         confidences = self.confidences(images for images, _ in held_out)
         found = exit_budgets.find_thresholds(confidences)
-        everyone_first = torch.full_like(found[:1], exit_budgets.ALWAYS)  # met by every budget that pays the first exit
+        everyone_first = torch.full_like(found[:1], exit_budgets.ALWAYS)  # within every budget that pays the first exit
         rows = torch.cat([everyone_first, found]).tolist()
         candidates = []
         for row in rows:
@@ -335,7 +335,7 @@ class MultiExit(AdaptiveModel):
         return replace(point, thresholds=chosen.thresholds, expected_macs=chosen.expected_macs)
 
     def confidences(self, batches: Iterable[Tensor]) -> Tensor:
-        """Confidence of every exit for all images of some batches, (exits, images)."""
+        """Return the confidence of every exit for all images of some batches, (exits, images)."""
         collected = []
         with profile.evaluating(self):
             for images in batches:

@@ -1,7 +1,7 @@
-"""Early exits over a stream of batches: images that stay wait until a full batch of them has gathered.
+"""Early exits over a stream of batches: images that stay wait until they make up a full batch.
 
-A batch of which most images have left keeps the device half busy; a full one costs each image the least. Images meet
-others of the stream only where the network is in eval mode, in which no image changes what another one gets.
+A batch that most images have left keeps the device half idle; a full one costs the least per image. Images are batched
+with others of the stream only in eval mode, in which no image affects the result of another.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Stage:
     """What lies between two exits at which images leave.
 
     Args:
-        exits: those whose heads are run, from 1; images may leave at the last of them.
-        threshold: confidence from which on an image leaves.
+        exits: the exits whose heads are run, from 1; images may leave at the last of them.
+        threshold: confidence from which an image leaves.
         cost: multiply-accumulates of an image that leaves.
     """
 
@@ -34,7 +34,7 @@ class Stage:
 
 @dataclass
 class Batch:
-    """A batch of the stream, and what is known of its images."""
+    """A batch of the stream, and what is known so far about its images."""
 
     size: int
     left: int = field(init=False)
@@ -49,16 +49,16 @@ class Batch:
         return logits, torch.tensor(self.macs, dtype=torch.int64, device=logits.device)
 
 
-#: an image of the stream: its batch, and its number there
+#: an image of the stream: its batch, and its index there
 Place = tuple[Batch, int]
 
 
 class Pool:
-    """Images that wait for a stage, at most one less than twice a full batch; their maps are copied here once.
+    """Images waiting for a stage, at most one less than two full batches; their maps are copied here once.
 
     Args:
-        full: images of a full batch.
-        walk: one of the passes that come here, with `maps`: what it keeps for later exits.
+        full: number of images in a full batch.
+        walk: one of the passes that arrive here, with `maps`: what it keeps for later exits.
         carry: what the last head handed on.
     """
 
@@ -67,7 +67,7 @@ class Pool:
         self.rooms = [None if x is None else _room(x, 2 * full - 1) for x in (*walk.maps, carry)]
 
     def add(self, walk, carry: Tensor | None, rows: Tensor, places: Sequence[Place]) -> None:
-        """Let some images of a pass wait."""
+        """Add some images of a pass to those waiting."""
         self._close_up()
         start = len(self.places)
         for room, x in zip(self.rooms, (*walk.maps, carry), strict=True):
@@ -76,7 +76,7 @@ class Pool:
         self.places += places
 
     def take(self, count: int):
-        """A pass of those that have waited longest, what its last head handed on, and its images."""
+        """Take the images that have waited longest: a pass of them, what its last head handed on, and their places."""
         self._close_up()
         places, self.places, self.taken = self.places[:count], self.places[count:], count
         walk = copy.copy(self.walk)
@@ -84,7 +84,7 @@ class Pool:
         return walk, carry, places
 
     def _close_up(self) -> None:
-        """Move the others to the front, but not before the images that were taken have gone through their stage."""
+        """Move the rest to the front, once the images that were taken have gone through their stage."""
         count = len(self.places)
         if self.taken and count:
             for room in self.rooms:
@@ -94,7 +94,7 @@ class Pool:
 
 
 def _room(x: Tensor, images: int) -> Tensor:
-    """Memory for so many images like those of x, in its memory format."""
+    """Memory for this many images like those of x, in its memory format."""
     channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty((images, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
@@ -107,7 +107,7 @@ class Line:
         network: a `MultiExit` in eval mode.
         stages: in order; all images leave at the last one.
         confidence: of logits (images, classes).
-        full: images of a full batch.
+        full: number of images in a full batch.
     """
 
     def __init__(self, network, stages: Sequence[Stage], confidence: Callable[[Tensor], Tensor], full: int):
@@ -115,20 +115,20 @@ class Line:
         self.pools: list[Pool | None] = [None] * len(stages)  # pools[k] waits for stage k
 
     def enter(self, batch: Batch, images: Tensor) -> None:
-        """Run images through the first stage, and as far as full batches gather."""
+        """Run images through the first stage, and on through later ones for which full batches have gathered."""
         for start in range(0, batch.size, self.full):
             part = images[start : start + self.full]
             places = [(batch, start + i) for i in range(len(part))]
             self._run(0, self.network.start_walk(part), None, places)
 
     def finish(self, batch: Batch | None = None) -> None:
-        """Run pools that are not full: those that hold images of a batch, or all of them."""
+        """Run pools that are not full: those that hold images of `batch`, or all of them."""
         for k, pool in enumerate(self.pools):
             if pool is not None and pool.places and (batch is None or any(b is batch for b, _ in pool.places)):
                 self._run(k, *pool.take(len(pool.places)))
 
     def _run(self, k: int, walk, carry: Tensor | None, places: list[Place]) -> None:
-        """Run stage k, and go on with the next one while there is a full batch for it."""
+        """Run stage k, and then the next one as long as there is a full batch for it."""
         while True:
             stage = self.stages[k]
             for exit in stage.exits:
@@ -145,7 +145,7 @@ class Line:
                 return None
             pool = self.pools[k]
             if len(staying) == self.full and not (pool and pool.places):
-                continue  # nobody left, and nobody waits
+                continue  # no image left, and none is waiting
             if pool is None:
                 pool = self.pools[k] = Pool(self.full, walk, carry)
             pool.add(walk, carry, torch.tensor(staying, device=logits.device), [places[i] for i in staying])
@@ -161,11 +161,11 @@ def _leave(logits: Tensor, places: Sequence[Place], cost: int) -> None:
 
 
 def stream(line: Line, batches: Iterable[Tensor], window: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and multiply-accumulates of each batch, in the order of the batches.
+    """Yield the logits and multiply-accumulates of each batch, in the order of the batches.
 
     Args:
-        window: images whose results are held back at most. When a batch would exceed it, the oldest one is finished in
-            batches that are not full. One batch is always let in.
+        window: the most images whose results are held back. If a batch would exceed it, the oldest batch is finished
+            first, in batches that are not full. One batch is always let in.
     """
     held: deque[Batch] = deque()
     for images in batches:

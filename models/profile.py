@@ -1,4 +1,4 @@
-"""What a network costs at a point: parameters, multiply-accumulates (MACs), latency."""
+"""The cost of a network at a point: parameters, multiply-accumulates (MACs), latency."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 #: a point, its name, or None for the network's main point
 Which: TypeAlias = "Point | str | None"
 
-#: what ptflops counts one operation per element for, besides batch norms: `nn.ReLU` and pooling modules
+#: for these, besides batch norms, ptflops counts one operation per element: `nn.ReLU` and pooling modules
 ACTIVATIONS = (F.relu, F.relu_, torch.relu, F.relu6, F.hardtanh, F.adaptive_avg_pool2d, F.max_pool2d)
 
 
 @contextlib.contextmanager
 def evaluating(model: ModuleT) -> Iterator[ModuleT]:
-    """A context with eval mode and without gradients; every module's own mode is restored afterwards."""
+    """A context in eval mode without gradients; every module's own mode is restored afterwards."""
     trained = [module for module in model.modules() if module.training]
     if trained:
         model.eval()
@@ -46,37 +46,38 @@ def evaluating(model: ModuleT) -> Iterator[ModuleT]:
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters, a shared one counted once; modules that are `training_only` are left out."""
+    """Return the number of parameters. Shared ones count once; modules that are `training_only` are left out."""
     needed = (module for module in model.modules() if not getattr(module, "training_only", False))
     unique = {id(p): p.numel() for module in needed for p in module.parameters(recurse=False)}
     return sum(unique.values())
 
 
 def count_macs(model: AdaptiveModel, shape: Sequence[int], point: Which = None) -> int:
-    """MACs of one image of `shape` (channels, height, width) at `point`: convolutions and linear layers as executed.
+    """Return the MACs of one image of `shape` (channels, height, width) at `point`.
 
-    Runs one forward pass on the meta device, so it costs no arithmetic and needs no data; the result is remembered with
-    the model. Raises ValueError where the path depends on the image: such networks count while they infer.
+    Convolutions and linear layers are counted as executed. Runs one forward pass on the meta device, which does no
+    arithmetic and needs no data; the result is cached with the model. Raises ValueError if the path depends on the
+    image: such networks count while they infer.
     """
     return _count(model, shape, point)[0]
 
 
 def count_ptflops(model: AdaptiveModel, shape: Sequence[int], point: Which = None) -> int:
-    """MACs plus two operations per batch-norm element: what ptflops 0.6, behind many published numbers, reports.
+    """Return MACs plus two operations per batch-norm element, as ptflops 0.6 reports for many published numbers.
 
-    It also adds biases, pooling and ReLU modules; they change a printed digit of one published row (ResNeXt-50).
+    ptflops also adds biases, pooling and ReLU modules, which change a printed digit of one published row (ResNeXt-50).
     """
     macs, norm_elements = _count(model, shape, point)
     return macs + 2 * norm_elements
 
 
 def count_published(model: AdaptiveModel, convention: str, shape: Sequence[int], point: Which = None) -> int:
-    """Cost of one image of `shape` as a published table counts it.
+    """Return the cost of one image of `shape` as a published table counts it.
 
     Args:
         convention: "macs"; "ptflops"; "ptflops-relu", which adds one operation for each element that a ReLU or a
-            pooling reads, as ptflops does for networks of `nn.ReLU` modules; "authors", as the family's authors count;
-            or twice that, "2macs" and so on.
+            pooling layer reads, as ptflops does for networks of `nn.ReLU` modules; "authors", as the family's authors
+            count; or twice any of these, as "2macs".
     """
     point = model.point(point)
     counters = {
@@ -92,11 +93,13 @@ def count_published(model: AdaptiveModel, convention: str, shape: Sequence[int],
 
 
 def count_thop(model: AdaptiveModel, shape: Sequence[int], point: Which = None) -> float:
-    """MACs by the thop package, as a cross-check: it adds activations and pooling. Works on a copy, which it alters.
+    """Return the MACs that the thop package counts, as a cross-check; it adds activations and pooling.
+
+    Works on a copy, which thop alters.
 
     Raises:
         ImportError: thop is not installed (`pip install ultralytics-thop`; the original thop miscounts shared modules).
-        ValueError: images cost differently at this point.
+        ValueError: the cost differs from image to image at this point.
     """
     import thop
 
@@ -113,7 +116,7 @@ def _check_static(point: Point) -> None:
 
 
 def count_elements(model: AdaptiveModel, shape: Sequence[int], point: Which, functions: Iterable[Callable]) -> int:
-    """Elements that `functions` (such as `F.relu`) read in one forward pass of one image at `point`."""
+    """Return how many elements `functions` (such as `F.relu`) read in a forward pass of one image at `point`."""
     calls = CallCounter(functions)
     with evaluating(model):
         _run_on_meta(model, (1, *shape), model.point(point), calls)
@@ -121,7 +124,7 @@ def count_elements(model: AdaptiveModel, shape: Sequence[int], point: Which, fun
 
 
 def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[int, int]:
-    """Of one image: multiply-accumulates, and elements that batch norms read."""
+    """Count the multiply-accumulates of one image, and the elements that batch norms read."""
     point = model.point(point)
     _check_static(point)
     cache = model.__dict__.setdefault("_counts", {})
@@ -135,10 +138,10 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
 
 
 def check_side(model: AdaptiveModel, side: int, point: Point) -> None:
-    """Raises UserError, which names the nearest side that works, where a network cannot run on images of `side` pixels.
+    """Raise a UserError that names the nearest side that works if a network cannot run on images of `side` pixels.
 
     Args:
-        point: one at which every image costs the same.
+        point: a point at which every image costs the same.
     """
 
     def works(side: int) -> bool:
@@ -160,7 +163,7 @@ def check_side(model: AdaptiveModel, side: int, point: Point) -> None:
 
 
 def _nearest(works: Callable[[int], bool], side: int, reach: int = 512) -> int | None:
-    """The number closest to `side` that works, by doubled steps and then halved ones; None if none is within reach."""
+    """The closest number to `side` that works, found by doubling, then halving steps; None if none is within reach."""
     step = 1
     while step <= reach:
         for sign in (1, -1):
@@ -175,12 +178,12 @@ def _nearest(works: Callable[[int], bool], side: int, reach: int = 512) -> int |
 
 
 def check_training_batch(model: AdaptiveModel, shape: Sequence[int], images: int) -> None:
-    """Raises UserError where a batch norm would see a single value a channel, which cannot be normalised.
+    """Raise UserError if a batch norm would see a single value per channel, which cannot be normalised.
 
     Args:
-        model: is put in train mode.
+        model: the network; it is put in train mode.
         shape: (channels, height, width) of an image.
-        images: in a batch, on one device.
+        images: number of images in a batch on one device.
     """
     model.train()
     for point in model.trial_points:
@@ -198,8 +201,8 @@ def check_training_batch(model: AdaptiveModel, shape: Sequence[int], images: int
 
 
 def _run_on_meta(model: nn.Module, shape: Sequence[int], point: Which, calls: CallCounter | None = None) -> None:
-    """Run the network on images of `shape` (N, C, H, W) without arithmetic, its own tensors untouched."""
-    # each module once, under one of its names: functional_call would not put back a tensor that it met twice
+    """Run the network on images of `shape` (N, C, H, W) without arithmetic, leaving its own tensors untouched."""
+    # each module once, under one of its names: functional_call would not restore a tensor that it met twice
     tensors = {
         f"{prefix}.{name}".lstrip("."): torch.empty_like(tensor, device="meta")
         for prefix, module in model.named_modules()
@@ -214,7 +217,7 @@ def _run_on_meta(model: nn.Module, shape: Sequence[int], point: Which, calls: Ca
             model(images, point)
 
 
-#: quartiles further apart than this share of the median say more of the machine than of the network
+#: quartiles further apart than this share of the median say more about the machine than about the network
 NOISY = 0.5
 
 
@@ -223,9 +226,9 @@ class Latency:
     """Seconds of one forward pass: median and quartiles of repeated runs, with the circumstances.
 
     Args:
-        varies: whether the path depends on the image; the quartiles then hold the images' differences as well as the
-            machine's noise.
-        noisy: whether the quartiles are so far apart that the machine was busy, or its clock unsteady.
+        varies: whether the path depends on the image; the quartiles then reflect differences between images as well as
+            the machine's noise.
+        noisy: whether the quartiles are so far apart that the machine must have been busy, or its clock unsteady.
     """
 
     median: float
@@ -247,7 +250,7 @@ def latency(model: AdaptiveModel, images: Tensor, point: Which = None, batch: in
     """Time forward passes of `batch` images at a time on the model's own device, as `time_calls` does.
 
     Args:
-        images: (N, C, H, W) on that device, taken in turn; of test data where the path depends on the image.
+        images: (N, C, H, W) on that device, used in turn; test data if the path depends on the image.
     """
     point = model.point(point)
     with evaluating(model):
@@ -255,7 +258,7 @@ def latency(model: AdaptiveModel, images: Tensor, point: Which = None, batch: in
 
 
 def passes(model: AdaptiveModel, images: Tensor, point: Point, batch: int) -> Callable[[], Tensor]:
-    """A forward pass of the next `batch` of some images at each call; after the last image the first comes again."""
+    """Return a function that runs a forward pass on the next `batch` images at each call, in a cycle."""
     images = images.contiguous(memory_format=torch.channels_last)
     places = torch.arange(batch, device=images.device)
     turns = itertools.cycle([images[(places + start) % len(images)] for start in range(0, len(images), batch)])
@@ -265,10 +268,10 @@ def passes(model: AdaptiveModel, images: Tensor, point: Point, batch: int) -> Ca
 def time_calls(
     call: Callable[[], object], batch: int, device: torch.device, seconds: float = 0.5, varies: bool = False
 ) -> Latency:
-    """Time anything that runs `batch` images on `device`, with as many threads as torch has been given.
+    """Time a function that runs `batch` images on `device`, with as many threads as torch has been given.
 
-    Warmed up by three calls at least and for a fifth of `seconds`, then repeated for about `seconds`, 5 to 500 times;
-    every call is waited for. A noisy result is measured up to three times as long.
+    It is warmed up by at least three calls and for a fifth of `seconds`, then repeated for about `seconds`, 5 to 500
+    times; every call is waited for. A noisy result is measured up to three times as long.
 
     Args:
         varies: as in `Latency`.
@@ -298,7 +301,7 @@ def time_calls(
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """A context in which torch computes with so many threads."""
+    """A context in which torch computes with `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -308,14 +311,14 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def quickest_threads(call: Callable[[], object], seconds: float = 0.3, margin: float = 0.1) -> int:
-    """With how many threads of a CPU something small runs quickest: all that torch has, or 1, 2, 4, ... of them.
+    """Find the number of CPU threads at which a small function runs quickest: all that torch has, or 1, 2, 4, ...
 
-    They are tried in turns, three times each; a number's time is the median of its best turn. Other numbers have to
-    save a share of `margin`.
+    The numbers are tried in turns, three times each; the time of a number is the median of its best turn. A number
+    other than all threads has to save a share of `margin`.
 
     Args:
-        call: what is run.
-        seconds: that the trial may take; every turn has two calls at least.
+        call: the function to run.
+        seconds: duration of the trial; every turn makes at least two calls.
     """
     most = torch.get_num_threads()
     tried = [most, *(1 << power for power in range(most.bit_length()) if 1 << power < most)]

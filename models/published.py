@@ -1,4 +1,4 @@
-"""Checkpoints that authors released: their list, and how a file of it is downloaded and verified.
+"""Checkpoints that authors released: a list of them, and how they are downloaded and verified.
 
 Families add theirs with `publish`.
 """
@@ -28,9 +28,9 @@ from utils import UserError
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-#: seconds without a byte after which a part of a download belongs to nobody any more
+#: seconds without a byte after which a partial download counts as abandoned
 ABANDONED = 3600
-#: endings of the one file in a zip archive that is unpacked
+#: endings that the one file of weights in a zip archive may have
 WEIGHTS = (".pt", ".pth", ".tar")
 
 
@@ -39,13 +39,13 @@ class PublishedCheckpoint:
     """A checkpoint that authors released.
 
     Args:
-        name: the row's name in their tables; `ResNet56-S16U1*` may also be typed `ResNet56-S16U1-Double`.
+        name: the row's name in the authors' tables; `ResNet56-S16U1*` may also be typed `ResNet56-S16U1-Double`.
         model, dataset, flags: what `create_model` needs to build its network.
         url: direct address, "drive:<id>" for a file on Google Drive, or "hand:<address>" for a page that only a person
             can use.
-        file: name under which it is kept; a folder before it may hold further files of these authors.
-        size, sha256: of the file, None where they are not known.
-        top1_error: published, in percent.
+        file: name under which it is kept; a leading folder may hold further files by these authors.
+        size, sha256: of the file; None if unknown.
+        top1_error: the published error, in percent.
         note: what a user should know before trusting it.
     """
 
@@ -62,7 +62,7 @@ class PublishedCheckpoint:
 
     @property
     def typed(self) -> str:
-        """The name in a spelling that no shell expands."""
+        """The name in a spelling that shells do not expand."""
         return self.name.replace("*", "-Double")
 
     @property
@@ -76,14 +76,14 @@ _published: list[PublishedCheckpoint] = []
 
 
 def publish(**entry: Any) -> None:
-    """Add a released checkpoint; arguments as in `PublishedCheckpoint`."""
+    """Add a released checkpoint; arguments as for `PublishedCheckpoint`."""
     _published.append(PublishedCheckpoint(**entry))
 
 
 def list_checkpoints(pattern: str = "*", dataset: str | None = None) -> list[PublishedCheckpoint]:
-    """Released checkpoints whose name or model matches a shell pattern, for one dataset or all.
+    """List the released checkpoints whose name or model matches a shell pattern, for one dataset or all.
 
-    They come in the order of `registry.entries`: by dataset, system and network.
+    They are in the order of `registry.entries`: by dataset, system and network.
     """
     places = {(entry.name, entry.dataset): place for place, entry in enumerate(registry.entries())}
     pattern = pattern.lower()
@@ -97,13 +97,13 @@ def list_checkpoints(pattern: str = "*", dataset: str | None = None) -> list[Pub
 
 
 def find(name: str, dataset: str | None = None) -> PublishedCheckpoint | None:
-    """The released checkpoint called `name`, that of `dataset` where there are several; None where there is none."""
+    """Find the released checkpoint called `name`, that of `dataset` if there are several; None if there is none."""
     called = [entry for entry in list_checkpoints() if name.lower() in (entry.name.lower(), entry.typed.lower())]
     return next((entry for entry in called if entry.dataset == dataset), next(iter(called), None))
 
 
 def name_for(model: str, dataset: str, flags: Mapping[str, object]) -> str:
-    """The name of the released checkpoint of a network, with the given flags or else with their defaults.
+    """Return the name of the released checkpoint of a network with these flags; others preferably at their defaults.
 
     Raises:
         UserError: there is none, or more than one.
@@ -129,7 +129,7 @@ def name_for(model: str, dataset: str, flags: Mapping[str, object]) -> str:
 
 
 def recognise(path: Path) -> PublishedCheckpoint | None:
-    """The released checkpoint of which this is a copy, by size and sha256; None where there is none."""
+    """Find the released checkpoint that this file is a copy of, by size and sha256; None if there is none."""
     size = path.stat().st_size
     candidates = [entry for entry in list_checkpoints() if entry.sha256 and entry.size == size]
     digest = _sha256(path) if candidates else None
@@ -137,21 +137,21 @@ def recognise(path: Path) -> PublishedCheckpoint | None:
 
 
 def kept_at(entry: PublishedCheckpoint, cache: str | os.PathLike | None = None) -> Path:
-    """Where a released checkpoint is kept once it is there; `cache` as for `fetch`."""
+    """Return where a released checkpoint is kept once downloaded; `cache` as for `fetch`."""
     return Path(cache or Path(torch.hub.get_dir()) / "checkpoints") / entry.file
 
 
 def fetch(entry: PublishedCheckpoint, cache: str | os.PathLike | None = None) -> Path:
-    """Download a released checkpoint once and verify it. Several processes may do so at once.
+    """Download a released checkpoint once and verify it. Several processes may do so at the same time.
 
-    A file whose sha256 nobody has recorded is kept only if it can be read as a checkpoint. A zip archive of one such
-    file is unpacked.
+    A file without a recorded sha256 is kept only if it can be read as a checkpoint. A zip archive of one such file is
+    unpacked.
 
     Args:
         cache: folder for the files; by default that of torch.hub, which `TORCH_HOME` moves.
 
     Raises:
-        ValueError: it could not be fetched or is not the recorded file; the message says where to put it by hand.
+        ValueError: it cannot be fetched or is not the recorded file; the message says where to put it by hand.
     """
     path = kept_at(entry, cache)
     if path.exists():
@@ -173,14 +173,14 @@ def fetch(entry: PublishedCheckpoint, cache: str | os.PathLike | None = None) ->
 
 @contextlib.contextmanager
 def _own_part(path: Path) -> Iterator[Path]:
-    """The file that this process downloads to; what an interrupted download left is continued."""
+    """A context with the file that this process downloads to, which continues an interrupted download."""
     for other in path.parent.glob(f"{path.name}.*.part"):
         with contextlib.suppress(OSError):  # another process has just finished with it
             if time.time() - other.stat().st_mtime > ABANDONED:
                 other.unlink()
     left, part = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.{os.getpid()}.part")
     with contextlib.suppress(OSError):
-        os.rename(left, part)  # one process gets it, the others begin afresh
+        os.rename(left, part)  # one process gets it, the others start afresh
     try:
         yield part
     except BaseException:
@@ -203,7 +203,7 @@ def _download(entry: PublishedCheckpoint, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
-        part.unlink()  # there is nothing behind what we have, so it is not a part of this file
+        part.unlink()  # the server has nothing beyond what we have, so that is not a part of this file
         response = urllib.request.urlopen(entry.url, timeout=30)
     with response:
         resumed = getattr(response, "status", None) == 206 and _begins_at(response, have)
@@ -221,7 +221,7 @@ def _download(entry: PublishedCheckpoint, part: Path) -> None:
 
 
 def _begins_at(response: HTTPResponse, position: int) -> bool:
-    """Whether the part that a server sends is the one that was asked for."""
+    """Whether the server sends the part that was requested."""
     described = response.headers.get("Content-Range")
     return described is None or described.strip().startswith(f"bytes {position}-")
 
@@ -240,10 +240,10 @@ def _download_from_drive(drive_id: str, part: Path) -> None:
 
 
 def _verify(path: Path, entry: PublishedCheckpoint) -> None:
-    """Check a file, after unpacking a zip archive of one; remove it where it is not the released one.
+    """Check a file, unpacking a zip archive of one first; remove it if it is not the released one.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not the released file.
     """
     try:
         _unpack(path)
@@ -263,7 +263,7 @@ def _verify(path: Path, entry: PublishedCheckpoint) -> None:
 
 
 def _unpack(path: Path) -> None:
-    """Replace a zip archive by the one file of weights in it. Raises ValueError where it holds several files."""
+    """Replace a zip archive by the one file of weights in it. Raises ValueError if it does not hold exactly one."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -273,7 +273,7 @@ def _unpack(path: Path) -> None:
         weights = [part for part in parts if part.filename.endswith(WEIGHTS)]
         if len(weights) != 1:
             raise ValueError(f"{path} was an archive of {len(weights)} files of weights instead of one")
-        if weights[0].file_size > 100 * path.stat().st_size:  # weights hardly become smaller
+        if weights[0].file_size > 100 * path.stat().st_size:  # weights hardly compress
             raise ValueError(f"{path} was an archive that claims {weights[0].file_size} bytes")
         inner = path.with_name(f"{path.name}.{os.getpid()}.unpacked.part")
         try:

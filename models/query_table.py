@@ -1,6 +1,6 @@
-"""Which point to run under a budget: a table of measured points, and the look-up in it (MutualNet's query table).
+"""The point to run under a budget: a table of measured points, and look-ups in it (MutualNet's query table).
 
-Rows need a point's name, its cost and its accuracy, so it works for every family.
+A row needs only a point's name, cost and accuracy, so this works for every family.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ SCALES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 @dataclass(frozen=True)
 class Budget:
-    """What an image may cost: multiply-accumulates, or milliseconds of a forward pass."""
+    """The most that an image may cost: multiply-accumulates, or milliseconds of a forward pass."""
 
     amount: float
     unit: str  # "macs" or "ms"
 
     @classmethod
     def parse(cls, text: str, full: float | None = None) -> Budget:
-        """Read `150M`, `2.3G`, `569000000` (multiply-accumulates), `12ms`, or `0.5x`.
+        """Parse `150M`, `2.3G`, `569000000` (multiply-accumulates), `12ms`, or `0.5x`.
 
         Args:
-            full: MACs of the network's main point, of which `x` is a share.
+            full: MACs of the network's main point; `0.5x` is half of them.
 
         Raises:
-            UserError: it is none of these.
+            UserError: the text is none of these.
         """
         match = re.fullmatch(r"(\d*\.?\d+)\s*(K|M|G|B|ms|x|)", text.strip(), re.IGNORECASE)
         if not match or float(match[1]) == 0:
@@ -70,9 +70,9 @@ class Measured:
         point: its name.
         macs: multiply-accumulates of one image.
         top1: percent correct.
-        ms: median milliseconds of a forward pass, where it was timed.
-        ms_low, ms_high: its quartiles.
-        noisy: whether they are too far apart for the median to be trusted (`profile.Latency`).
+        ms: median milliseconds of a forward pass, if it was timed.
+        ms_low, ms_high: quartiles of the same.
+        noisy: whether the quartiles are too far apart for the median to be trusted (`profile.Latency`).
     """
 
     point: str
@@ -85,7 +85,7 @@ class Measured:
 
     @classmethod
     def of(cls, row: Row) -> Measured:
-        """What is kept of a row that `engine.evaluate` returned; of its latencies that of the first batch size."""
+        """Keep what matters of a row of `engine.evaluate`; of its latencies, that of the first batch size."""
         if not row.latency:
             return cls(row.point, row.macs, row.top1)
         first = row.latency[0]
@@ -94,14 +94,14 @@ class Measured:
 
 
 class QueryTable:
-    """Points of one network as they were measured.
+    """The measured points of one network.
 
     Args:
-        network: (name, dataset, flags) as `create_model` took them.
+        network: (name, dataset, flags) as passed to `create_model`.
         rows: every measured point.
-        conditions: where latency was measured: device, threads, batch, torch, and what else its maker adds.
-        weights: `weights_hash` of the network; None where it is unknown.
-        side: of the images in pixels; None where it is unknown.
+        conditions: circumstances in which latency was measured: device, threads, batch, torch, and any others.
+        weights: `weights_hash` of the network; None if unknown.
+        side: side of the images in pixels; None if unknown.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class QueryTable:
 
     @classmethod
     def of(cls, model: AdaptiveModel, rows: Sequence[Row], side: int | None = None, **conditions: object) -> QueryTable:
-        """A table of what `engine.evaluate` returned for a network.
+        """Make a table from what `engine.evaluate` returned for a network.
 
         Args:
             model: the network as it was loaded; a folded copy has other weights.
-            side: of the images in pixels.
+            side: side of the images in pixels.
             **conditions: further circumstances of the timing, such as its precision.
         """
         times = [row.latency[0] for row in rows if row.latency]
@@ -134,7 +134,7 @@ class QueryTable:
         return cls(network, map(Measured.of, rows), conditions if times else {}, weights_hash(model), side)
 
     def best(self, unit: str = "macs") -> list[Measured]:
-        """Rows that are the answer to some budget, the most expensive first; accuracy falls strictly down the list."""
+        """Return the rows that answer some budget, the most expensive first; accuracy falls strictly down the list."""
         best: list[Measured] = []
         for row in sorted(self._costing(unit), key=lambda row: (getattr(row, unit), -row.top1)):
             if not best or row.top1 > best[-1].top1:
@@ -142,7 +142,7 @@ class QueryTable:
         return best[::-1]
 
     def look_up(self, budget: Budget) -> Measured:
-        """The most accurate row within a budget, the cheaper one where two are equal.
+        """Return the most accurate row within a budget, the cheaper one of equals.
 
         Raises:
             UserError: nothing is cheap enough, or no latency was measured.
@@ -166,7 +166,7 @@ class QueryTable:
         return rows
 
     def doubts(self, budget: Budget, chosen: Measured) -> list[Measured]:
-        """Rows whose noisy latency may have decided a look-up: the chosen one, and better ones that may fit as well."""
+        """Rows whose noisy latency may have decided a look-up: the chosen one, and better ones that may also fit."""
         if budget.unit != "ms":
             return []
         better = [
@@ -175,11 +175,11 @@ class QueryTable:
         return [chosen, *better] if chosen.noisy else better
 
     def check(self, model: AdaptiveModel, side: int | None = None) -> None:
-        """Raises UserError where the table is of another network, other weights, or images of another size.
+        """Raise UserError if the table belongs to another network, other weights, or images of another size.
 
         Args:
             model: the network as it was loaded.
-            side: of the images in pixels; None leaves it unchecked.
+            side: side of the images in pixels; None leaves it unchecked.
         """
         name, dataset, flags = self.network
         built = BuiltAs.of(model)
@@ -197,7 +197,7 @@ class QueryTable:
         raise UserError(f"the query table is of {what}; make one for it with --query_table, without --budget", 2)
 
     def check_latency(self, here: dict) -> None:
-        """Raises UserError where latency was measured in other circumstances than those of `here`."""
+        """Raise UserError if latency was measured in circumstances other than those of `here`."""
         differing = [
             f"{name} {self.conditions.get(name, 'unknown')} instead of {value}"
             for name, value in here.items()
@@ -211,7 +211,7 @@ class QueryTable:
             )
 
     def content(self) -> dict:
-        """What a JSON file keeps."""
+        """Return what a JSON file of this table holds."""
         name, dataset, flags = self.network
         return {
             "model": name,
@@ -226,7 +226,7 @@ class QueryTable:
 
     @classmethod
     def load(cls, path: str | Path) -> QueryTable:
-        """Read what `content` returned. Raises ValueError, which names the value, where it is not a query table."""
+        """Read what `content` returned. If it is not a query table, raises a ValueError that names the value."""
         try:
             content = typed(read_json(path), dict, "it")
             kinds = {"model": str, "dataset": str, "flags": dict, "conditions": dict, "rows": list}
@@ -243,13 +243,13 @@ class QueryTable:
 
 
 def latency_conditions(device: str, threads: int, batch: int | None, **more: object) -> dict:
-    """What latencies must have in common to be compared; a batch of None is any."""
+    """The circumstances that latencies must share to be compared; a batch of None stands for any."""
     common = {"device": device, "threads": threads, "torch": str(torch.__version__), **more}
     return common if batch is None else common | {"batch": batch}
 
 
 def weights_hash(model: AdaptiveModel) -> str:
-    """Identifies the weights and buffers of a network: sha256 in hexadecimal digits. Waits for the device."""
+    """Identify the weights and buffers of a network: sha256 in hexadecimal digits. Waits for the device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -258,7 +258,7 @@ def weights_hash(model: AdaptiveModel) -> str:
 
 
 def _checked(row: object, where: str) -> Measured:
-    """A row of a file. Raises ValueError, which names the value, where it is none."""
+    """Read a row of a file. If it is not a row, raises a ValueError that names the value."""
     values = typed(row, dict, where.rstrip(": "))
     typed(values.get("point"), str, where + "point")
     number(values.get("macs"), where + "macs")
@@ -270,5 +270,5 @@ def _checked(row: object, where: str) -> Measured:
 
 
 def _plain(flags: dict) -> dict:
-    """Flags as they come back from JSON: tuples become lists."""
+    """Flags as JSON returns them: tuples become lists."""
     return json.loads(json.dumps(flags))

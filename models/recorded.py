@@ -1,7 +1,7 @@
-"""What files of this project record beside their weights: written, and read with every type checked before it is used.
+"""What files of this project record beside their weights: writing it, and reading it with every type checked.
 
-A file that came from somewhere may hold anything under these names: a function that reads returns what this project
-wrote, an empty dictionary for a file of others, and raises ValueError for types that this project does not write.
+A file from elsewhere may hold anything under these names. The reading functions return what this project wrote, return
+an empty dictionary for files of other projects, and raise ValueError for types that this project does not write.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LARGEST_SIDE = 100_000
 
 
 def training_content(weights: dict, optimizer: dict, top1: float, training: dict) -> dict:
-    """What the file of a training run holds.
+    """Return what the file of a training run holds.
 
     Args:
-        top1: the best so far, in percent.
-        training: what the run needs to resume; `models/checkpoints.py` lists it.
+        top1: the best top-1 accuracy so far, in percent.
+        training: what the run needs to resume; listed in `models/checkpoints.py`.
     """
     return {
         "net_state_dict": weights,
@@ -40,11 +40,11 @@ def training_content(weights: dict, optimizer: dict, top1: float, training: dict
 
 
 def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) -> dict:
-    """What the file of a point's sub-network holds, so that `Checkpoint.build` builds it again.
+    """Return what the file of a point's sub-network holds, so that `Checkpoint.build` can build it again.
 
     Args:
-        whole: a network made by `create_model`, ready to be run at the point.
-        images: flags of the images that it is for, and `classes`, their names.
+        whole: a network made by `create_model`, ready to run at the point.
+        images: flags of the images it is for, and `classes`, the names of their classes.
 
     Raises:
         ValueError: there is nothing to extract, or it is unknown how the network was built.
@@ -66,12 +66,12 @@ def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) ->
 
 
 def zoo_content(weights: Mapping[str, Tensor], training: Mapping[str, object], flags: Mapping[str, object]) -> dict:
-    """What a checkpoint of the zoo holds: a training run's, without what is needed to resume it.
+    """Return what a checkpoint of the zoo holds: that of a training run, without what is needed to resume it.
 
     Args:
         weights: state dict.
-        training: what the run kept; the names of the classes and the images held out are taken over.
-        flags: of the network and its images.
+        training: what the run kept; the class names and the held-out images are carried over.
+        flags: flags of the network and its images.
     """
     kept = {key: training[key] for key in ("classes", "valid_index") if training.get(key) is not None}
     used = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
@@ -80,7 +80,7 @@ def zoo_content(weights: Mapping[str, Tensor], training: Mapping[str, object], f
 
 
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that lie one after the other in memory, of which a file holds one piece for each type instead of many."""
+    """Copy tensors next to each other in memory, so that a file holds one piece for each type instead of many."""
     result = dict(tensors)  # keeps their order
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors.values()):
         alike = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
@@ -94,10 +94,10 @@ def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def training_of(content: Mapping, path: Path) -> dict:
-    """What a training run keeps under `training`: flags, classes, held-out images, and the state to resume from."""
+    """What a training run stores under `training`: flags, classes, held-out images, and the state to resume from."""
     training = content.get("training")
     if not isinstance(training, dict) or "flags" not in training:
-        return {}  # other projects have a key of this name too
+        return {}  # other projects use a key of this name too
     _check_flags(training["flags"], "training.flags", path)
     _check_classes(training.get("classes"), "training.classes", path)
     index = training.get("valid_index")
@@ -107,7 +107,7 @@ def training_of(content: Mapping, path: Path) -> dict:
 
 
 def extracted_of(content: Mapping, path: Path) -> dict:
-    """What the file of a sub-network keeps under `extracted`: network, number of classes, flags, point, images."""
+    """What the file of a sub-network stores under `extracted`: network, number of classes, flags, point, images."""
     extracted = content.get("extracted")
     if extracted is None:
         return {}
@@ -124,7 +124,7 @@ def extracted_of(content: Mapping, path: Path) -> dict:
 
 
 def check_resumable(content: Mapping, path: Path) -> None:
-    """Raise ValueError where a training run could not continue with what a file of this project holds."""
+    """Raise ValueError if a training run could not continue with what a file of this project holds."""
     training = content["training"]
     kinds = {"epoch": int, "step": int, "best": dict, "objective": dict, "scaler": dict, "rng": dict}
     for name, kind in kinds.items():
@@ -148,13 +148,13 @@ def check_resumable(content: Mapping, path: Path) -> None:
 
 
 def held_out_by_authors(path: Path) -> Tensor:
-    """The training images that MSDNet's authors held out, from their `index.pth`: int64 (N,).
+    """Read the training images that MSDNet's authors held out from their `index.pth`: int64 (N,).
 
-    The file is the order in which their `--use-valid` went through all training images; the last 5,000 of CIFAR's and
-    50,000 of ImageNet's are held out. A list of some of the images is taken for the held-out ones themselves.
+    The file gives the order in which their `--use-valid` went through all training images; the last 5,000 of CIFAR's
+    and 50,000 of ImageNet's are held out. A list of only some images is taken to be the held-out ones themselves.
 
     Raises:
-        ValueError: the file is none of these.
+        ValueError: the file is neither.
     """
     index = read_any(path)
     index = torch.tensor(index) if isinstance(index, list) and _is_numbers(index) else index
@@ -168,7 +168,7 @@ def held_out_by_authors(path: Path) -> Tensor:
 
 
 def is_optimizer_state(state: object, or_none: bool = False) -> bool:
-    """Whether this is the state dict of an optimizer, as torch writes it."""
+    """Whether this is the state dict of an optimizer as torch writes it."""
     if state is None:
         return or_none
     if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
@@ -186,7 +186,7 @@ def _is_buffer(value: object) -> bool:
 
 
 def is_index(value: object) -> bool:
-    """Whether this is a list of positions: int64 (N,), none below 0."""
+    """Whether this is a list of positions: int64 (N,), none negative."""
     if not isinstance(value, Tensor) or value.dim() != 1 or value.dtype != torch.int64 or fault_of(value):
         return False
     return not len(value) or value.min().item() >= 0
@@ -218,7 +218,7 @@ def _check_flags(flags: object, where: str, path: Path) -> None:
 
 
 def _suits(value: object, flag: registry.Flag) -> bool:
-    """Whether a flag can have this value, as far as its type says."""
+    """Whether a flag can have this value, as far as its type tells."""
     if value is None or value == flag.default:
         return True
     if flag.many:
@@ -242,7 +242,7 @@ def _is_numbers(value: object) -> bool:
 
 
 def _is_plain(value: object, depth: int = 3) -> bool:
-    """Whether this is a number, a text, None, or a short sequence of these."""
+    """Whether this is a number, a string, None, or a short sequence of these."""
     if isinstance(value, (tuple, list)):
         return depth > 0 and len(value) <= 10_000 and all(_is_plain(each, depth - 1) for each in value)
     return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))

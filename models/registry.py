@@ -8,9 +8,9 @@
             shared_rank: filters of the basis, in the narrowest group.
         \"""
 
-Here `blocks` is set by the name and `shared_rank` is the flag `--shared_rank`. The key is (name, dataset), because
-authors gave one name to different networks on CIFAR and on ImageNet. An argument that several builders of a module have
-is explained once, in the module's table `ARGUMENTS = {"shared_rank": "filters of ..."}`.
+Here the name sets `blocks`, and `shared_rank` is the flag `--shared_rank`. The key is (name, dataset), because authors
+gave the same name to different networks on CIFAR and on ImageNet. An argument of several builders of a module is
+explained once, in the module's table `ARGUMENTS = {"shared_rank": "filters of ..."}`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from utils import UserError
 
 Builder = TypeVar("Builder", bound=Callable[..., AdaptiveModel])
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "ilsvrc": 1000}
-#: data sets whose networks are those of another data set
+#: data sets that use the networks of another data set
 SAME_NETWORKS = {"digits": "cifar10"}
 
 
@@ -55,7 +55,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the registry knows about a network."""
+    """A network in the registry."""
 
     name: str
     dataset: str
@@ -66,7 +66,7 @@ class Entry:
 
     @property
     def system(self) -> str:
-        """The family's folder; of a network in a single file, that file's name."""
+        """The family's folder; for a network in a single file, that file's name."""
         parts = self.builder.__module__.split(".")
         return parts[1] if parts[0] == models.__name__ else parts[-1]
 
@@ -93,10 +93,10 @@ def register(
     """Decorate a builder `(num_classes, **flags) -> AdaptiveModel`.
 
     Args:
-        names: the published name, or a mapping of names to the arguments that the name fixes.
-        datasets: which of cifar10, cifar100, ilsvrc it is for.
-        objective: a class or function whose keyword arguments are further flags and whose result is an Objective.
-        defaults: training flags whose published value for this network differs from the script's, such as
+        names: the published name, or a mapping from names to the arguments that each fixes.
+        datasets: the data sets it is for, of cifar10, cifar100 and ilsvrc.
+        objective: a class or function whose keyword arguments are further flags and which returns an Objective.
+        defaults: training flags whose published values for this network differ from the script's, such as
             `{"epochs": 300}`.
     """
     names = {names: {}} if isinstance(names, str) else names
@@ -115,24 +115,24 @@ def register(
 
 
 def entries() -> list[Entry]:
-    """All networks, by dataset, system and name."""
+    """Return all networks, ordered by dataset, system and name."""
     _import_families()
     return sorted(_entries.values(), key=lambda entry: (entry.dataset, entry.system, _natural(entry.name)))
 
 
 def systems() -> list[str]:
-    """The families of all networks, sorted."""
+    """Return the families of all networks, sorted."""
     return sorted({entry.system for entry in entries()})
 
 
 def baselines() -> set[str]:
-    """Families that declare `BASELINE = True`: what the others are compared with."""
+    """Return the families that declare `BASELINE = True`, with which the others are compared."""
     modules = {system: sys.modules.get(f"{models.__name__}.{system}") for system in systems()}
     return {system for system, module in modules.items() if getattr(module, "BASELINE", False)}
 
 
 def entry(name: str, dataset: str) -> Entry:
-    """Look a network up. Raises UserError with the closest names."""
+    """Look up a network. If there is none, raises a UserError with the closest names."""
     _import_families()
     key = SAME_NETWORKS.get(dataset, dataset)
     if key not in NUM_CLASSES:
@@ -151,7 +151,7 @@ def entry(name: str, dataset: str) -> Entry:
 
 
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[Entry]:
-    """Networks whose name matches a shell pattern (case does not matter), for one dataset or all."""
+    """List the networks whose name matches a shell pattern, ignoring case, for one dataset or all."""
     key = SAME_NETWORKS.get(dataset or "", dataset)
     pattern = pattern.lower()
     return [e for e in entries() if fnmatch.fnmatchcase(e.name.lower(), pattern) and key in (None, e.dataset)]
@@ -171,24 +171,24 @@ def create_model(
     Args:
         name: as `list_models` lists it, e.g. "ResNet56_DoubleShared".
         dataset: cifar10, cifar100, ilsvrc (or digits, which uses the networks of cifar10).
-        num_classes: classes of the head, if not those of the dataset.
-        pretrained: a file of weights, or what `Checkpoint.open` knows by name; True is the released checkpoint of this
-            network, "zoo" the one that was trained here (`models.zoo`). Its flags, its classes and the normalisation of
-            its images are the network's, and what evaluations prepared for it and kept beside the file is loaded.
+        num_classes: number of classes of the head, if not that of the dataset.
+        pretrained: a file of weights, or a name that `Checkpoint.open` knows; True stands for the released checkpoint
+            of this network, "zoo" for the one trained here (`models.zoo`). The network takes over its flags, its
+            classes and the normalisation of its images, and loads what evaluations have prepared and kept beside it.
         cache: folder for downloads; by default that of torch.hub.
-        **flags: the builder's own arguments, the same as on the command line.
+        **flags: the builder's own arguments, as on the command line.
 
     Returns:
-        The network in train mode, as PyTorch's modules are when they are built.
+        The network, in train mode like every newly built PyTorch module.
 
     Raises:
         UserError: unknown name or flag (the message names the closest), or a value that the network cannot have; no
             released checkpoint, or several.
-        ValueError: the file of weights is missing, damaged, or of another network.
+        ValueError: the file of weights is missing, damaged, or belongs to another network.
     """
     if pretrained:
         from models import published, zoo
-        from models.checkpoints import Checkpoint  # it builds its networks by this function
+        from models.checkpoints import Checkpoint  # which builds networks with this function
 
         _check(name, flags, entry(name, dataset).model_flags())
         source = published.name_for(name, dataset, flags) if pretrained is True else pretrained
@@ -207,13 +207,13 @@ def create_model(
     except ValueError as error:
         raise UserError(str(error), exit_code=2) from error
     model.built_as = BuiltAs(found.name, found.dataset, flags, num_classes)
-    own_images = found.defaults if dataset == found.dataset else {}  # those of another kind have a usual normalisation
+    own_images = found.defaults if dataset == found.dataset else {}  # others have their usual normalisation
     model.made_for = MadeFor(dataset).updated(own_images)
     return model
 
 
 def create_objective(name: str, dataset: str = "cifar10", **flags: object) -> Objective:
-    """Build the objective that trains the network `name`. Raises UserError as `create_model` does."""
+    """Build the objective that trains the network `name`. Raises UserError like `create_model`."""
     found = entry(name, dataset)
     _check(found.name, flags, found.objective_flags())
     wanted = _parameters(found.objective)
@@ -235,7 +235,7 @@ def _check(name: str, given: Mapping[str, object], known: list[Flag]) -> None:
             raise UserError(f"{flag} {value!r} of {name} is not {wanted}", exit_code=2)
 
 
-#: what Python may give where a flag is of a type
+#: the Python types that a flag of each type accepts
 KINDS: dict[Callable, type | tuple[type, ...]] = {
     int: numbers.Integral,
     bool: numbers.Integral,
@@ -245,7 +245,7 @@ KINDS: dict[Callable, type | tuple[type, ...]] = {
 
 
 def _unmet(flag: Flag, value: object) -> str:
-    """What the value of a flag should be, in words, where it is not; the command line makes sure of it, Python not."""
+    """What the value of a flag should be, in words, if it is not; the command line ensures it, Python does not."""
     if value is None and flag.default is None:
         return ""
     if flag.choices:
@@ -262,7 +262,7 @@ def _all_are(values: Iterable[object], kind: type | tuple[type, ...]) -> bool:
 
 
 def _import_families() -> None:
-    for module in pkgutil.iter_modules(models.__path__):  # folders, and families of a single file
+    for module in pkgutil.iter_modules(models.__path__):  # folders, and families in a single file
         importlib.import_module(f"models.{module.name}")
 
 
@@ -283,9 +283,9 @@ def _flags(function: Callable, skip: set[str]) -> list[Flag]:
 
 
 def _parameters(function: Callable) -> dict[str, tuple[inspect.Parameter, object]]:
-    """The arguments of a builder or an objective by name, with their types.
+    """Return the arguments of a builder or an objective by name, with their types.
 
-    Where the `__init__` of a class takes `**further`, those of its base class are among them.
+    If the `__init__` of a class takes `**further`, those of its base class are included.
     """
     callables: list[Callable] = [function]
     if inspect.isclass(function):
@@ -312,9 +312,9 @@ def _flag(name: str, hint: Any, default: object, text: str) -> Flag:
 
 
 def _argument_docs(function: Callable) -> dict[str, str]:
-    """Help by argument: from the docstring of a builder or objective, else from its base classes', else its module's.
+    """Return help by argument: from the docstring of a builder or objective, its base classes, or else its module.
 
-    A module's table `ARGUMENTS` explains what several of its builders have, so that each text is written once.
+    A module's table `ARGUMENTS` explains what several of its builders share, so that each text is written once.
     """
     texts = dict(getattr(sys.modules[function.__module__], "ARGUMENTS", {}))
     for described in reversed(function.__mro__) if inspect.isclass(function) else [function]:
@@ -323,7 +323,7 @@ def _argument_docs(function: Callable) -> dict[str, str]:
 
 
 def _docstring_arguments(described: Callable) -> dict[str, str]:
-    """Texts of the "Args:" section of a docstring, by argument."""
+    """Return the texts in the "Args:" section of a docstring, by argument."""
     doc = inspect.getdoc(described) or ""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.MULTILINE)
     if not section:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class RunningMeans:
-    """Means over images of named values, summed on the device; only reading them waits for it.
+    """Means of named values over images, summed on the device; only reading them waits for it.
 
-    Each sum remains the same tensor, so that a recorded step can keep adding to it.
+    Each sum stays the same tensor, so that a recorded step can keep adding to it.
     """
 
     def __init__(self):
@@ -17,7 +17,7 @@ class RunningMeans:
         self.counts: dict[str, int] = {}
 
     def add(self, images: int, **means: Tensor) -> None:
-        """Add values (scalars) that are means over `images` images."""
+        """Add scalar values that are means over `images` images."""
         for name, mean in means.items():
             value = mean.detach().float() * images
             if name in self.sums:
@@ -27,12 +27,12 @@ class RunningMeans:
         self.count(dict.fromkeys(means, images))
 
     def count(self, images: dict[str, int]) -> None:
-        """Add numbers of images only, where a recorded step has added the values."""
+        """Add only the numbers of images, after a recorded step has added the values."""
         for name, number in images.items():
             self.counts[name] = self.counts.get(name, 0) + number
 
     def read(self) -> dict[str, float]:
-        """The means as numbers. Waits for the device."""
+        """Return the means as numbers. Waits for the device."""
         names = [name for name, count in self.counts.items() if count]
         if not names:
             return {}

@@ -1,4 +1,4 @@
-"""Loading a state dict from elsewhere into a network: what may differ, and one message for everything that may not."""
+"""Load a state dict from elsewhere into a network: what may differ, and one message for everything that may not."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from models.meta import on_meta
 
 
 def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.PathLike, new_head: bool = False) -> None:
-    """Load a state dict strictly, but for batch counters, which files of old PyTorch versions lack.
+    """Load a state dict strictly, except for batch counters, which files of old PyTorch versions lack.
 
-    Several names of one shared tensor must agree, and may be given under one of them only.
+    A shared tensor may be given under only one of its names; if given under several, the values must agree.
 
     Args:
-        path: its name in messages.
-        new_head: keep the network's own tensors where their shape depends on the number of classes.
+        path: name of the file in messages.
+        new_head: keep the network's own values for tensors whose shape depends on the number of classes.
 
     Raises:
-        ValueError: it is of another network (the message lists missing, unexpected and misshapen keys together), or has
-            weights that are no numbers.
+        ValueError: it belongs to another network (one message lists missing, unexpected and misshapen keys), or has
+            weights that are not usable numbers.
     """
     model.load_state_dict(fit_state(model, state, path, new_head), strict=False)
 
@@ -33,8 +33,8 @@ def load_same(model: torch.nn.Module, state: dict[str, Tensor], path: str | os.P
     """Load what `state_dict` of the same network returned.
 
     Raises:
-        RuntimeError: it is another's.
-        ValueError: it has weights that are no numbers.
+        RuntimeError: it belongs to another network.
+        ValueError: it has weights that are not usable numbers.
     """
     model.load_state_dict(state)
     _check_numbers(state, model.state_dict(), path)
@@ -43,7 +43,7 @@ def load_same(model: torch.nn.Module, state: dict[str, Tensor], path: str | os.P
 def fit_state(
     model: AdaptiveModel, given: dict[str, Tensor], path: str | os.PathLike, new_head: bool = False
 ) -> dict[str, Tensor]:
-    """What `load_state` loads, in the names of the network, which may be on the meta device."""
+    """Return what `load_state` loads, under the names of the network, which may be on the meta device."""
     own = model.state_dict(keep_vars=True)
     given = _unwrapped(own, given)
     state = _rename_classifier(own, model.adapt_state_dict(given))
@@ -71,15 +71,15 @@ def fit_state(
     return _share(names, state, path)
 
 
-#: tensors that some versions of thop leave in every layer that they have counted
+#: tensors that some versions of thop leave behind in every layer they have counted
 COUNTERS = ("total_ops", "total_params")
 
 
 def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors without thop's counters, and without parts of their names that this network cannot have.
+    """Drop thop's counters from a file's tensors, and parts of their names that this network cannot have.
 
-    These are `module` of a part that was trained by DataParallel, and what stands before all of them, as `backbone.`
-    where the network was an attribute of another one.
+    Such parts are the `module` of a part that was trained with DataParallel, and a prefix of all names, such as
+    `backbone.` if the network was an attribute of another one.
     """
     given = {key: value for key, value in given.items() if key in own or key.rpartition(".")[2] not in COUNTERS}
     if not any("module" in key.split(".") for key in own):
@@ -93,19 +93,19 @@ def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Te
     return given
 
 
-#: what to do where only the number of classes differs
+#: what to do if only the number of classes differs
 OTHER_CLASSES = "; only the number of classes differs: a training takes the rest of the file with --new_head"
 
 
 def _heads(model: AdaptiveModel, own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
-    """The tensors of a file whose shape depends on the number of classes: classifiers, and what reads their logits."""
+    """Names of the tensors whose shape depends on the number of classes: classifiers, and what reads their logits."""
     built = model.built_as
     if built is None:
         return []
     try:
         with on_meta():
             other = registry.create_model(built.model, built.dataset, built.num_classes + 1, **built.flags).state_dict()
-    except ValueError:  # a network that is made for certain classes only
+    except ValueError:  # a network made for certain numbers of classes only
         return [key for key in state if key in own and _differ_in_classes(state[key], own[key])]
     return [key for key in state if key in own and key in other and other[key].shape != own[key].shape]
 
@@ -115,7 +115,7 @@ def _differ_in_classes(theirs: Tensor, ours: Tensor) -> bool:
 
 
 def _check_numbers(state: dict[str, Tensor], own: dict[str, Tensor], path: str | os.PathLike) -> None:
-    """Raises ValueError where a weight or a statistic is no number that the network can compute with."""
+    """Raise ValueError if a weight or a statistic is not a number that the network can compute with."""
     given = {key: value for key, value in state.items() if not value.is_meta}
     numbers = {key: value.to(own[key].dtype) for key, value in given.items() if own[key].is_floating_point()}
     whole = [key for key in numbers if not given[key].is_floating_point()]
@@ -134,7 +134,7 @@ def _check_numbers(state: dict[str, Tensor], own: dict[str, Tensor], path: str |
 
 
 def _owner(model: AdaptiveModel, given: dict[str, Tensor]) -> str:
-    """A hint at the network of similar name that has exactly these keys, if there is one."""
+    """A hint at a network of similar name that has exactly these keys, if there is one."""
     if model.built_as is None:
         return ""
     name, dataset = model.built_as.model, model.built_as.dataset
@@ -150,7 +150,7 @@ def _owner(model: AdaptiveModel, given: dict[str, Tensor]) -> str:
 
 
 def _rename_classifier(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Many public ResNets call `linear` what others call `fc`."""
+    """Rename the classifier if needed: many public ResNets call `linear` what others call `fc`."""
     for ours, theirs in (("fc.", "linear."), ("linear.", "fc.")):
         if f"{ours}weight" in own and f"{theirs}weight" in state and f"{ours}weight" not in state:
             return {key.replace(theirs, ours) if key.startswith(theirs) else key: value for key, value in state.items()}
@@ -158,7 +158,7 @@ def _rename_classifier(own: dict[str, Tensor], state: dict[str, Tensor]) -> dict
 
 
 def _names_of_shared(own: dict[str, Tensor]) -> list[list[str]]:
-    """The names of a network's tensors, those of one shared tensor together."""
+    """The names of a network's tensors, grouped by shared tensor."""
     names: dict[int, list[str]] = {}
     for key, tensor in own.items():
         names.setdefault(id(tensor), []).append(key)
@@ -166,7 +166,7 @@ def _names_of_shared(own: dict[str, Tensor]) -> list[list[str]]:
 
 
 def _share(names: list[list[str]], state: dict[str, Tensor], path: str | os.PathLike) -> dict[str, Tensor]:
-    """Give every name of a shared tensor the file's value. Raises ValueError where the file's copies differ."""
+    """Give every name of a shared tensor the file's value. Raises ValueError if the file's copies differ."""
     state = dict(state)
     for shared in names:
         given = [key for key in shared if key in state]

@@ -1,4 +1,4 @@
-"""The trained network that teaches another, where an objective asks for one (`Objective.teacher_file`)."""
+"""The trained network that teaches another, if an objective asks for one (`Objective.teacher_file`)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from models.checkpoints import Checkpoint
 from models.state_dicts import load_same
 from utils import UserError
 
-#: how a command names a network of torchvision's
+#: prefix by which commands name torchvision's networks
 TORCHVISION = "torchvision:"
 
 
 class Teacher:
-    """A teacher's file, opened and verified before anything else is done; its network is built beside the student.
+    """A teacher's file, opened and verified before anything else; its network is built together with the student.
 
     Args:
         source: a checkpoint file, or the name of a published one.
-        model: name of its network, "torchvision:NAME" for one of torchvision's; None is the file's own, or the
-            student's.
-        dataset: that of the student.
+        model: name of its network, "torchvision:NAME" for one of torchvision's; None stands for the network that the
+            file records, or the student's.
+        dataset: the student's data set.
 
     Raises:
         UserError: there is no network of that name.
@@ -39,16 +39,16 @@ class Teacher:
 
     @classmethod
     def of(cls, objective: Objective, dataset: str) -> Teacher | None:
-        """The teacher that an objective asks for; None where it asks for none."""
+        """Return the teacher that an objective asks for; None if it asks for none."""
         wanted = objective.teacher_file
         return None if wanted is None else cls(wanted.source, wanted.model, dataset)
 
     def build(self, student: AdaptiveModel) -> nn.Module:
-        """The network with its weights, in eval mode and without gradients.
+        """Build the network with its weights, in eval mode and without gradients.
 
         Raises:
-            ValueError: the file is not one of that network, its weights are no numbers, or its classes differ from the
-                student's.
+            ValueError: the file is not of that network, its weights are not usable numbers, or its classes differ from
+                the student's.
         """
         classes = student.built_as.num_classes
         if self.model and self.model.startswith(TORCHVISION):

@@ -1,8 +1,8 @@
 """Training flags that several families register as the defaults of their networks.
 
-The first are from the scripts of the authors of shared filter bases (arXiv 2006.05066), who used them for plain
-baselines too and, later, for embedded networks; the last are of DMNN and its baselines (arXiv 1902.10949). `mean` and
-`std` are what images are normalised with.
+The first are from the scripts of the authors of shared filter bases (arXiv 2006.05066), who also used them for plain
+baselines and, later, for embedded networks; the last are those of DMNN and its baselines (arXiv 1902.10949). `mean` and
+`std` normalise the images.
 """
 
 CIFAR_TRAINING = {

@@ -1,7 +1,7 @@
 """The networks around exchangeable blocks: first convolution, groups of blocks, classifier.
 
-A family hands its blocks to one of these; what lies between the image and the first block and between the last block
-and the logits, and how checkpoints name it, is written here once.
+A family passes its blocks to one of these. The layers before the first block and after the last one, and their names in
+checkpoints, are written here once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.layers import InvertedResidual, conv
 
 @dataclass(frozen=True)
 class Group:
-    """One group of residual blocks and the bases that they share, by the end of their name ("", or "_1" and "_2")."""
+    """A group of residual blocks, and the bases they share, by the end of their names ("", or "_1" and "_2")."""
 
     blocks: Sequence[nn.Module]
     bases: Mapping[str, nn.Conv2d] = field(default_factory=dict)
@@ -32,7 +32,8 @@ class ResNetTrunk(AdaptiveModel):
     """A first convolution, groups of residual blocks `layer1`, `layer2`.., and a linear classifier.
 
     Args:
-        stem: "3x3" keeps the resolution (CIFAR); "3x3-pool" divides it by 2, "7x7" by 4 (ImageNet): a max-pool follows.
+        stem: "3x3" keeps the resolution (CIFAR); with a max-pool after it, "3x3-pool" divides it by 2 and "7x7" by 4
+            (ImageNet).
         stem_channels: output channels of the first convolution.
         groups: the residual blocks; bases become `shared_basis_<group><end of name>`.
         features: output channels of the last group.
@@ -82,7 +83,7 @@ class ResNetTrunk(AdaptiveModel):
         return folding.folded_copy(self)
 
     def adapt_state_dict(self, state):
-        """torchvision calls `downsample` what is called `shortcut` here."""
+        """Also accept torchvision's names: it calls `downsample` what is called `shortcut` here."""
         if not any(".shortcut." in key for key in self.state_dict()):
             return state
         return {key.replace(".downsample.", ".shortcut."): value for key, value in state.items()}
@@ -102,8 +103,8 @@ class DenseNet121Trunk(AdaptiveModel):
     """DenseNet-121 for 32x32 images: four dense blocks of growth 32, transitions that halve channels and resolution.
 
     Args:
-        layer: makes the layer of dense block `block` (0 to 3) that reads `in_channels` channels.
-        last_block: what checkpoints call the fourth dense block.
+        layer: given `block` (0 to 3) and `in_channels`, makes a layer of that dense block that reads so many channels.
+        last_block: name of the fourth dense block in checkpoints.
         bases: shared bases, which checkpoints hold between features and classifier.
     """
 
@@ -143,7 +144,7 @@ class DenseNet121Trunk(AdaptiveModel):
 
 
 class DenseNetTransition(nn.Module):
-    """Batch norm, 1x1 convolution to half the channels, 2x2 average; no ReLU, as the authors had it."""
+    """Batch norm, 1x1 convolution to half the channels, 2x2 average pooling; no ReLU, as in the authors' code."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -163,8 +164,8 @@ class MobileNetV2Trunk(AdaptiveModel):
 
     Args:
         small: for 32x32 images instead of 224x224.
-        stages: the blocks of stage1 to stage7; one block alone is kept as itself, as checkpoints have it.
-        relu6: clip at 6 within the blocks too, as torchvision does.
+        stages: the blocks of stage1 to stage7; a single block is not wrapped in a Sequential, as in checkpoints.
+        relu6: clip at 6 inside the blocks too, as torchvision does.
     """
 
     def __init__(self, small: bool, stages: Sequence[Group], num_classes: int, relu6: bool = False):
@@ -203,9 +204,9 @@ class MobileNetV2Trunk(AdaptiveModel):
         return folding.folded_copy(self)
 
     def adapt_state_dict(self, state):
-        """Also take torchvision's network, and from then on be it: blocks that clip at 6 (`relu6`).
+        """Also accept torchvision's network, and become it: the blocks then clip at 6 (`relu6`).
 
-        What this network has besides becomes the identity: two biases, and a 1x1 convolution with its norm in the first
+        What only this network has becomes the identity: two biases, and a 1x1 convolution with its norm in the first
         block.
         """
         if self.small or "features.18.0.weight" not in state or "stage3.1.conv1.weight" not in self.state_dict():
@@ -229,7 +230,7 @@ class MobileNetV2Trunk(AdaptiveModel):
 
 
 def _from_torchvision(key: str) -> str:
-    """features.4.conv.0.1.bias -> stage3.0.bn1.bias: torchvision numbers all blocks in one row, from 0 to 18."""
+    """features.4.conv.0.1.bias -> stage3.0.bn1.bias: torchvision numbers all blocks consecutively, from 0 to 18."""
     found = re.fullmatch(r"features\.(\d+)\.(?:conv\.)?([\d.]+)\.(\w+)", key)
     if not found:
         return key
@@ -266,8 +267,8 @@ def mobilenetv2_stages(
     """The blocks of `MobileNetV2Trunk`.
 
     Args:
-        bases: makes the bases of a stage of so many channels; with it the blocks of stages 3 to 6 share them.
-        repeated: makes a block that shares them, every one of such a stage but the first.
+        bases: makes the bases of a stage, given its channels; if given, the blocks of stages 3 to 6 share them.
+        repeated: makes a block that shares them; used for all blocks of such a stage but the first.
     """
     stages, in_channels = [], 32
     shortcut = "always" if small else "equal"

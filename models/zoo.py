@@ -1,8 +1,8 @@
 """The zoo: small trained networks that come with this repository, in `models/weights/`.
 
-Each has a checkpoint <name>.pth, called zoo/<name> wherever a checkpoint can be named, and beside it <name>.json, which
-says how it was trained and what was measured (`reporting/zoo.py` lists the keys). Weights are kept in 16 bits; biases,
-norms and their statistics in 32.
+Each has a checkpoint <name>.pth, called zoo/<name> wherever a checkpoint is named, and beside it <name>.json, which
+says how it was trained and what was measured (`reporting/zoo.py` lists the keys). Weights are stored in 16 bits;
+biases, norms and their statistics in 32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREFIX = "zoo/"
 
 
 def entries(dataset: str | None = None) -> list[PublishedCheckpoint]:
-    """The networks of the zoo, by name, for one data set or all.
+    """Return the networks of the zoo, sorted by name, for one data set or all.
 
     Raises:
         UserError: a file is damaged or lacks a key.
@@ -39,7 +39,7 @@ def _entry(file: Path) -> PublishedCheckpoint:
 
 
 def path_of(name: str) -> Path | None:
-    """The file of weights behind a name such as zoo/ResNet20; None where it is no name of the zoo.
+    """Return the file of weights behind a name such as zoo/ResNet20; None if it is not a name of the zoo.
 
     Raises:
         ValueError: the zoo has no network of this name.
@@ -57,7 +57,7 @@ def path_of(name: str) -> Path | None:
 
 
 def name_for(model: str, dataset: str) -> str:
-    """The zoo's network of a published name: the one that is called alike, else the first.
+    """Return the zoo's name for a published network: the identical one, or else the first.
 
     Raises:
         ValueError: the zoo has none.
