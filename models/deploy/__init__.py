@@ -1,1 +1,1 @@
-"""A trained network made ready for use: batch norms folded into convolutions, and files that other programs run."""
+"""Make a trained network ready for use: fold batch norms into convolutions, and write files that other programs run."""

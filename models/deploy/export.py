@@ -1,8 +1,8 @@
-"""Export of a network at one of its points to a file for other programs: torch.export's format (pt2), or ONNX.
+"""Export a network at one of its points to a file for other programs: torch.export's format (pt2), or ONNX.
 
-Whatever the family: a sub-network is cut out where the network can do that, merged where it can be folded, and loses
-every weight that the point never reads, such as later exits, skipped blocks and closed gates. What remains is a fixed
-graph from images to logits. A point at which each image decides what runs is not a fixed graph, and is refused.
+This works for every family: the sub-network is cut out if the network can do that, folded if it can be, and stripped of
+every weight that the point never reads, such as those of later exits, skipped blocks and closed gates. What remains is
+a fixed graph from images to logits. A point at which each image decides what runs is not a fixed graph and is refused.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from models.adaptive import AdaptiveModel, Point
 from utils import UserError
 
 FORMATS = ("onnx", "pt2")
-#: by how much the logits of a written file may differ, relative to the network's largest one: float32 sums in another
-#: order are mostly within 1e-6, those of an untrained network up to 3e-4 away
+#: largest difference allowed in the logits of a written file, relative to the network's largest logit: float32 sums in
+#: another order mostly differ by less than 1e-6, in an untrained network by up to 3e-4
 TOLERANCE = 1e-3
 
 
 def fixed_point(model: AdaptiveModel, name: str | None = None) -> Point:
-    """The point that is to be written: the one called `name`, or the main one, or else the largest that is fixed.
+    """Return the point to write: the one called `name`, or the main one if it is fixed, or else the largest fixed one.
 
     Raises:
         UserError: at the point called `name` each image decides what runs.
@@ -47,7 +47,7 @@ def fixed_point(model: AdaptiveModel, name: str | None = None) -> Point:
 
 
 def no_graph(point: Point, others: Sequence[Point]) -> UserError:
-    """The error to raise where a point cannot be written, as these others can."""
+    """Return the error to raise for a point that cannot be written; it names others that can."""
     return UserError(
         f"at the point {point} each image decides what runs, which a fixed graph cannot express; "
         f"--export writes the fixed points: {', '.join(other.name for other in others)}",
@@ -56,9 +56,9 @@ def no_graph(point: Point, others: Sequence[Point]) -> UserError:
 
 
 class AtPoint(nn.Module):
-    """What a network computes at one fixed point, and nothing else: images (N, 3, H, W) to logits (N, classes).
+    """Only what a network computes at one fixed point: images (N, 3, H, W) to logits (N, classes).
 
-    A copy on the CPU, in eval mode, without gradients. Images are resized inside where the point says so.
+    It is a copy on the CPU, in eval mode, without gradients. It resizes the images if the point does.
 
     Args:
         shape: (channels, height, width) of an image.
@@ -85,16 +85,16 @@ class AtPoint(nn.Module):
 
 
 def merged(model: AdaptiveModel) -> AdaptiveModel:
-    """A copy to be written: folded where there is something to merge, on the CPU, in eval mode, without gradients."""
+    """Return a copy to write: on the CPU, in eval mode, without gradients, and folded if there is anything to merge."""
     model = copy.deepcopy(model).cpu().eval()
-    with contextlib.suppress(ValueError):  # not every network has something to merge
+    with contextlib.suppress(ValueError):  # some networks have nothing to merge
         model = model.fold()
-    # torch.export saves weights of other layouts with a warning only
+    # torch.export warns when it saves weights in other layouts
     return model.requires_grad_(False).eval().to(memory_format=torch.contiguous_format)
 
 
 class _Reads(TorchDispatchMode):
-    """Remembers which tensors the operations inside read."""
+    """Record which tensors are read by operations in this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Reads(TorchDispatchMode):
 
 
 def check_packages(form: str) -> None:
-    """Raise ValueError where a format needs packages that are not installed."""
+    """Raise ValueError if a format needs packages that are not installed."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if form == "onnx" and missing:
         raise ValueError(f"writing ONNX needs {' and '.join(missing)}: python3 -m pip install onnx onnxscript")
@@ -131,34 +131,34 @@ def write_graph(
     """Write a module as a graph for any number of images, which are the rows of every input and output.
 
     Args:
-        inputs: what it takes, of two images.
-        input_names, output_names: as ONNX keeps them.
+        inputs: example inputs, for two images.
+        input_names, output_names: names in the ONNX file.
     """
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple({0: batch} for _ in inputs))
     if form == "pt2":
-        memory = io.BytesIO()  # for a path, torch insists on a suffix
+        memory = io.BytesIO()  # torch insists on a suffix if it is given a path
         torch.export.save(program, memory)
         Path(path).write_bytes(memory.getbuffer())
     else:
         axes = tuple({0: "batch"} for _ in inputs)
         names: dict[str, Any] = dict(input_names=input_names, output_names=output_names, dynamic_shapes=axes)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*The axis name")  # that several inputs share one
+            warnings.filterwarnings("ignore", message=".*The axis name")  # because several inputs share one
             written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
         assert written is not None
         written.save(path, external_data=False)
 
 
 def load(form: str, path: str | Path) -> Callable[[Tensor], Tensor] | None:
-    """A function that runs a written file on CPU tensors; None for ONNX where onnxruntime is not installed."""
+    """Return a function that runs a written file on CPU tensors; None for ONNX if onnxruntime is not installed."""
     run = load_graph(form, path)
     return None if run is None else lambda images: run(images)[0]
 
 
 def load_graph(form: str, path: str | Path) -> Callable[..., Sequence[Tensor]] | None:
-    """As `load`, of a graph with any number of inputs and outputs."""
+    """Like `load`, for a graph with any number of inputs and outputs."""
     content = Path(path).read_bytes()
     if form == "pt2":
         module = torch.export.load(io.BytesIO(content)).module()
@@ -180,7 +180,7 @@ def load_graph(form: str, path: str | Path) -> Callable[..., Sequence[Tensor]] |
 
 
 def add_metadata(path: str | Path, values: Mapping[str, object]) -> None:
-    """Keep values, as JSON, in the metadata_props of an ONNX file."""
+    """Store values as JSON in the metadata_props of an ONNX file."""
     import onnx
 
     model = onnx.load(path)
@@ -190,13 +190,13 @@ def add_metadata(path: str | Path, values: Mapping[str, object]) -> None:
 
 @torch.no_grad()
 def difference(run: Callable[[Tensor], Tensor], model: AdaptiveModel, point: Point, shape: Sequence[int]) -> float:
-    """Largest difference between logits of a loaded file and of the network, relative to the network's largest logit.
+    """Return the largest difference in logits between a loaded file and the network, relative to its largest logit.
 
     Args:
-        model: on the CPU and in eval mode, whole as it was before anything was cut or merged.
+        model: the whole network, before anything was cut or merged, on the CPU and in eval mode.
 
     Raises:
-        ValueError: it is above `TOLERANCE`.
+        ValueError: the difference is above `TOLERANCE`.
     """
     images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     wanted = model(images, point)

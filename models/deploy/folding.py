@@ -1,7 +1,7 @@
-"""Exact rewrites of a trained network for inference: batch norms disappear into the convolutions before them.
+"""Exact rewriting of a trained network for inference: batch norms disappear into the convolutions before them.
 
-`AdaptiveModel.fold()` calls `folded_copy`. In eval mode a batch norm is an affine map of each channel, so convolution
-and batch norm are one convolution with a bias.
+`AdaptiveModel.fold()` calls `folded_copy`. In eval mode, a batch norm is an affine map of each channel, so a
+convolution and its batch norm are one convolution with a bias.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 
 def folded_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, computing the same logits: every batch norm that follows a convolution is folded into it.
+    """Return a copy in eval mode with the same logits, in which convolutions have absorbed the batch norms after them.
 
-    Modules declare these pairs: `norms_of`, pairs of attribute names; neighbours in an nn.Sequential are found
-    automatically. A module that is replaced as a whole has a method `folded()`, which returns its replacement.
+    Modules declare such pairs in `norms_of`, as pairs of attribute names; neighbours in an nn.Sequential are found
+    automatically. A module that is replaced as a whole has a method `folded()` that returns its replacement.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    model.__dict__.pop("_counts", None)  # the costs that `profile` remembers are those of the original
+    model.__dict__.pop("_counts", None)  # the cached costs are those of the original
     _fold_inside(model)
     return model
 

@@ -1,28 +1,28 @@
-"""Points of a network in a folder for other programs: a file for each, and a table that a program needs beside them.
+"""Write points of a network into a folder for other programs: a file for each, and a table that programs need.
 
 `table.json` holds
 
     format                    onnx or pt2
-    model, dataset, flags     of the network, as `create_model` takes them
-    input_size                (channels, height, width) of an image as the files take it: float32, any number of them
-    resize                    shorter side in pixels before the centre is cut out of an image
+    model, dataset, flags     of the network, as passed to `create_model`
+    input_size                (channels, height, width) of an image; files take any number of them, in float32
+    resize                    shorter side in pixels before the centre crop
     mean, std                 for pixels from 0 to 1: red, green, blue
-    classes                   their names, by label
-    latency                   where `ms` was measured: batch, device, threads; null where it was not
-    points                    cheapest first; with thresholds behind the others, whose files they run: a list of
+    classes                   names of the classes, by label
+    latency                   how `ms` was measured: batch, device, threads; null if it was not
+    points                    cheapest first; points with thresholds last, as they run the others' files: a list of
         point       its name
-        file        that returns its logits
-        after       of a network with exits, the files that have to run before it: each returns the logits of its exit,
-                    and behind them what the next file takes
-        thresholds  of a point at which images leave by themselves: an image leaves behind a file where its largest
+        file        the file that returns its logits
+        after       for a network with exits, the files that must run before it: each returns the logits of its exit,
+                    followed by what the next file takes
+        thresholds  for a point at which each image decides where it leaves: it leaves after a file if its largest
                     softmax probability reaches the threshold of that file; in the order of `after`, then `file`
-        macs        multiply-accumulates of an image, all files together; with thresholds their mean on held-out images,
-                    as `AdaptiveModel.infer` counts
-        ms          median of a forward pass in milliseconds, all files together; null where it was not measured
-        top1        percent correct, null where it is not known
+        macs        multiply-accumulates of an image, all files together; with thresholds, their mean on held-out
+                    images, as `AdaptiveModel.infer` counts
+        ms          median of a forward pass in milliseconds, all files together; null if it was not measured
+        top1        percent correct; null if unknown
 
-The keys of a point, and those of the table but `points`, are also in the metadata (`metadata_props`) of its ONNX file,
-as JSON.
+The keys of a point, and those of the table except `points`, are also in the metadata (`metadata_props`) of its ONNX
+file, as JSON.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ TABLE = "table.json"
 
 @dataclass
 class Row:
-    """A point of the table; fields as in the module's docstring, and what a program does not need.
+    """A point of the table; fields as in the module's docstring, and others that programs do not need.
 
     Args:
-        params: numbers in `file`.
-        difference: of its logits from the network's, relative to the largest; None where it could not be run.
+        params: number of parameters in `file`.
+        difference: of its logits from the network's, relative to the largest; None if it could not be run.
     """
 
     point: str
@@ -67,19 +67,19 @@ class Row:
     timing: profile.Latency | None = None
 
     def content(self) -> dict:
-        """What the table keeps."""
+        """Return what the table keeps."""
         values = asdict(self)
         wanted = ("point", "file", *(key for key in ("after", "thresholds") if values[key]), "macs", "ms", "top1")
         return {key: values[key] for key in wanted}
 
 
 def exportable(model: AdaptiveModel) -> list[Point]:
-    """The points that other programs can run: all but those at which gates decide inside the network."""
+    """Return the points that other programs can run: all except those at which gates decide inside the network."""
     return [point for point in model.points if not point.per_image or model.leaving(point)]
 
 
 def about(model: AdaptiveModel, shape: Sequence[int], form: str) -> dict:
-    """What the table says of a network, whatever the point."""
+    """Return what the table says about the network as a whole."""
     built, images = BuiltAs.of(model), MadeFor.of(model)
     mean, std = images.normalisation
     return {
@@ -108,20 +108,20 @@ def write_pair(
 ) -> list[Row]:
     """Write points of a network into a folder, and the table last. Each file is loaded again and compared.
 
-    A folder that holds such files keeps them, as they are, until all new ones are written and checked.
+    Existing files of this kind stay untouched until all new ones are written and checked.
 
     Args:
-        model: made by `create_model`, in eval mode on the CPU, ready to be run at the points.
-        points: some of `exportable`, and points with thresholds.
+        model: made by `create_model`, in eval mode on the CPU, ready to run at the points.
+        points: points from `exportable`, and points with thresholds.
         form: onnx or pt2.
-        shape: (channels, height, width) of an image; by default as the network is made for.
-        top1: percent correct, by the names of points.
-        batch: images at once for the timing; None measures nothing.
-        seconds: spent on the timing of each point.
+        shape: (channels, height, width) of an image; by default what the network is made for.
+        top1: percent correct, by name of the point.
+        batch: number of images per pass when timing; None skips the timing.
+        seconds: time spent on timing each point.
 
     Raises:
-        UserError: images of a point decide inside the network what runs, or the folder cannot be written.
-        ValueError: packages are missing; or a file computes something else.
+        UserError: at some point, images decide inside the network what runs, or the folder cannot be written.
+        ValueError: packages are missing, or a file computes something else.
     """
     export.check_packages(form)
     shape = tuple(shape or (3, *[MadeFor.of(model).sides[1]] * 2))
@@ -148,7 +148,7 @@ def write_pair(
 
 @dataclass(frozen=True)
 class Timing:
-    """How graphs are timed: images of `shape`, `batch` at once, for some seconds; a batch of None: not at all."""
+    """How graphs are timed: `batch` images of `shape` per pass, for some seconds; not at all if the batch is None."""
 
     shape: tuple[int, ...]
     batch: int | None
@@ -164,7 +164,7 @@ class Timing:
 def _write_points(
     model: AdaptiveModel, points: Sequence[Point], shape: Sequence[int], form: str, folder: Path, timing: Timing
 ) -> list[Row]:
-    """A file for each point, on its own."""
+    """Write an independent file for each point."""
     rows = []
     for point in points:
         network = export.AtPoint(model, point, shape)
@@ -180,7 +180,7 @@ def _write_points(
 def _write_stages(
     model: AdaptiveModel, points: Sequence[Point], shape: Sequence[int], form: str, folder: Path, timing: Timing
 ) -> list[Row]:
-    """A file for each exit at which an image can leave, each going on where the one before it ended."""
+    """Write a file for each exit at which images can leave; each file continues where the previous one ended."""
     leaving = {point: dict(model.leaving(point)) for point in points}
     stops = [stop for stop in model.points if any(each.get(stop, 2) <= 1 for each in leaving.values())]
     by_stop: dict[Point, Row] = {}
@@ -210,7 +210,7 @@ def _write_stages(
 
 
 def _one_after_the_other(graphs: Sequence[Callable[..., Sequence[Tensor]]]) -> Callable[[Tensor], Tensor]:
-    """The logits of the last of some stages."""
+    """Return a function that runs stages in order and returns the logits of the last."""
     graphs = tuple(graphs)
 
     def run(images: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def _timed(row: Row, timing: profile.Latency | None) -> Row:
 
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A new folder inside, whose files replace those of `folder` at the end, the table last; nothing on an error."""
+    """A context with a new subfolder. If all goes well, its files replace those of `folder`, the table last."""
     new = folder / f".new-{os.getpid()}"
     try:
         new.mkdir()

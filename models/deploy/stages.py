@@ -1,7 +1,7 @@
-"""A network with exits, cut into stages for other programs: one for each exit, which goes on where the last one ended.
+"""Cut a network with exits into stages for other programs: one per exit, each continuing where the last one ended.
 
-The first stage takes images, each later one what the stage before it handed on; all return the logits of their exit and
-what the next one needs. A host program runs them one after the other and stops when it is sure enough, as
+The first stage takes images, each later one what the previous stage handed on; all return the logits of their exit and
+what the next one needs. A host program runs them in order and stops when it is confident enough, as
 `AdaptiveModel.infer` does. The forward pass is traced once and its graph is cut, whatever the layers are.
 """
 
@@ -17,7 +17,7 @@ from models.adaptive import AdaptiveModel, Point
 
 
 class AtPoints(nn.Module):
-    """What a network computes at several of its exits, from one pass: images (N, 3, H, W) to their logits."""
+    """What a network computes at several of its exits in one pass: images (N, 3, H, W) to the logits of each."""
 
     def __init__(self, network: AdaptiveModel, points: Sequence[Point]):
         super().__init__()
@@ -31,10 +31,10 @@ class Stage(nn.Module):
     """The part of a network from one exit to the next.
 
     Args:
-        part: what it computes.
-        point: whose logits it returns.
-        inputs: two images' worth of what it takes, for tracing.
-        outputs: how many tensors it returns.
+        part: the module that computes it.
+        point: the point whose logits it returns.
+        inputs: example inputs for two images, for tracing.
+        outputs: number of tensors it returns.
     """
 
     def __init__(self, part: fx.GraphModule, point: Point, inputs: Sequence[Tensor], outputs: int):
@@ -43,12 +43,12 @@ class Stage(nn.Module):
         self.inputs, self.outputs = tuple(inputs), outputs
 
     def forward(self, *state: Tensor) -> tuple[Tensor, ...]:
-        """Logits (N, classes), and behind them the state that the next stage takes."""
+        """Return logits (N, classes), followed by the state that the next stage takes."""
         return self.part(*state)
 
     @torch.no_grad()
     def macs(self) -> int:
-        """Multiply-accumulates of one image, in this stage alone."""
+        """Return the multiply-accumulates of one image in this stage alone."""
         with FlopCounterMode(display=False) as counter:
             self(*(value[:1] for value in self.inputs))
         return counter.get_total_flops() // 2
@@ -56,11 +56,11 @@ class Stage(nn.Module):
 
 @torch.no_grad()
 def cut(network: AdaptiveModel, points: Sequence[Point], shape: Sequence[int]) -> list[Stage]:
-    """The stages of a network, on the CPU and in eval mode, that stop at `points`.
+    """Cut a network, on the CPU and in eval mode, into stages that stop at `points`.
 
     Args:
-        network: as it is to be written: nothing is merged here.
-        points: of `AdaptiveModel.leaving`, cheapest first.
+        network: as it is to be written; nothing is merged here.
+        points: points from `AdaptiveModel.leaving`, cheapest first.
         shape: (channels, height, width) of an image.
     """
     images = torch.zeros(2, *shape)
@@ -86,7 +86,7 @@ def cut(network: AdaptiveModel, points: Sequence[Point], shape: Sequence[int]) -
 
 
 def _mark(end: fx.Node, number: int, stage_of: dict[fx.Node, int]) -> None:
-    """Note the stage of everything that `end` needs and no earlier stage has computed."""
+    """Assign stage `number` to everything that `end` needs and no earlier stage has computed."""
     left = [end]
     while left:
         node = left.pop()
@@ -96,21 +96,21 @@ def _mark(end: fx.Node, number: int, stage_of: dict[fx.Node, int]) -> None:
 
 
 def _is_per_image(node: fx.Node) -> bool:
-    """Whether a node makes a tensor from images; weights, and numbers such as that of the images, are had anew."""
+    """Whether a node makes a tensor from images. Weights, and the number of images, are obtained anew in each stage."""
     return node.op != "get_attr" and isinstance(node.meta.get("val"), Tensor)
 
 
 def _graph(
     whole: fx.Graph, stage_of: dict[fx.Node, int], number: int, state: Sequence[fx.Node], results: Sequence[fx.Node]
 ) -> fx.Graph:
-    """The graph of one stage: from what the stage before handed on to its logits and what it hands on itself."""
+    """The graph of one stage: from what the previous stage handed on to its logits and what it hands on itself."""
     graph = fx.Graph()
     have = {node: graph.placeholder("images" if number == 0 else f"state{k}") for k, node in enumerate(state, start=1)}
     first = next(iter(have.values()))
 
     def value(node: fx.Node) -> fx.Node:
         if node not in have:
-            if node.target is torch.ops.aten.sym_size.int:  # of the images, whose number is that of every row
+            if node.target is torch.ops.aten.sym_size.int:  # the number of images, i.e. of rows in any tensor
                 have[node] = graph.call_function(node.target, (first, 0))
             else:
                 have[node] = graph.node_copy(node, value)
@@ -119,7 +119,7 @@ def _graph(
     for node in whole.nodes:
         if stage_of.get(node) == number and node.op == "call_function":
             value(node)
-    # copies: a result may be an input as well, or appear twice
+    # copied, because a result may also be an input, or appear twice
     copied = [graph.call_function(torch.ops.aten.clone.default, (value(node),)) for node in results[1:]]
     graph.output((value(results[0]), *copied))
     return graph

@@ -1,4 +1,4 @@
-"""The networks by their published names, and what they are trained with."""
+"""The networks by their published names, and their training settings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from models.dmnn.resnet import AIGResNet, MultiPathResNet, multi_path_basic_resn
 from models.registry import register
 from models.training_defaults import DMNN_CIFAR_TRAINING, DMNN_ILSVRC_TRAINING
 
-#: published target rates by block; None stands for the rate of the row
+#: published target rates of the blocks; None stands for the rate of the row
 SCHEDULES = {
     "schedule50": (1, 1, 0.8, 1, None, None, None, 1, None, None, None, None, None, 1, 0.7, 1),
     "schedule101": (1,) * 8 + (None,) * 25,
 }
 NETWORKS = {"dmnn50": {"blocks": (3, 4, 6, 3)}, "dmnn101": {"blocks": (3, 4, 23, 3)}}
 AIG_CIFAR = {
-    # the authors' loop runs epochs 1 to 349 and lowers the rate before its epochs 150 and 250
+    # the authors' loop runs from epoch 1 to 349, and lowers the learning rate before its epochs 150 and 250
     "epochs": 349,
     "lr": 0.1,
     "lr_schedule": "multistep",
@@ -30,7 +30,7 @@ AIG_CIFAR = {
     "std": "0.2023,0.1994,0.2010",
 }
 AIG_ILSVRC = {
-    # likewise 1 to 99, and before epochs 30, 60 and 90
+    # likewise from 1 to 99, and before epochs 30, 60 and 90
     "epochs": 99,
     "lr": 0.1,
     "lr_schedule": "multistep",
@@ -39,15 +39,15 @@ AIG_ILSVRC = {
     "weight_decay": 1e-4,
     "momentum": 0.9,
 }
-#: help of arguments that the docstrings leave out
+#: help for arguments that the docstrings leave out
 ARGUMENTS = {
-    "prev_state": "controllers also read the hidden state of the one before.",
+    "prev_state": "controllers also read the hidden state of the previous one.",
     "category": "controllers learn coarse categories in training.",
-    "coarse_file": "text file with the group number of each class, instead of the 58 derived from WordNet.",
+    "coarse_file": "text file with the group number of each class, in place of the 58 derived from WordNet.",
     "tau": "temperature of the Gumbel gates in training.",
-    "target_rate": "share of the images that should run a block, above 0, at most 1.",
-    "execution": '"real" skips what is closed, "masked" computes all and multiplies by the gates.',
-    "sample_gates": "keep the Gumbel noise in evaluation, as the authors of ConvNet-AIG did.",
+    "target_rate": "share of the images that should run a block, above 0 and at most 1.",
+    "execution": '"real" skips closed paths, "masked" computes all and multiplies them by the gates.',
+    "sample_gates": "keep the Gumbel noise in evaluations, as the authors of ConvNet-AIG did.",
 }
 
 
@@ -66,7 +66,7 @@ def dmnn_ilsvrc(
     """ResNet whose blocks have parallel paths, opened for each image by a controller (arXiv 1902.10949).
 
     Args:
-        num_paths: paths of a block; published with 2, 3 and 4.
+        num_paths: paths of a block; published for 2, 3 and 4.
     """
     grouping = coarse.read(coarse_file, num_classes) if coarse_file else coarse.ilsvrc()
     gated = dict(tau=tau, execution=execution, sampled=sample_gates)
@@ -87,8 +87,8 @@ def dmnn_cifar100(
     """ResNet-50 for 32x32 images whose blocks have parallel paths, opened for each image by a controller.
 
     Args:
-        num_paths: paths of a block; published with 4.
-        coarse_file: text file with the group number of each class, instead of the 20 official superclasses.
+        num_paths: paths of a block; published for 4.
+        coarse_file: text file with the group number of each class, in place of the 20 official superclasses.
     """
     grouping = coarse.read(coarse_file, num_classes) if coarse_file else coarse.CIFAR100
     gated = dict(tau=tau, execution=execution, sampled=sample_gates)
@@ -111,7 +111,7 @@ def dmnn_cifar10(
     Args:
         num_paths: paths of a block.
         category: controllers learn coarse categories in training; needs coarse_file.
-        coarse_file: text file with the group number of each class; no groups of these ten classes were published.
+        coarse_file: text file with the group number of each class; no groups of these ten classes are published.
     """
     grouping = coarse.read(coarse_file, num_classes) if coarse_file else None
     gated = dict(tau=tau, execution=execution, sampled=sample_gates)
@@ -131,15 +131,15 @@ def dmnn_basic_cifar(
     """ResNet-32 for 32x32 images whose basic blocks have parallel paths, opened by controllers (unpublished).
 
     Args:
-        depth: layers, 6n + 2 with n blocks in each of three stages.
-        num_paths: paths of a block, each with 1/num_paths of the channels inside; 1, 2, 4, 8 or 16.
+        depth: number of layers: 6n + 2, with n blocks in each of three stages.
+        num_paths: paths of a block, each with 1/num_paths of its inner channels; 1, 2, 4, 8 or 16.
     """
     gated = dict(tau=tau, execution=execution, sampled=sample_gates)
     return multi_path_basic_resnet(num_classes, blocks_of(depth), num_paths, prev_state, **gated)
 
 
 def blocks_of(depth: int) -> int:
-    """Blocks in each stage of a ResNet of 6n + 2 layers. Raises ValueError for another depth."""
+    """Return the number of blocks per stage of a ResNet with 6n + 2 layers. Raises ValueError for any other depth."""
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth {depth} is not 6n + 2 with n of at least 1; use 8, 20, 32, 44, 56, 110 ...")
     return (depth - 2) // 6
@@ -160,8 +160,8 @@ def dmnn_mobilenetv2(
     """MobileNetV2 whose blocks have parallel paths, opened for each image by a controller (arXiv 1902.10949).
 
     Args:
-        num_paths: paths of a block; published with 2, must divide the channels inside every block.
-        width_mult: factor on all channels; published with 1.0 and 1.4.
+        num_paths: paths of a block; published for 2; must divide the inner channels of every block.
+        width_mult: factor on all channels; published for 1.0 and 1.4.
     """
     check_paths(num_paths)
     if width_mult <= 0:
@@ -173,14 +173,14 @@ def dmnn_mobilenetv2(
 
 
 def parse_rates(text: str, flat: float, num_blocks: int) -> tuple[float, ...]:
-    """Target rates of all blocks.
+    """Parse the target rates of all blocks.
 
     Args:
         text: "" for `flat` everywhere, the name of a published schedule in which `flat` fills the gaps, or numbers
             separated by commas.
 
     Raises:
-        ValueError: a rate is outside (0, 1], or there are not as many as blocks.
+        ValueError: a rate is outside (0, 1], or the number of rates is not the number of blocks.
     """
     check_rate("target_rate", flat)
     if text in SCHEDULES:
@@ -213,10 +213,10 @@ def convnet_aig_cifar(
     execution: Execution = "real",
     sample_gates: bool = False,
 ) -> AIGResNet:
-    """ResNet for 32x32 images whose blocks run or are skipped, image by image (arXiv 1711.11503; 32 is unpublished).
+    """ResNet for 32x32 images whose blocks run or are skipped for each image (arXiv 1711.11503; 32 is unpublished).
 
     Args:
-        target_rates: one target rate for each block, separated by commas; 1 always runs the block.
+        target_rates: a target rate for each block, separated by commas; with 1 the block always runs.
     """
     blocks = blocks_of(depth)
     rates = parse_rates(target_rates, target_rate, 3 * blocks)
@@ -248,11 +248,11 @@ def convnet_aig_ilsvrc(
     execution: Execution = "real",
     sample_gates: bool = False,
 ) -> AIGResNet:
-    """ResNet whose blocks run or are skipped, image by image (arXiv 1711.11503).
+    """ResNet whose blocks run or are skipped for each image (arXiv 1711.11503).
 
     Args:
-        target_rates: one target rate for each block, separated by commas, or schedule50 or schedule101, which the
-            published rows used and in which target_rate fills the gaps; 1 always runs the block.
+        target_rates: a target rate for each block, separated by commas, or schedule50 or schedule101, which the
+            published rows used and in which target_rate fills the gaps; with 1 the block always runs.
     """
     rates = parse_rates(target_rates, target_rate, sum(blocks))
     targets, stages, in_channels = iter(rates), [], 64

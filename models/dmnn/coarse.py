@@ -19,9 +19,9 @@ class Grouping:
     """Which coarse category each class belongs to.
 
     Args:
-        group_of_class: a group's number for each class, in the order of the labels.
-        names: of the groups; numbers where they have no names.
-        nodes: further sets of classes to report on, which may overlap: name to labels.
+        group_of_class: the group number of each class, in the order of the labels.
+        names: names of the groups; numbers if they have none.
+        nodes: further sets of classes to report on, which may overlap, by name: their labels.
     """
 
     group_of_class: tuple[int, ...]
@@ -29,7 +29,7 @@ class Grouping:
     nodes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def members(self) -> dict[str, tuple[int, ...]]:
-        """Labels of each group by its name."""
+        """The labels of each group, by its name."""
         labels = defaultdict(list)
         for label, group in enumerate(self.group_of_class):
             labels[group].append(label)
@@ -59,10 +59,10 @@ def ilsvrc() -> Grouping:
 
 
 def read(path: str | Path, num_classes: int) -> Grouping:
-    """A grouping from a text file of one group number per class, separated by spaces, commas or lines.
+    """Read a grouping from a text file with one group number per class, separated by spaces, commas or line breaks.
 
     Raises:
-        ValueError: the file cannot be read, is of another number of classes, or leaves a group empty.
+        ValueError: the file cannot be read, has another number of classes, or leaves a group empty.
     """
     try:
         text = Path(path).read_text()

@@ -1,7 +1,7 @@
-"""Gates that decide for each image which paths of a block run, and the controllers of DMNN behind them.
+"""Gates that decide for each image which paths of a block run, and DMNN's controllers behind them.
 
-Equations (5) to (8) of arXiv 1902.10949 as the project reconstructed them. A gate's logits are (images, paths, 2): the
-last axis is skip, execute.
+Equations (5) to (8) of arXiv 1902.10949 as this project reconstructed them. The logits of gates are (images, paths, 2);
+the last axis is skip, execute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Decision(NamedTuple):
 
     Args:
         logits: (images, paths, 2): skip, execute.
-        hidden: (images, 32), handed to the next block's controller; None where controllers are independent.
+        hidden: (images, 32), passed to the next block's controller; None if controllers are independent.
         category: logits of the coarse categories (images, groups); None without a category head or in eval mode.
     """
 
@@ -33,7 +33,7 @@ class Decision(NamedTuple):
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
-    """Standard Gumbel noise of `like`'s shape, drawn on its device. Gates draw once per block, in forward order."""
+    """Draw standard Gumbel noise in the shape of `like`, on its device. Gates draw once per block, in forward order."""
     uniform = torch.rand_like(like).clamp_(1e-10, 1 - 1e-7)
     return -torch.log(-torch.log(uniform))
 
@@ -43,12 +43,12 @@ def open_gates(logits: Tensor, noisy: bool, tau: float = 1.0) -> tuple[Tensor, T
 
     Args:
         logits: (images, paths, 2).
-        noisy: with Gumbel noise, as in training; else execute iff the execute logit is larger, whatever tau.
+        noisy: add Gumbel noise, as in training; otherwise execute iff the execute logit is larger, whatever tau.
         tau: temperature of the soft gates.
 
     Returns:
-        Gates (images, paths) of 0 and 1, a tie and what is no number being 0, whose gradient is that of the second:
-        the soft gates.
+        Hard gates (images, paths) of 0 and 1, where ties and NaN give 0; and soft gates (images, paths), whose gradient
+        the hard ones have.
     """
     if noisy:
         logits = (logits + gumbel_noise(logits)) / tau
@@ -59,18 +59,18 @@ def open_gates(logits: Tensor, noisy: bool, tau: float = 1.0) -> tuple[Tensor, T
 
 
 def open_images(leads: Tensor) -> list[list[int]]:
-    """For each path, the images that open it: those whose number is above 0 in `leads` (images, paths).
+    """Return for each path the images that open it: those whose value in `leads` (images, paths) is above 0.
 
-    One copy from the device is all that a block waits for.
+    A block waits for the device only once, for this copy.
     """
     rows = leads.tolist()
     return [[i for i, lead in enumerate(column) if lead > 0] for column in zip(*rows, strict=True)]
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Mean over the pixels (images, channels), never in half precision (equation 5)."""
+    """Mean over the pixels, (images, channels), never in half precision (equation 5)."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    # not mean(): its gradient would be written out for every pixel, and in another layout than x's
+    # not mean(), whose gradient would be written out for every pixel, in a layout other than that of x
     return x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
 
 
@@ -82,18 +82,18 @@ def favour_open(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 class CategoryHead(nn.Linear):
-    """Predicts the coarse category from a controller's hidden state; for training only, and no part of its cost."""
+    """Predict the coarse category from a controller's hidden state; for training only, and not part of its cost."""
 
     training_only = True
 
 
 class Controller(nn.Module):
-    """Decides about the paths of one block from its input and the previous controller's hidden state.
+    """Decide about the paths of one block from its input and the previous controller's hidden state.
 
     Args:
-        channels: of the block's input.
+        channels: channels of the block's input.
         has_state: whether there is a previous controller, whose hidden state it reads.
-        num_groups: coarse categories; 0 for no category head.
+        num_groups: number of coarse categories; 0 for no category head.
     """
 
     def __init__(self, channels: int, num_paths: int, has_state: bool, num_groups: int = 0):
@@ -121,12 +121,12 @@ class Controller(nn.Module):
 
 
 class MergedGates(nn.Module):
-    """The gates of a block of a folded network in few operations: a sum over pixels and two or three small products.
+    """The gates of a block of a folded network, in few operations: a sum over pixels and two or three small products.
 
-    The last product has one row for each path, the difference between the two that lead to its logits.
+    The last product has one row for each path: the difference between the two rows that give its logits.
 
     Args:
-        layers: those that decide, with the norms folded into them: linear layers or 1x1 convolutions. The first reads
+        layers: the layers that decide, with their norms folded in: linear layers or 1x1 convolutions. The first reads
             the mean over the pixels, the last returns the logits; one between them reads the previous hidden state.
     """
 
@@ -146,14 +146,14 @@ class MergedGates(nn.Module):
         self.register_buffer(f"{name}_bias", bias.detach().clone(), persistent=False)
 
     def leads(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `GatedBlock.leads`, with the rounding of another order of operations."""
+        """Like `GatedBlock.leads`, up to the rounding of another order of operations."""
         if torch.is_autocast_enabled(x.device.type):
             with full_precision(x):
                 return self._leads(x.float(), previous)
         return self._leads(x, previous)
 
     def _leads(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-        own = self._buffers  # getattr on a module takes microseconds, of which a small block has few
+        own = self._buffers  # getattr on a module takes microseconds, and a small block takes few
         _, _, height, width = x.shape
         total = x.sum(dim=(2, 3))
         hidden = torch.addmm(own["embed_bias"], total, own["embed"], alpha=1 / (height * width)).relu_()

@@ -1,6 +1,6 @@
-"""Blocks of gated networks: a shortcut, and around it the paths that gates open image by image.
+"""Blocks of gated networks: a shortcut, and paths that gates open for each image.
 
-A block of DMNN (arXiv 1902.10949) has several paths and a controller, a block of ConvNet-AIG (arXiv 1711.11503) is one
+A block of DMNN (arXiv 1902.10949) has several paths and a controller; a block of ConvNet-AIG (arXiv 1711.11503) is one
 residual branch with a small gate of its own.
 """
 
@@ -19,14 +19,14 @@ from models.dmnn.paths import BasicPath, Path, add_paths
 from models.layers import full_precision, projection, select_images
 
 Execution = Literal["real", "masked"]
-#: reading and writing images that lie apart takes about as long as a path for one of so many images
+#: gathering and scattering this many images takes about as long as running a path for one of them
 GATHERING = 16
-#: channels inside a gate of ConvNet-AIG
+#: inner channels of a ConvNet-AIG gate
 GATE_WIDTH = 16
 
 
 def add_to(out: Tensor, which: Tensor, y: Tensor) -> None:
-    """Add y to the images `which` of out, in place; in memory order, as `select_images` reads them."""
+    """Add y to the images `which` of out, in place and in memory order, as `select_images` reads them."""
     if out.is_contiguous(memory_format=torch.channels_last):
         out, y = out.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
     out.index_add_(0, which, y)
@@ -35,27 +35,27 @@ def add_to(out: Tensor, which: Tensor, y: Tensor) -> None:
 class GatedBlock(nn.Module):
     """A block of gated paths around a shortcut: y = finish(shortcut(x) + sum over open paths of path(x)).
 
-    Subclasses implement `decide`, `path` and, where it is not the identity, `carry`.
+    Subclasses implement `decide`, `path` and, if the shortcut is not the identity, `carry`.
 
     Args:
-        num_paths: how many paths it has.
-        always: whether all paths always run; nothing is decided then.
+        num_paths: number of paths.
+        always: whether all paths always run; nothing is then decided.
     """
 
     def __init__(self, num_paths: int, always: bool = False):
         super().__init__()
         self.num_paths, self.always = num_paths, always
-        #: in a folded network, what decides in fewer operations
+        #: in a folded network, the gates in fewer operations
         self.merged: MergedGates | None = None
 
     def decide(self, x: Tensor, previous: Tensor | None) -> Decision:
-        """Evaluate the gates; `previous` is the hidden state of the block before."""
+        """Evaluate the gates; `previous` is the hidden state of the previous block."""
         raise TypeError(f"{type(self).__name__} does not implement decide")
 
     def leads(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """By how much the logits of running lead those of skipping (images, paths), and the hidden state; in eval mode.
+        """Return execute logits minus skip logits (images, paths), and the hidden state, in eval mode.
 
-        A path is open where its lead is above 0.
+        A path is open for images whose lead is above 0.
         """
         if self.merged is not None:
             return self.merged.leads(x, previous)
@@ -63,32 +63,32 @@ class GatedBlock(nn.Module):
         return decision.logits[..., 1] - decision.logits[..., 0], decision.hidden
 
     def path(self, index: int, x: Tensor) -> Tensor:
-        """The output of one path, a new tensor."""
+        """Return the output of one path, as a new tensor."""
         raise TypeError(f"{type(self).__name__} does not implement path")
 
     def carry(self, x: Tensor) -> Tensor:
-        """The shortcut; x itself where it is the identity."""
+        """Apply the shortcut; returns x itself if it is the identity."""
         return x
 
     def finish(self, x: Tensor) -> Tensor:
-        """What follows the sum; overwrites x. An input of the block passes unchanged."""
+        """Apply what follows the sum; overwrites x. An input of the block passes unchanged."""
         return F.relu(x, inplace=True)
 
     def layers_of_path(self, index: int) -> Iterable[nn.Module]:
-        """The layers whose cost is that of one path."""
+        """The layers that make up the cost of one path."""
         raise TypeError(f"{type(self).__name__} does not implement layers_of_path")
 
     def layers_of_gates(self) -> Iterable[nn.Module]:
-        """The layers that decide; each sees one vector of an image, so that it costs as many MACs as it has weights."""
+        """The layers that decide; each sees one vector per image, so it costs as many MACs as it has weights."""
         raise TypeError(f"{type(self).__name__} does not implement layers_of_gates")
 
     def forward(self, x: Tensor, gates: Tensor | None, images: Sequence[Sequence[int]] | None = None) -> Tensor:
         """Run on x (images, channels, height, width).
 
         Args:
-            gates: (images, paths), 0 or 1: each path is computed for all images and multiplied by them. None to compute
-                what is open alone; x may then be overwritten, where no gradient is wanted.
-            images: without gates, the images that open each path; None where all images open all paths.
+            gates: (images, paths), 0 or 1: each path is computed for all images and multiplied by its gate. With None,
+                only what is open is computed; x may then be overwritten if no gradient is needed.
+            images: without gates, the images that open each path; None if all images open all paths.
         """
         if gates is not None:
             return self.finish(self.add_paths(x, gates))
@@ -102,9 +102,9 @@ class GatedBlock(nn.Module):
         return out
 
     def add_open_paths(self, x: Tensor, images: Sequence[Sequence[int]] | None) -> Tensor:
-        """The block's output, computing each path only for the images that opened it.
+        """Return the block's output, computing each path only for the images that opened it.
 
-        Where nearly all images did, it is computed for all and added to those.
+        A path that nearly all images opened is computed for all and added to those.
         """
         out, some = self.carry(x), []
         if images is None:
@@ -126,7 +126,7 @@ class GatedBlock(nn.Module):
                 some.append((which, self.path(j, select_images(x, which))))
         if some and out is x and x.requires_grad:
             out = x.clone()
-        for which, y in some:  # only now, because x may be what they are added to
+        for which, y in some:  # only now, because x may be the tensor they are added to
             add_to(out, which, y)
         return self.finish(out)
 
@@ -158,7 +158,7 @@ class MultiPathBlock(GatedBlock):
 
 
 class ResidualBlock(MultiPathBlock):
-    """Block of a ResNet: identity or projection, ReLU after the sum."""
+    """A block of a ResNet: identity or projection, and ReLU after the sum."""
 
     def __init__(self, controller, paths, downsample: nn.Module | None):
         super().__init__(controller, paths)
@@ -169,11 +169,11 @@ class ResidualBlock(MultiPathBlock):
 
 
 class InvertedBlock(MultiPathBlock):
-    """Block of a MobileNetV2: linear after the sum; no shortcut where the resolution changes.
+    """A block of a MobileNetV2: linear after the sum; no shortcut if the resolution changes.
 
     Args:
         shortcut: the projection, if there is one.
-        stride, out_channels: of the paths.
+        stride, out_channels: stride and output channels of the paths.
     """
 
     def __init__(self, controller, paths, shortcut: nn.Module | None, stride: int, out_channels: int):
@@ -196,8 +196,8 @@ class AIGBlock(GatedBlock):
     Args:
         sizes: filter sizes of its convolutions; the first 3x3 has the stride.
         widths: their output channels.
-        target: of the execution rate; 1 or more means that the block always runs and its gate is not trained.
-        released_init: convolutions as the authors' ImageNet script initialises them; else PyTorch's defaults.
+        target: target execution rate; with 1 or more the block always runs and its gate is not trained.
+        released_init: initialise convolutions as in the authors' ImageNet script; otherwise PyTorch's defaults.
     """
 
     def __init__(self, in_channels: int, sizes, widths, stride: int, target: float, released_init: bool):

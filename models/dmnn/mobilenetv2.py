@@ -13,7 +13,7 @@ from models.layers import conv, projection
 
 
 def round_channels(channels: float) -> int:
-    """To a multiple of 4, the nearest one that is not below 90 %."""
+    """Round to the nearest multiple of 4 that is not below 90 %."""
     rounded = max(4, int(channels + 2) // 4 * 4)
     return rounded if rounded >= 0.9 * channels else rounded + 4
 
@@ -23,7 +23,7 @@ class MultiPathMobileNetV2(MultiPath, GatedNetwork):
 
     Args:
         width_mult: factor on all channels; the last convolution never has fewer than 1280.
-        num_groups: coarse categories to predict; 0 for none.
+        num_groups: number of coarse categories to predict; 0 for none.
         **gated: as for `GatedNetwork`.
     """
 

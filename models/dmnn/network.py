@@ -1,7 +1,7 @@
 """Networks whose blocks run only the paths that their gates open, image by image.
 
 What DMNN (arXiv 1902.10949) and ConvNet-AIG (arXiv 1711.11503) have in common: the walk through the blocks, masked and
-real execution, and the count of what each image costs.
+real execution, and counting what each image costs.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class GatedPoint(Point):
 
     Args:
         every_path: run all paths of all blocks without evaluating any gate.
-        execution: "real" computes what is open; "masked" computes every path and multiplies by the gates, which saves
-            nothing: the MACs that it reports are those of a real execution.
-        sampled: gates with Gumbel noise outside of training too, as the authors of ConvNet-AIG evaluated.
+        execution: "real" computes only what is open; "masked" computes every path and multiplies by the gates, which
+            saves nothing: the MACs it reports are those of real execution.
+        sampled: add Gumbel noise to the gates outside training too, as ConvNet-AIG's authors did in evaluations.
     """
 
     every_path: bool = False
@@ -70,9 +70,9 @@ class Costs:
     """Multiply-accumulates of one image, convolutions and linear layers.
 
     Args:
-        static: stem, projections, head: what every image costs at least.
-        controllers: what deciding costs.
-        paths: one row for each block, one number for each path.
+        static: stem, projections, head: the least that an image costs.
+        controllers: the cost of deciding.
+        paths: a row for each block, with a number for each path.
     """
 
     static: int
@@ -87,14 +87,14 @@ class Costs:
 class GatedNetwork(AdaptiveModel):
     """Stem, gated blocks, classifier.
 
-    Subclasses implement `stem(images)`, `classify(x)`, from the last block's output to logits, and `gated_blocks`;
+    Subclasses implement `stem(images)`, `classify(x)` (from the last block's output to logits) and `gated_blocks`;
     `stage_of_block` says where the resolution changes.
 
     Args:
         grouping: coarse categories of the classes, if there are any.
         tau: temperature of the gates in training.
         execution, sampled: how the point `gated` runs, see `GatedPoint`.
-        *trunk: of the network around the blocks, where a subclass takes one from `models.trunks`.
+        *trunk: arguments of the network around the blocks, if a subclass uses one of `models.trunks`.
     """
 
     stage_of_block: Sequence[int]
@@ -118,19 +118,19 @@ class GatedNetwork(AdaptiveModel):
 
     @property
     def main_point(self):
-        """`gated`: what the network was trained for."""
+        """`gated`: what the network is trained for."""
         return self.points[0]
 
     def gated_blocks(self) -> Iterable[GatedBlock]:
         raise TypeError(f"{type(self).__name__} does not implement gated_blocks")
 
     def compute(self, images, point):
-        """Logits in eval mode, `Routed` in train mode."""
+        """Return logits in eval mode, `Routed` in train mode."""
         routed = self.run(images, point)
         return routed if self.training else routed.logits
 
     def compute_counted(self, images, point):
-        """Logits, and the MACs of static parts, controllers and open paths."""
+        """Return logits, and the MACs of static parts, controllers and open paths."""
         routed = self.run(images, point)
         return routed.logits, self.count(routed.gates, images.shape[1:], point)
 
@@ -142,14 +142,14 @@ class GatedNetwork(AdaptiveModel):
         return base + (gates.long() * paths).sum(dim=(1, 2))
 
     def run(self, images: Tensor, point: GatedPoint) -> Routed:
-        """Walk through the blocks; each one's gates are decided when its input is known."""
+        """Walk through the blocks; the gates of each are decided when its input is known."""
         x = self.stem(images)
         if self.training or (not point.every_path and (point.sampled or point.execution == "masked")):
             return self._run_gates(x, point)
         return self._run_open_paths(x, point)
 
     def _run_gates(self, x: Tensor, point: GatedPoint) -> Routed:
-        """For training, masked execution and sampled gates: gates are tensors, soft ones behind the hard ones."""
+        """For training, masked execution and sampled gates: gates are tensors, with soft ones behind the hard ones."""
         hidden, gates, soft, categories = None, [], [], []
         for block in self.gated_blocks():
             if point.every_path or block.always:
@@ -168,7 +168,7 @@ class GatedNetwork(AdaptiveModel):
         return Routed(self.classify(x), *stacked, torch.stack(categories, dim=1) if categories else None)
 
     def _run_open_paths(self, x: Tensor, point: GatedPoint) -> Routed:
-        """For inference: what the gates of a block say is read back once, and a closed path costs nothing more."""
+        """For inference: the gates of a block are read back once, and a closed path costs nothing beyond that."""
         hidden, leads = None, []
         for block in self.gated_blocks():
             if point.every_path or block.always:
@@ -185,9 +185,9 @@ class GatedNetwork(AdaptiveModel):
         return Routed(self.classify(x), (lead > 0).to(lead.dtype), lead.sigmoid(), None)
 
     def costs(self, shape: Sequence[int]) -> Costs:
-        """What each part costs for one image of `shape` (channels, height, width); remembered.
+        """Return what each part costs for one image of `shape` (channels, height, width); cached.
 
-        Counted layer by layer in one pass on the meta device, where nothing is computed.
+        The layers are counted in one pass on the meta device, where nothing is computed.
         """
         shape = tuple(shape)
         if shape not in self._costs:
@@ -217,7 +217,7 @@ class GatedNetwork(AdaptiveModel):
         return Costs(sum(macs.values()) - sum(map(sum, paths)), controllers, paths)
 
     def routes(self, images, point, macs):
-        """The gates of each image: for each block a digit for each path, 1 where it was computed."""
+        """The gates of each image: for each block, a digit per path, which is 1 if the path was computed."""
         gates = self.run(images, point).gates > 0.5
         return ["-".join("".join(str(int(path)) for path in block) for block in image) for image in gates.tolist()]
 
@@ -226,7 +226,7 @@ class GatedNetwork(AdaptiveModel):
         return report.report(self, data)
 
     def fold(self, batches=()):
-        """A copy for inference: batch norms inside the layers before them, gates merged, no category heads."""
+        """A copy for inference: batch norms folded into the layers before them, gates merged, no category heads."""
         model = folding.folded_copy(self)
         model._costs = {}
         for module in model.modules():
@@ -239,13 +239,13 @@ class GatedNetwork(AdaptiveModel):
 
 
 class MultiPath:
-    """The loading of checkpoints, which both DMNN networks share."""
+    """Loading of checkpoints, shared by both DMNN networks."""
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Drop category heads that this network lacks, keep its own where the file has none: evaluation needs none.
+        """Drop category heads that this network lacks; keep its own if the file has none. Evaluation needs none.
 
         Raises:
-            ValueError: the file is of another number of paths.
+            ValueError: the file has another number of paths.
         """
         own = self.state_dict()
         found = len({match[1] for match in (re.search(r"\.paths\.(\d+)\.", key) for key in state) if match})
@@ -266,7 +266,7 @@ def check_paths(num_paths: int) -> None:
 
 
 def category_groups(category: bool, grouping: Grouping | None, num_classes: int) -> int:
-    """Number of coarse categories to predict; 0 without category loss. Raises ValueError where there is no grouping."""
+    """Number of coarse categories to predict; 0 without category loss. Raises ValueError if it lacks a grouping."""
     if not category:
         return 0
     if grouping is None:

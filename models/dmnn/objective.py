@@ -1,6 +1,6 @@
 """How gated networks are trained: classification, categories, and resources held at a target.
 
-Equations (9) to (16) of arXiv 1902.10949 as the project reconstructed them, and the target loss of ConvNet-AIG
+Equations (9) to (16) of arXiv 1902.10949 as this project reconstructed them, and the target loss of ConvNet-AIG
 (arXiv 1711.11503). All of them are means over the whole mini-batch, never over one device's part of it.
 """
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from models.adaptive import Objective, Phase, unwrap
 from models.layers import constant
 
-#: weight of a block's category loss by the stage that it is in (equation 10)
+#: weight of a block's category loss, by the stage of the block (equation 10)
 CATEGORY_WEIGHTS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def batch_mean(values: Tensor) -> Tensor:
-    """Mean over the images (first axis) of all processes' batches, which are of equal size.
+    """Mean over the images (first axis) of the batches of all processes, which have equal size.
 
-    The gradient reaches this process's images as if the mean were theirs alone: averaging gradients over the processes
-    (`engine.gradients`) completes it.
+    The gradient reaches this process's images as if the mean were over them alone; averaging gradients over the
+    processes (`engine.gradients`) completes it.
     """
     mean = values.mean(dim=0)
     if dist.is_available() and dist.is_initialized():
@@ -43,7 +43,7 @@ def category_losses(categories: Tensor, groups: Tensor) -> Tensor:
 
 
 def execution_loss(rates: Tensor, target: float) -> Tensor:
-    """Mean over the blocks of (rate - target)^2, a block's rate being the mean of its paths' (equations 11, 12).
+    """Mean over the blocks of (rate - target)^2; the rate of a block is the mean over its paths (equations 11, 12).
 
     Args:
         rates: share of the images that run each path, (blocks, paths).
@@ -75,7 +75,7 @@ class PathLoss(Objective):
     """Cross entropy + lambda_cat * categories + lambda_res * (alpha * rates + beta * FLOPs) (equations 15, 16).
 
     Args:
-        target_rate: share of the images that should run a path, above 0, at most 1.
+        target_rate: share of the images that should run a path, above 0 and at most 1.
         flops_target: share of the paths' multiply-accumulates that should be executed; target_rate if not given.
         lambda_res: weight of the resource losses.
         alpha: weight of the execution rate loss within them.
@@ -129,7 +129,7 @@ class TargetRates(Objective):
 
     Args:
         lossfact: weight of the target loss.
-        lrfact: factor on the learning rate of the gates' layers.
+        lrfact: factor on the learning rate of the gate layers.
     """
 
     def __init__(self, lossfact: float = 2.0, lrfact: float = 1.0):
@@ -157,7 +157,7 @@ class TargetRates(Objective):
 
 
 class ImageNetTargetRates(TargetRates):
-    """Cross entropy + lossfact * target loss, as the authors' ImageNet script weighs it."""
+    """Cross entropy + lossfact * target loss, weighted as in the authors' ImageNet script."""
 
     def __init__(self, lossfact: float = 1.0, lrfact: float = 1.0):
         super().__init__(lossfact, lrfact)

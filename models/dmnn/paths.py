@@ -1,7 +1,7 @@
-"""The parallel paths of a block, and all of them computed at once for training.
+"""The parallel paths of a block, and a joint computation of all of them for training.
 
-In training every path runs for every image: the gradient of a closed gate needs the path's output, and batch norm sees
-all images. The paths are then one wide block with grouped convolutions, not N narrow ones.
+In training, every path runs for every image: the gradient of a closed gate needs the path's output, and batch norm sees
+all images. The paths then are one wide block with grouped convolutions instead of N narrow ones.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Path(nn.Module):
 
     Args:
         width: channels between its convolutions.
-        depthwise: whether the 3x3 convolution treats every channel alone.
-        inputs: the block's input channels that this path reads instead of having a first 1x1 convolution.
-        activation: after the first two batch norms.
+        depthwise: whether the 3x3 convolution is depthwise.
+        inputs: the block's input channels that this path reads directly, without a first 1x1 convolution.
+        activation: activation after the first two batch norms.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class BasicPath(nn.Module):
 
 
 def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> Tensor:
-    """`out` plus the sum of gate times path, every path computed for every image, as one computation (equation 4).
+    """Return `out` plus the sum of gate times path, with all paths computed jointly for every image (equation 4).
 
-    For training: batch norms use and track the batch's statistics. The same numbers as path by path, up to rounding.
+    For training: batch norms use and track the batch's statistics. Equal to going path by path, up to rounding.
 
     Args:
         out: the shortcut (images, out channels, height, width).
@@ -103,22 +103,23 @@ def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> T
 
 
 def merging_pays(width: int, out: Tensor) -> bool:
-    """Whether `last_layers` costs less than making each path's output.
+    """Whether `last_layers` costs less than computing each path's output.
 
-    It saves passes over outputs of pixels x out channels numbers, and pays with products of the narrow maps and of the
-    weights by themselves. The rule is fitted to times on a CPU: widths 38 to 307, 64 to 12544 pixels in a batch.
+    It saves passes over outputs of pixels x out channels numbers, at the price of products of the narrow maps with
+    themselves and of the weights with themselves. The rule is fitted to CPU times: widths 38 to 307, 64 to 12544 pixels
+    in a batch.
     """
     pixels, channels = out.numel() // out.shape[1], out.shape[1]
     return width * (pixels + 6 * channels) < pixels * channels
 
 
 def stacked(paths: Sequence[Path], name: str) -> Tensor:
-    """The weights of one layer of all paths, one after the other."""
+    """Concatenate the weights of one layer of all paths."""
     return torch.cat([getattr(path, name).weight for path in paths])
 
 
 def joint_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
-    """Batch norms of consecutive channels of x, as one; each keeps its own running statistics."""
+    """Apply batch norms to consecutive channels of x as one norm; each keeps its own running statistics."""
     means, variances = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var"))
     weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
     x = F.batch_norm(x, means, variances, weight, bias, True, norms[0].momentum, norms[0].eps)
@@ -133,13 +134,14 @@ def joint_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
 class OutputStatistics(torch.autograd.Function):
     """Mean and variance of the outputs of 1x1 convolutions, computed from their input alone.
 
-    With the input's mean m and covariance C these are W m and diag(W C W^T): the wide maps are never made. Towards the
-    input the gradient is a 1x1 convolution of the input: autograd would need several passes over it, in mixed layouts.
+    With the input's mean m and covariance C, these are W m and diag(W C W^T): the wide maps are never computed. The
+    gradient of the input is a 1x1 convolution of the input; autograd would need several passes over it, in mixed
+    layouts.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance, both (paths, out channels), of x (images, paths * width, height, width).
+        """Return mean and variance, both (paths, out channels), for x (images, paths * width, height, width).
 
         Args:
             weight: (paths, out channels, width).
@@ -165,7 +167,7 @@ class OutputStatistics(torch.autograd.Function):
 
 
 def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The last convolutions with the batch's statistics of their batch norms folded in.
+    """Fold the batch statistics of the last batch norms into the last convolutions.
 
     One convolution of all gated paths then returns the sum of the outputs of the paths' own batch norms.
 

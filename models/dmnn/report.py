@@ -1,8 +1,8 @@
-"""What a gated network does with images: what each costs, and which paths run for which (DMNN, figures 5 to 7).
+"""What a gated network does with images: what each costs, and which paths run for which images (DMNN, figures 5 to 7).
 
 routes = record_routes(model, data.test)
 rates(routes, labels)                   # execution rate of every block and path, for some classes
-report(model, data)                     # all tables and figures, which `eval_*.py --report DIR` writes
+report(model, data)                     # all tables and figures that `eval_*.py --report DIR` writes
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.figures import ContactSheet, DifferenceMaps, Figure, Histogram, Shar
 
 #: images in one row of the contact sheet
 SHEET_COLUMNS = 8
-#: curves that a reader can tell apart; more groups than these become rows of a heat map
+#: number of curves that a reader can tell apart; more groups than this become rows of a heat map
 MAX_CURVES = 8
 
 
@@ -49,7 +49,7 @@ def record_routes(model, batches: Iterable[tuple[Tensor, Tensor]]) -> Routes:
 
 
 def rates(routes: Routes, labels: Sequence[int] | None = None) -> Tensor:
-    """Share of the images that run each path, (blocks, paths): of all, or of those of the classes `labels`."""
+    """Share of the images that run each path, (blocks, paths), over all images or those of the classes `labels`."""
     chosen = routes.gates
     if labels is not None:
         chosen = chosen[torch.isin(routes.labels, torch.tensor(labels))]
@@ -74,7 +74,7 @@ def widest_class(routes: Routes) -> int:
 
 
 def distribution(routes: Routes) -> dict[str, float]:
-    """Mean, standard deviation and extremes of an image's MACs, and the number of different routes."""
+    """Mean, standard deviation and extremes of the MACs of images, and the number of different routes."""
     macs = routes.macs.double()
     return {
         "images": len(macs),
@@ -90,8 +90,8 @@ def distribution(routes: Routes) -> dict[str, float]:
 def report(model, data) -> list[Table | Figure]:
     """Tables and figures about `data.test`.
 
-    `macs.csv` (each image), `macs-summary.csv`, `rates.csv` (each block and path: of all images, of every coarse
-    category and of the nodes of figure 7), `macs.png` (histogram), `rates.png`, `rates-groups.png` and
+    `macs.csv` (each image), `macs-summary.csv`, `rates.csv` (each block and path: for all images, for every coarse
+    category and for the nodes of figure 7), `macs.png` (histogram), `rates.png`, `rates-groups.png` and
     `easy-hard.png` (a contact sheet of one class, unless its images all cost the same).
     """
     routes = record_routes(model, data.test)
@@ -111,7 +111,7 @@ def report(model, data) -> list[Table | Figure]:
 
 
 def _rates_by_group(routes: Routes, grouping) -> dict[str, Tensor]:
-    """Rates of all images, and of those groups of classes that have images."""
+    """Rates over all images, and over those of each group of classes that has any."""
     groups = {**grouping.nodes, **grouping.members()} if grouping else {}
     present = set(routes.labels.tolist())
     of_groups = {name: rates(routes, labels) for name, labels in groups.items() if present & set(labels)}
@@ -149,7 +149,7 @@ def _rate_map(rates_of_all: Tensor, dividers: Sequence[int]) -> ShareMap:
 
 
 def _groups_figure(by_group: Mapping[str, Tensor], grouping, dividers: Sequence[int]) -> Figure:
-    """Rates of groups: curves over the blocks (figure 7), or where there are too many differences from all images."""
+    """Rates of groups: curves over the blocks (figure 7), or, if there are too many, differences from all images."""
     file, of_all, title = "rates-groups.png", by_group["all"], "Execution rates of groups of classes"
     names = [name for name in by_group if name in (grouping.nodes or grouping.members())]
     paths = range(of_all.shape[1])
@@ -168,7 +168,7 @@ def _groups_figure(by_group: Mapping[str, Tensor], grouping, dividers: Sequence[
 def _contact_sheet(routes: Routes, data) -> list[ContactSheet]:
     """Images of the widest class as the network sees them: the cheapest above, the most expensive below (figure 6).
 
-    Nothing where all images of a class cost the same, as after training with a target rate of 1.
+    Empty if all images of the class cost the same, as after training with a target rate of 1.
     """
     label = widest_class(routes)
     if len(routes.macs[routes.labels == label].unique()) == 1:

@@ -17,7 +17,7 @@ from models.dmnn.paths import BasicPath, Path
 from models.layers import PadShortcut, projection
 from models.trunks import Group, ResNetTrunk
 
-#: width of a path over the width of the undivided block, for the published numbers of paths
+#: ratio of a path's width to that of the undivided block, for the published numbers of paths
 WIDTHS = {2: 0.6, 3: 0.467, 4: 0.375}
 
 
@@ -51,9 +51,10 @@ class MultiPathResNet(MultiPath, GatedResNet):
 
 
 def path_width(num_paths: int, channels: int) -> int:
-    """Channels inside a path of a block of `channels`: published ratios, else as many weights as the undivided block.
+    """Inner channels of a path of a block of `channels`: by the published ratios, or else for equal weights.
 
-    Equal weights of equations (1) and (2) for an identity block mean 9 N r^2 + 8 N r = 17, r being the ratio.
+    For an identity block to have as many weights by equation (1) as by (2), the ratio r satisfies
+    9 N r^2 + 8 N r = 17.
     """
     ratio = WIDTHS.get(num_paths)
     if ratio is None:
@@ -74,8 +75,8 @@ def multi_path_resnet(
     """DMNN on a ResNet of bottleneck blocks.
 
     Args:
-        blocks: per stage.
-        small: for 32x32 images: a 3x3 first convolution of stride 1, and a max-pool as for 224x224 images.
+        blocks: number of blocks in each stage.
+        small: for 32x32 images: a first 3x3 convolution of stride 1, then a max-pool as for 224x224 images.
         grouping: coarse categories, needed for `category`.
         **gated: as for `GatedNetwork`.
     """
@@ -105,11 +106,11 @@ def multi_path_basic_resnet(
 ) -> MultiPathResNet:
     """DMNN on a ResNet of basic blocks for 32x32 images: three stages of 16, 32 and 64 channels.
 
-    As in the paper, the paths of a block together have as many weights as the undivided one: each has 1/N of the
+    As in the paper, the paths of a block together have as many weights as the undivided block: each has 1/N of the
     channels between its two convolutions.
 
     Args:
-        blocks: of each stage.
+        blocks: number of blocks in each stage.
         **gated: as for `GatedNetwork`.
     """
     check_paths(num_paths)
@@ -136,8 +137,8 @@ class AIGResNet(GatedResNet):
     """ConvNet-AIG on a ResNet.
 
     Args:
-        target_rates: of every block, towards which the objective pulls.
-        gate_layers: what the names of the layers whose learning rate `lrfact` scales have in common.
+        target_rates: execution rates of all blocks that the objective aims for.
+        gate_layers: what the names of all layers whose learning rate `lrfact` scales have in common.
         *resnet, **gated: as for `GatedResNet`.
     """
 
@@ -151,7 +152,7 @@ class AIGResNet(GatedResNet):
         return [parameter for name, parameter in self.named_parameters() if self.gate_layers in name]
 
     def adapt_state_dict(self, state):
-        """Also take a plain ResNet of torchvision: `downsample` is `shortcut`, `fc` is `linear`, the gates stay new."""
+        """Also accept a plain torchvision ResNet: `downsample` is `shortcut`, `fc` is `linear`, the gates stay new."""
         if not any(".fc2." in key for key in state) and any(".downsample." in key for key in state):
             state = {key.replace("downsample", "shortcut"): value for key, value in state.items()}
             state = {f"linear.{key[3:]}" if key.startswith("fc.") else key: value for key, value in state.items()}

@@ -1,8 +1,8 @@
 """Several networks of different cost in one set of weights, chosen by an argument of `forward`.
 
-Two kinds: `*_skip` (Net_RL2_dynamic, 2020) holds a full and a low-cost network; `*_ADN` (Adaptive Depth Networks with
-Skippable Sub-Paths, arXiv 2312.16392) one for every pattern of skipped stages. Those of shared filter bases extend
-`models.shared_basis`.
+There are two kinds: `*_skip` (Net_RL2_dynamic, 2020) holds a full and a low-cost network; `*_ADN` (Adaptive Depth
+Networks with Skippable Sub-Paths, arXiv 2312.16392) holds one for every pattern of skipped stages. Those with shared
+filter bases extend `models.shared_basis`.
 """
 
 from models.embedded import builders, published

@@ -1,4 +1,4 @@
-"""The published networks with embedded networks, by the authors' names, and some of ours for CIFAR."""
+"""The published networks with embedded networks, by the authors' names, and some of our own for CIFAR."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARGUMENTS = {
     "shared_rank": builders.ARGUMENTS["shared_rank"],
     "unique_rank": builders.ARGUMENTS["unique_rank"],
     "skip_pattern": "blocks that the low-cost network leaves out: the second half of a group, or those in its middle.",
-    "skip_fc": "a classifier for each network, or one for both.",
+    "skip_fc": "separate classifiers for the two networks, or one for both.",
     "from_plain": "accept the file of a plain network; what only the low-cost network has starts as a copy.",
 }
 
@@ -72,7 +72,7 @@ def double_shared_skip(
     skip_fc: Literal["separate", "one"] = "separate",
     from_plain: bool = False,
 ) -> EmbeddedBasisResNet:
-    """ResNet for 32x32 images with two shared bases per group, and a low-cost network inside that uses them too."""
+    """ResNet for 32x32 images with two shared bases per group, which an embedded low-cost network uses too."""
     ranks = shared_rank, unique_rank
     return _basis_skip(
         "3x3", (16, 32, 64), (blocks,) * 3, num_classes, 2, ranks, "all", skip_pattern, skip_fc, from_plain
@@ -88,7 +88,7 @@ def single_shared_skip(
     skip_fc: Literal["separate", "one"] = "separate",
     from_plain: bool = False,
 ) -> EmbeddedBasisResNet:
-    """ResNet-34 for 32x32 images with one shared basis per group, and a low-cost network inside that uses it too."""
+    """ResNet-34 for 32x32 images with one shared basis per group, which an embedded low-cost network uses too."""
     ranks = shared_rank, unique_rank
     return _basis_skip("3x3", WIDTHS, (3, 4, 6, 3), num_classes, 1, ranks, "shared", skip_pattern, skip_fc, from_plain)
 
@@ -102,7 +102,7 @@ def double_shared_skip_ilsvrc(
     skip_fc: Literal["separate", "one"] = "separate",
     from_plain: bool = False,
 ) -> EmbeddedBasisResNet:
-    """ResNet-34 for 224x224 images with two shared bases per group, and a low-cost network inside that uses them."""
+    """ResNet-34 for 224x224 images with two shared bases per group, which an embedded low-cost network uses too."""
     ranks = shared_rank, unique_rank
     return _basis_skip("7x7", WIDTHS, (3, 4, 6, 3), num_classes, 2, ranks, "shared", skip_pattern, skip_fc, from_plain)
 
@@ -119,7 +119,7 @@ def _basis_skip(
     skip_fc: str,
     from_plain: bool,
 ) -> EmbeddedBasisResNet:
-    """A `*Shared_skip` network: shared bases across blocks, and across two networks."""
+    """A `*Shared_skip` network: bases shared across blocks and across two networks."""
 
     def stand_ins(index, count):
         return ("coeff_conv2", "bn2") if index in basis_path(count, pattern).switched else ()
@@ -141,7 +141,7 @@ SKIP = {
 
 @register(SKIP, ("cifar100",), EmbeddedLoss, CIFAR100_SKIP)
 def skip_cifar(num_classes: int, blocks: tuple[int, ...], bottleneck: bool, from_plain: bool = False) -> EmbeddedResNet:
-    """ResNet for 32x32 images with a low-cost network inside that leaves out half of the blocks."""
+    """ResNet for 32x32 images with an embedded low-cost network that leaves out half of the blocks."""
     left_out = [count // 2 for count in blocks]
     return _convolution_skip("3x3", blocks, bottleneck, left_out, num_classes, from_plain)
 
@@ -154,11 +154,11 @@ def skip_ilsvrc(
     stem: Literal["standard", "authors"] = "standard",
     from_plain: bool = False,
 ) -> EmbeddedResNet:
-    """ResNet for 224x224 images with a low-cost network inside that leaves out half of the blocks.
+    """ResNet for 224x224 images with an embedded low-cost network that leaves out half of the blocks.
 
     Args:
-        stem: "standard" divides the resolution by 4 before the first block; the authors' own is, presumably by
-            oversight, that of 32x32 images and makes the network 14 times as costly.
+        stem: "standard" divides the resolution by 4 before the first block; "authors" is, presumably by oversight in
+            their code, the stem for 32x32 images, which makes the network 14 times as costly.
     """
     left_out = [round(count / 2) for count in blocks]
     size = "7x7" if stem == "standard" else "3x3"
@@ -189,7 +189,7 @@ def _convolution_skip(
 @register("MobileNetV2_skip", ("cifar10",), EmbeddedLoss, CIFAR10_MOBILENET)
 @register("MobileNetV2_skip", ("cifar100",), EmbeddedLoss, CIFAR100_MOBILENET)
 def mobilenetv2_skip(num_classes: int, from_plain: bool = False) -> SkipMobileNetV2:
-    """MobileNetV2 for 32x32 images with a low-cost network of 9 of its 17 blocks inside."""
+    """MobileNetV2 for 32x32 images with an embedded low-cost network of 9 of its 17 blocks."""
     model = SkipMobileNetV2(True, num_classes)
     model.from_plain = from_plain
     return model
@@ -197,7 +197,7 @@ def mobilenetv2_skip(num_classes: int, from_plain: bool = False) -> SkipMobileNe
 
 @register("MobileNetV2_skip", ("ilsvrc",), EmbeddedLoss, ILSVRC_MOBILENET)
 def mobilenetv2_skip_ilsvrc(num_classes: int, from_plain: bool = False) -> SkipMobileNetV2:
-    """MobileNetV2 for 224x224 images with a low-cost network of 12 of its 17 blocks inside."""
+    """MobileNetV2 for 224x224 images with an embedded low-cost network of 12 of its 17 blocks."""
     model = SkipMobileNetV2(False, num_classes)
     model.from_plain = from_plain
     return model
@@ -219,13 +219,13 @@ CIFAR100_ADN = {**CIFAR100_TRAINING, "batch_size": 128}
     },
     ("ilsvrc",),
     SubPathLoss,
-    ILSVRC_TRAINING,  # the same in the authors' train_adn.py (wchkang/depth), as 4 GPUs of 64 images
+    ILSVRC_TRAINING,  # the same in the authors' train_adn.py (wchkang/depth), as 64 images on each of 4 GPUs
 )
 def adaptive_depth(num_classes: int, blocks: tuple[int, ...], vd: bool, from_plain: bool = False) -> EmbeddedResNet:
     """ResNet for 224x224 images whose four stages can each skip their second sub-path: 16 networks, FFFF to TTTT.
 
     Args:
-        from_plain: accept the file of a plain ResNet, torchvision's too; second norms start as copies of the first.
+        from_plain: accept the file of a plain ResNet, or torchvision's; second norms start as copies of the first.
     """
     groups, in_channels, paths = [], 64, [sub_path(count) for count in blocks]
     for channels, count, stride, path in zip(WIDTHS, blocks, (1, 2, 2, 2), paths, strict=True):

@@ -1,4 +1,4 @@
-"""Blocks in two versions: blocks with second norms, and how one version or both are made blocks of their own."""
+"""Blocks in two versions: blocks with second norms, and how one or both versions become separate blocks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from models.layers import Block, Bottleneck, projection
 
 
 class SwitchedBottleneck(Bottleneck):
-    """A bottleneck named as in torchvision's checkpoints, with second norms where it is mandatory.
+    """A bottleneck named as in torchvision's checkpoints, with second norms if it is mandatory.
 
     The norm of the shortcut is not switched: it sees the images of all patterns.
 
     Args:
-        vd: shortcuts with a stride average 2x2 pixels instead of leaving three of four out (ResNet-vd).
+        vd: shortcuts with a stride average 2x2 pixels instead of dropping three out of four (ResNet-vd).
         switched: whether there are second norms.
     """
 
@@ -33,7 +33,7 @@ class SwitchedBottleneck(Bottleneck):
 
 
 class ConvNorm(Block):
-    """Convolution, norm, and ReLU6 where it is not the last of its block."""
+    """Convolution, norm and, unless it is the last of its block, ReLU6."""
 
     norms_of = (("conv_layer", "norm"),)
 
@@ -61,7 +61,7 @@ class ConvNorm(Block):
 
 
 class SwitchedInvertedResidual(nn.Module):
-    """torchvision's block, each norm in two versions where the block is mandatory: no expansion at 1, ReLU6.
+    """torchvision's block (no expansion layer at a factor of 1, ReLU6), with each norm in two versions if mandatory.
 
     Args:
         switched: whether there are second norms.
@@ -100,7 +100,7 @@ class TwoVersions(nn.Module):
 
 
 def keep_one_version(module: nn.Module, skip: bool) -> nn.Module:
-    """Leave one layer of each pair in a module, and return it: `X_skip`, under the name `X`, with `skip`; else `X`."""
+    """Keep one layer of each pair in a module, `X` or, with `skip`, `X_skip` under the name `X`. Returns the module."""
     for part in list(module.modules()):
         for name, layer in list(part.named_children()):
             if name.endswith("_skip"):

@@ -15,10 +15,10 @@ from models.trunks import MOBILENETV2_STAGES
 
 
 class SkipMobileNetV2(Embedded):
-    """MobileNetV2 as the authors of Net_RL2_dynamic wrote it, with a low-cost network inside.
+    """MobileNetV2 as the authors of Net_RL2_dynamic wrote it, with an embedded low-cost network.
 
-    All blocks are in one list, `layers`; the stages of three blocks and more can be skipped. Strides of 1 have a
-    shortcut always, through a 1x1 convolution where widths differ; ReLU, not ReLU6, but for the last of ImageNet's.
+    All blocks are in one list, `layers`; stages of three or more blocks can be skipped. Blocks of stride 1 always have
+    a shortcut, through a 1x1 convolution if widths differ; ReLU, not ReLU6, except for the last one on ImageNet.
 
     Args:
         small: for 32x32 images instead of 224x224.
@@ -37,7 +37,7 @@ class SkipMobileNetV2(Embedded):
                 stride = 1
             path = SubPath(tuple(range(count)), ())
             if count >= 3:
-                # the authors' two files round differently: 2, 2, 2, 2 blocks less on CIFAR, 1, 2, 1, 1 on ImageNet
+                # the authors' two files round differently: 2, 2, 2, 2 fewer blocks on CIFAR, 1, 2, 1, 1 on ImageNet
                 path = first_block_path(count, round(count / 2) if small else count // 2)
                 self.starts.append(len(blocks))
                 paths.append(path)
@@ -78,8 +78,8 @@ class SkipMobileNetV2(Embedded):
 class AdaptiveDepthMobileNetV2(Embedded):
     """torchvision's MobileNetV2 whose five middle stages can each skip their second sub-path.
 
-    First convolution and first block follow the first letter of a pattern, the block of 320 channels and the last
-    convolution the last letter. Without a pattern the full network runs, unlike in the authors' code.
+    The first convolution and first block follow the first letter of a pattern, the block of 320 channels and the last
+    convolution its last letter. Without a pattern the full network runs, unlike in the authors' code.
     """
 
     def __init__(self, num_classes: int):
@@ -122,7 +122,7 @@ class AdaptiveDepthMobileNetV2(Embedded):
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
     def adapt_state_dict(self, state):
-        """torchvision numbers all blocks in one row, `features.0` to `features.18`."""
+        """Also accept torchvision's names, which number all blocks consecutively, `features.0` to `features.18`."""
         if "features.18.0.weight" in state:
             state = {_from_torchvision(key): value for key, value in state.items()}
         return super().adapt_state_dict(state)
@@ -138,7 +138,7 @@ def _from_torchvision(key: str) -> str:
         return f"features.{min(number, 8)}.{('conv_layer', 'norm')[int(inside)]}.{tensor}"
     layers = 2 if number == 1 else 3
     layer, _, part = inside.partition(".")
-    if not part:  # the last convolution and its norm stand in the block itself
+    if not part:  # the last convolution and its norm belong to the block itself
         part, layer = str(int(layer) - layers + 1), str(layers - 1)
     place = {1: "1", 17: "7"}.get(number)
     if place is None:

@@ -21,16 +21,15 @@ from utils import UserError
 class Embedded(AdaptiveModel):
     """A network whose stages can leave blocks out: several networks that share most of their weights.
 
-    Its points say for each stage whether it is skipped. A skipped stage runs only some of its blocks, and some of those
-    with stand-ins for a few of their layers; nothing else is executed. A family member implements `stages`, `enter` and
-    `leave`.
+    A point says for each stage whether it is skipped. A skipped stage runs only some of its blocks, some of them with
+    stand-ins for a few of their layers; nothing else is executed. Subclasses implement `stages`, `enter` and `leave`.
     """
 
     #: what each stage runs when it is skipped
     paths: tuple[SubPath, ...] = ()
-    #: the classifier that has a stand-in which the network of all skipped stages uses, if there is one
+    #: the classifier whose stand-in the network with all stages skipped uses, if there is one
     own_classifier: str | None = None
-    #: whether the file of a network without sub-paths may be loaded
+    #: whether files of a network without sub-paths may be loaded
     from_plain = False
 
     @property
@@ -39,7 +38,7 @@ class Embedded(AdaptiveModel):
 
     @property
     def default_points(self):
-        """Of all patterns those that skip from the first stage on: TTT, TTF, TFF, FFF."""
+        """The patterns that skip stages from the first on: TTT, TTF, TFF, FFF."""
         return tuple(point for point in self.points if list(point.skip) == sorted(point.skip, reverse=True))
 
     def stages(self) -> list[Sequence[nn.Module]]:
@@ -47,11 +46,11 @@ class Embedded(AdaptiveModel):
         raise TypeError(f"{type(self).__name__} does not implement stages")
 
     def enter(self, images: Tensor, skip: bool) -> Tensor:
-        """What comes before the stages; `skip` is that of the first."""
+        """Run what comes before the stages; `skip` is that of the first stage."""
         raise TypeError(f"{type(self).__name__} does not implement enter")
 
     def leave(self, x: Tensor, skip: bool) -> Tensor:
-        """From the stages' output to logits; `skip` is that of the last stage."""
+        """Turn the stages' output into logits; `skip` is that of the last stage."""
         raise TypeError(f"{type(self).__name__} does not implement leave")
 
     def compute(self, images, point):
@@ -65,7 +64,7 @@ class Embedded(AdaptiveModel):
 
     def sweep(self, images, points):
         """Points with the same first stages share their computation, so all 16 patterns cost less than 16 passes."""
-        logits, inputs, before = {}, [], ()  # inputs[i]: what stage i reads, in the point under way
+        logits, inputs, before = {}, [], ()  # inputs[i]: what stage i reads at the current point
         stages = self.stages()
         for point in sorted(points, key=lambda point: point.skip):
             shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(point.skip, before)))
@@ -81,7 +80,7 @@ class Embedded(AdaptiveModel):
             yield logits[point], images.new_full((len(images),), macs, dtype=torch.int64)
 
     def find_point(self, name):
-        """The point called `name`; patterns may also be typed as their authors did, `True True False False`."""
+        """Find the point called `name`; patterns may also be typed like the authors', `True True False False`."""
         words = name.replace(",", " ").split()
         if words and set(words) <= {"True", "False"}:
             name = "".join(word[0] for word in words)
@@ -100,7 +99,7 @@ class Embedded(AdaptiveModel):
     # Which parts belong to one network alone
 
     def own_layers(self, low: bool) -> list[nn.Module]:
-        """Convolutions, norms and classifier that exist for each network: those of the low-cost or of the full one."""
+        """Convolutions, norms and classifier of which each network has its own: the low-cost or the full one's."""
         owners = [blocks[i] for blocks, path in zip(self.stages(), self.paths, strict=True) for i in path.switched]
         layers = []
         for owner in owners:
@@ -127,15 +126,15 @@ class Embedded(AdaptiveModel):
     # Copies
 
     def followers(self) -> list[list[nn.Module]]:
-        """For each stage the modules that are switched with it."""
+        """For each stage, the modules that are switched with it."""
         return [list(blocks) for blocks in self.stages()]
 
     def extract(self, point=None, empty=False):
-        """A copy that holds the layers of one point only."""
+        """Return a copy that holds only the layers of one point."""
         point = self.point(point)
         skip = point.skip
         model = copy.deepcopy(self)
-        model.__dict__.pop("_counts", None)  # the costs that `profile` remembers are those of the original
+        model.__dict__.pop("_counts", None)  # the cached costs are those of the original
         left_out = {
             block: nn.Identity()
             for blocks, path, skipped in zip(model.stages(), model.paths, skip, strict=True)
@@ -187,7 +186,7 @@ class Embedded(AdaptiveModel):
 
 
 def run_stage(blocks: Iterable[nn.Module], path: SubPath, x: Tensor, skip: bool) -> Tensor:
-    """One stage: all blocks, or those of the sub-path."""
+    """Run one stage: all blocks, or those of the sub-path."""
     if not skip:
         for block in blocks:
             x = block(x)

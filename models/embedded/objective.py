@@ -1,5 +1,5 @@
-"""How networks with embedded networks are trained: two networks a step or one an epoch, with or without a teacher,
-fine-tuning of what only one network has, and adaptive depth (arXiv 2312.16392)."""
+"""How networks with embedded networks are trained: two networks per step or one per epoch, with or without a teacher,
+fine-tuning what only one network has, and adaptive depth (arXiv 2312.16392)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NORM = nn.modules.batchnorm._BatchNorm
 
 
 def topk_distillation(student: Tensor, teacher: Tensor, temperature: float, top: int) -> Tensor:
-    """T^2 KL(teacher || student) at temperature T over the `top` classes that the teacher ranks first; batch mean.
+    """T^2 KL(teacher || student) at temperature T over the teacher's `top` highest-ranked classes; batch mean.
 
     Args:
         student, teacher: logits (N, classes); no gradient flows into the teacher's.
-        top: at least as many as there are classes means all.
+        top: number of classes; all of them if there are no more.
     """
     teacher = teacher.detach()
     if top < teacher.shape[1]:
@@ -37,26 +37,26 @@ def topk_distillation(student: Tensor, teacher: Tensor, temperature: float, top:
 class EmbeddedLoss(Objective):
     """Train the two networks of a `*_skip` network (Net_RL2_dynamic).
 
-    A pass is a network on a batch; its loss is cross entropy, or with a teacher
+    A pass runs one network on a batch; its loss is cross entropy or, with a teacher,
     alpha * distillation + (1 - alpha) * cross entropy. Joint training sums the gradients of both passes: the low-cost
-    network first, or with a teacher the full one first, as the authors' scripts do; norms that both use see the batch
+    network first or, with a teacher, the full one first, as in the authors' scripts; norms that both use see the batch
     twice, in that order.
 
     Args:
-        embed: joint trains both networks in every step; alternate draws one network an epoch, the low-cost one with
+        embed: joint trains both networks in every step; alternate draws one network per epoch, the low-cost one with
             probability 1/3, freezes what only the other has and makes a new optimizer; low_first trains the low-cost
             network alone, then what only the full network has; low and full train that network alone.
         low_epochs: with low_first, epochs of the low-cost network; the remaining ones train the full network.
-        finetune: freeze everything but what only the low-cost or only the full network has; give --pretrained too.
+        finetune: freeze everything except what only the low-cost or only the full network has; give --pretrained too.
             The other network's outputs stay bit-identical.
-        teacher: file or published name of a trained network that teaches; "full" lets each full pass teach the low-cost
-            pass of the same batch.
+        teacher: file or published name of a trained network that teaches; with "full", each full pass teaches the
+            low-cost pass of the same batch.
         teacher_model: name of the teacher's network, "torchvision:NAME" for one of torchvision's; by default the
-            one that its file records, or else the network that is trained.
+            one that its file records, or else the network being trained.
         kd_alpha: weight of distillation.
-        kd_alpha_full: the same in full passes, where it differs; 0 trains them by labels alone.
+        kd_alpha_full: the same in full passes, if it differs; 0 trains them by labels alone.
         kd_temp: temperature of distillation.
-        kd_topk: number of classes that are compared, those that the teacher ranks first; all if there are fewer.
+        kd_topk: number of classes to compare, those that the teacher ranks first; all if there are fewer.
         two_steps: step the optimizer after each of the two passes.
     """
 
@@ -109,7 +109,7 @@ class EmbeddedLoss(Objective):
         if self.embed == "low_first":
             return (epoch < self.low_epochs,)
         if self.embed == "alternate":
-            # its own generator, of the run's seed: an epoch's draw is the same in every process and after a resume
+            # a generator of its own with the run's seed: an epoch's draw is the same in all processes and when resumed
             generator = torch.Generator().manual_seed(self.generator.initial_seed())
             for _ in range(epoch + 1):
                 draw = torch.randint(3, (), generator=generator)
@@ -121,7 +121,7 @@ class EmbeddedLoss(Objective):
         model.requires_grad_(True)
         fresh = False
         if self.finetune:
-            if epoch == 0 and not model.bn1.running_mean.any():  # waits for the device, once in a run
+            if epoch == 0 and not model.bn1.running_mean.any():  # waits for the device, once per run
                 raise ValueError("finetune needs a network that was trained; add --pretrained=FILE")
             train_own_layers_only(model, low=self.finetune == "low")
         elif self.embed == "alternate":
@@ -136,7 +136,7 @@ class EmbeddedLoss(Objective):
         return Phase([{"params": [p for p in model.parameters() if p.requires_grad]}], fresh)
 
     def teach(self, images: Tensor) -> Tensor | None:
-        """The external teacher's logits, where there is one."""
+        """The external teacher's logits, if there is one."""
         if self.teacher is None:
             return None
         with torch.no_grad():
@@ -166,7 +166,7 @@ class EmbeddedLoss(Objective):
 
 
 class SharedEmbeddedLoss(EmbeddedLoss):
-    """The same for networks of shared bases, whose orthogonality loss enters with every pass.
+    """`EmbeddedLoss` for networks with shared bases, whose orthogonality loss is added in every pass.
 
     Args:
         lambdaR: weight of the orthogonality loss of the shared bases.
@@ -188,14 +188,14 @@ class SubPathLoss(Objective):
         loss 1 = a CE(largest, labels)
         loss 2 = (1 - a) [KD(smallest, largest) + KD of features], without labels
 
-    KD compares the 500 classes that the largest network ranks first. Patterns between the two are never trained.
+    KD compares the 500 classes that the largest network ranks first. Patterns in between are never trained.
 
     Args:
-        subpath_alpha: weight a of the largest network's cross entropy; distillation of the smallest has the rest.
+        subpath_alpha: weight a of the largest network's cross entropy; distillation of the smallest has weight 1 - a.
         subpath_temp: temperature of distillation.
-        fpn: also distil the channels of all stages but the last, averaged over space, for use under a detector.
-        norm_weight_decay: weight decay of norms, in place of --weight_decay.
-        bias_weight_decay: weight decay of biases, in place of --weight_decay.
+        fpn: also distil the channels of all stages but the last, averaged over space, for use in a detector.
+        norm_weight_decay: weight decay of norms, instead of --weight_decay.
+        bias_weight_decay: weight decay of biases, instead of --weight_decay.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class SubPathLoss(Objective):
         self.track(logits, labels, cross_entropy=cross_entropy)
         teacher, teacher_features = logits.detach(), [feature.detach() for feature in features]
         loss = self.alpha * cross_entropy + self.regulariser(network)
-        del logits, features, cross_entropy  # they hold the first graph, which is not needed beside the second
+        del logits, features, cross_entropy  # they hold the first graph, which is no longer needed
         yield loss
         del loss
         logits, features = self.split(model(images, smallest))
@@ -249,12 +249,12 @@ class SubPathLoss(Objective):
         yield (1 - self.alpha) * loss
 
     def split(self, outputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits, and the features of each stage but the last where they are asked for."""
+        """Split outputs into logits and, if requested, the features of each stage but the last."""
         return outputs if self.fpn else (outputs, ())
 
 
 class SharedSubPathLoss(SubPathLoss):
-    """Adaptive depth for networks of shared bases: the orthogonality loss enters with the largest network's loss.
+    """Adaptive depth for networks with shared bases: the orthogonality loss is added to the largest network's loss.
 
     Args:
         lambdaR: weight of the orthogonality loss of the shared bases.
@@ -273,7 +273,7 @@ class SharedSubPathLoss(SubPathLoss):
 def freeze_other(model: Embedded, low: bool) -> None:
     """Freeze what the epoch's network does not use: coefficients (or convolutions) and classifier; norms in eval mode.
 
-    Unique filters of blocks that do not run stay trainable: the orthogonality loss moves them (Net_RL2_dynamic,
+    Unique filters of blocks that do not run stay trainable, as the orthogonality loss moves them (Net_RL2_dynamic,
     freeze_highperf_model, freeze_lowperf_model).
     """
     for layer in model.own_layers(not low):
@@ -293,10 +293,10 @@ def freeze_other(model: Embedded, low: bool) -> None:
 
 
 def train_own_layers_only(model: Embedded, low: bool) -> None:
-    """Freeze everything but the layers that only one network has, so that the other does not change.
+    """Freeze everything but the layers that only one network has, so that the other network does not change.
 
-    Norms that stand in for each other, or are stood in for, take new statistics but keep weight and bias. Shared bases
-    stay frozen: the low-cost network uses each of them.
+    Norms that are stand-ins, or have stand-ins, take new statistics but keep weight and bias. Shared bases stay frozen:
+    the low-cost network uses each of them.
     """
     model.requires_grad_(False)
     for module in model.modules():

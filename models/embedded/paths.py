@@ -1,4 +1,4 @@
-"""Which blocks each of the networks in one runs."""
+"""Which blocks each of the embedded networks runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SkipPoint(Point):
     """Which stages leave blocks out.
 
     Args:
-        skip: one value a stage.
+        skip: one value per stage.
         features: also return the outputs of all stages but the last, averaged over space: (N, channels) each.
     """
 
@@ -31,7 +31,7 @@ class SubPath:
 
     Args:
         kept: indices of the blocks that run.
-        switched: those of them whose stand-ins (see `models.layers.Block`) take over.
+        switched: those whose stand-ins (see `models.layers.Block`) take over.
     """
 
     kept: tuple[int, ...]
@@ -42,7 +42,7 @@ def basis_path(count: int, pattern: Literal["middle", "half"]) -> SubPath:
     """What the low-cost network runs of a group of shared bases (Net_RL2_dynamic, resnet_skipmiddle.py, resnet.py)."""
     if pattern == "middle":
         return SubPath((0, 1, *range(2 + count // 2, count)), (1,))
-    kept = round(count / 2)  # of 5 blocks 2, as the authors' Python rounds
+    kept = round(count / 2)  # 2 of 5 blocks, as Python rounds in the authors' code
     return SubPath(tuple(range(kept)), (kept - 1,))
 
 
@@ -52,7 +52,7 @@ def first_block_path(count: int, left_out: int) -> SubPath:
 
 
 def sub_path(count: int) -> SubPath:
-    """The first half of a stage's blocks is mandatory, and has second norms for when the others are skipped."""
+    """The first half of a stage's blocks, which is mandatory and has second norms for when the others are skipped."""
     mandatory = tuple(range(min(count - 1, (count + 1) // 2)))
     return SubPath(mandatory, mandatory)
 
@@ -66,9 +66,9 @@ def patterns(stages: Sequence[Sequence[nn.Module]], paths: Sequence[SubPath], st
     """The points of an `*_ADN` network: every pattern such as TTFF, cheapest first, equal ones by name.
 
     Args:
-        strides: by how much each stage divides the resolution, needed to know what leaving a block out saves.
+        strides: the factor by which each stage divides the resolution, needed to know what leaving out a block saves.
     """
-    savings, area = [], 4 ** len(strides)  # blocks that can be left out have stride 1: one area for all of a stage
+    savings, area = [], 4 ** len(strides)  # optional blocks have stride 1: one area per stage
     for blocks, path, stride in zip(stages, paths, strides, strict=True):
         area //= stride**2
         savings.append(area * sum(_weights(block) for i, block in enumerate(blocks) if i not in path.kept))

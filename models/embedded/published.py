@@ -1,6 +1,6 @@
 """Weights that the authors of adaptive depth networks released (github.com/wchkang/depth, README).
 
-They are on Google Drive; their checksums are not known. No trained file of any `*_skip` network was released.
+They are on Google Drive; their checksums are not known. No trained `*_skip` network was released.
 """
 
 from models.published import publish

@@ -1,7 +1,7 @@
 """Residual networks with embedded networks: `*_skip` (two networks) and `*_ADN` (one for every pattern of stages).
 
-The low-cost network of a `*_skip` network has a last convolution of its own in one block of each stage; an `*_ADN`
-network (arXiv 2312.16392) shares all convolutions and has second norms only.
+The low-cost network of a `*_skip` network has its own last convolution in one block of each stage; an `*_ADN` network
+(arXiv 2312.16392) shares all convolutions and has only second norms.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class EmbeddedResNet(Embedded, ResNetTrunk):
 
     Args:
         paths: what each group runs when it is skipped.
-        skip_classifier: whether there is a second classifier `fc_skip`: "separate" is used by the low-cost network,
-            "one" is kept for the authors' checkpoints and never used, None does not exist.
+        skip_classifier: the second classifier `fc_skip`: with "separate" the low-cost network uses it; with "one" it
+            only exists for the authors' checkpoints and is never used; with None there is none.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class EmbeddedResNet(Embedded, ResNetTrunk):
 
 
 class EmbeddedBasisResNet(SharesBases, EmbeddedResNet):
-    """The same around groups that share filter bases; `compare` says what the orthogonality loss compares."""
+    """`EmbeddedResNet` with groups that share filter bases; `compare` says what the orthogonality loss compares."""
 
     def __init__(self, compare: Literal["shared", "all"], *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -67,5 +67,5 @@ class AdaptiveDepthResNet(EmbeddedResNet):
     """ResNet50_ADN and its variants for 224x224 images."""
 
     def adapt_state_dict(self, state):
-        """Files of this project's plain ResNets call `shortcut` what torchvision calls `downsample`."""
+        """Also accept this project's plain ResNets, which call `shortcut` what torchvision calls `downsample`."""
         return super().adapt_state_dict({key.replace(".shortcut.", ".downsample."): v for key, v in state.items()})

@@ -1,4 +1,4 @@
-"""Backbones of this collection and of torchvision with exits, by name."""
+"""Backbones of this collection and of torchvision, with exits, by name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from models.registry import register
 from models.training_defaults import CIFAR10_TRAINING, CIFAR100_TRAINING, ILSVRC_TRAINING
 from utils import UserError
 
-#: how a command names a network of torchvision's
+#: prefix by which commands name torchvision's networks
 TORCHVISION = "torchvision:"
-#: where the exits of a backbone are by default; those of a ResNet are behind each group of blocks but the last
+#: default places of a backbone's exits; a ResNet has them after each group of blocks but the last
 AFTER = {
     "mobilenet_v2": ("features.6", "features.10", "features.13"),
     "torchvision:mobilenet_v3_large": ("features.6", "features.10", "features.12"),
@@ -58,12 +58,13 @@ def exits(
     head_channels: tuple[int, ...] = (64, 128),
     equilibrium: bool = True,
 ) -> EarlyExits:
-    """Any network with exits behind some of its modules; start it from the backbone's weights with --pretrained.
+    """Any network with exits after some of its modules; start it from the backbone's weights with --pretrained.
 
     Args:
-        backbone: a network of this collection, or torchvision:NAME; by default ResNet32, and ResNet18 for 224 pixels.
-        after: modules behind which there is an exit; by default each group of a ResNet but the last.
-        head_channels: 3x3 convolutions of stride 2 in each exit, before its pool and its linear layer; 0 for none.
+        backbone: a network of this collection, or torchvision:NAME; by default ResNet32, or ResNet18 for 224 pixels.
+        after: modules that are followed by an exit; by default each group of a ResNet but the last.
+        head_channels: channels of the 3x3 convolutions of stride 2 in each exit, before pooling and the linear layer;
+            0 for none.
         equilibrium: rescale gradients at the exits (gradient equilibrium, arXiv 1908.06294).
     """
     backbone = backbone or ("ResNet32" if image_side == 32 else "ResNet18")
@@ -90,12 +91,12 @@ def _backbone(name: str, image_side: int, num_classes: int) -> nn.Module:
         raise UserError(f"--backbone {TORCHVISION}{name} is unknown to torchvision; try {close}", exit_code=2)
     try:
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-    except NotImplementedError:  # some work out their widths with tensors, which have no values on the meta device
+    except NotImplementedError:  # some compute their widths with tensors, which have no values on the meta device
         with torch.device("cpu"):
             network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
         return network.to(torch.get_default_device())
 
 
 def _groups(network: nn.Module) -> tuple[str, ...]:
-    """The groups of blocks of a ResNet, but for the last."""
+    """The groups of blocks of a ResNet except the last."""
     return tuple(name for name, _ in network.named_children() if re.fullmatch(r"layer\d+", name))[:-1]

@@ -1,7 +1,7 @@
-"""How the forward pass of any module is cut behind some of its modules.
+"""Cut the forward pass of any module after some of its submodules.
 
-`torch.fx` looks into the modules that contain an exit and nowhere else: all others are steps as they are, whatever they
-do inside.
+`torch.fx` traces into modules that contain an exit and nowhere else: all others are single steps, whatever they do
+inside.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from models.counting import formula
 from models.exits.steps import Attribute, Function, Method, Module, Plan, Step, Value, rebuild
 from utils import UserError
 
-#: images of the trial run: a number that no layer has as its width, so that a first dimension of it is the batch
+#: images in the trial run: a number that no layer has as its width, so that a first dimension of this size is the batch
 TRIAL = 13
 
 
 def make_plans(backbone: nn.Module, after: Sequence[str], image_shape: Sequence[int]) -> dict[bool, Plan]:
-    """How `backbone` runs in eval mode (False) and in train mode (True), with exits behind the modules `after`.
+    """Plan how `backbone` runs in eval mode (False) and in train mode (True), with exits after the modules `after`.
 
     A copy without values is traced, and run once on the meta device.
 
     Raises:
-        UserError: there is no such module, the forward pass cannot be traced up to it, or it cannot go on from there
-            with some of the images.
+        UserError: there is no such module, the forward pass cannot be traced up to it, or it cannot continue from there
+            with only some of the images.
     """
     _check_names(backbone, after)
     backbone = copy.deepcopy(backbone).to("meta")
-    # forward functions may differ by mode, as with F.dropout(x, training=self.training)
+    # the forward pass may depend on the mode, as with F.dropout(x, training=self.training)
     traced = {training: _traced(backbone.train(training), after) for training in (False, True)}
     evaluating = _plan(backbone.eval(), *traced[False], image_shape)
     same = traced[False] == traced[True]
@@ -51,7 +51,7 @@ def _plan(
     made: Mapping[str, str],
     image_shape: Sequence[int],
 ) -> Plan:
-    """The plan for what `_traced` found."""
+    """Make a plan from what `_traced` found."""
     names = [step.name for step in steps]
     order = tuple(sorted(made, key=lambda module: names.index(made[module])))
     features = (*(made[module] for module in order), logits)
@@ -78,7 +78,7 @@ def _check_names(backbone: nn.Module, after: Sequence[str]) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into the modules that contain an exit, and notes what the modules with an exit behind them make."""
+    """Trace into modules that contain an exit, and note the outputs of the modules that are followed by one."""
 
     proxy_buffer_attributes = True
 
@@ -103,13 +103,13 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(backbone: nn.Module, after: Sequence[str]) -> tuple[list[Step], str, str, dict[str, str]]:
-    """All steps; the names of the images, of the logits, and of what each module of `after` makes."""
+    """Return all steps, and the names of the images, of the logits, and of the output of each module in `after`."""
     name, tracer = type(backbone).__name__, _Tracer(backbone, after)
     _, *others = inspect.signature(backbone.forward).parameters.values()
     fixed = {one.name: one.default for one in others if one.default is not one.empty}
     try:
         graph = tracer.trace(backbone, concrete_args=fixed)
-    except Exception as error:  # it runs a forward function that anybody may have written
+    except Exception as error:  # it runs a forward function that anyone may have written
         raise UserError(
             f"{name} cannot be cut after {', '.join(after)}, because torch.fx cannot trace the forward functions "
             f"around it ({_first_line(error)}): name modules further outside",
@@ -123,7 +123,7 @@ def _traced(backbone: nn.Module, after: Sequence[str]) -> tuple[list[Step], str,
 
 
 def _made_once(results: Mapping[str, Sequence]) -> dict[str, str]:
-    """The name of what each module with an exit behind it makes."""
+    """The name of the output of each module that is followed by an exit."""
     made: dict[str, str] = {}
     for module, found in results.items():
         if len(found) != 1:
@@ -141,7 +141,7 @@ def _made_once(results: Mapping[str, Sequence]) -> dict[str, str]:
 def _steps(graph: fx.Graph, backbone: nn.Module) -> list[Step]:
     tensors = {name for name, _ in (*backbone.named_parameters(), *backbone.named_buffers())}
     steps: list[Step] = []
-    stands_for: dict[str, object] = {}  # of what is no step
+    stands_for: dict[str, object] = {}  # for what is not a step
 
     def convert(given: object) -> object:
         if isinstance(given, fx.Node):
@@ -180,7 +180,7 @@ def _target(node: fx.Node) -> Module | Method | Function | Callable:
 
 
 class _QuickShapes(TorchFunctionMode):
-    """On the meta device: gives at once what batch norms and other functions give, which torch works out in Python."""
+    """On the meta device, return at once what batch norms and others return; torch works it out in Python."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -191,11 +191,11 @@ class _QuickShapes(TorchFunctionMode):
 
 
 class _Trial:
-    """What one run on the meta device, step by step, shows of the steps.
+    """What one run on the meta device, step by step, shows about the steps.
 
     Attributes:
-        depends: of each step, names of the values that have to be made and of the steps that have to run before it.
-            A step that writes into a tensor comes behind those that read it before, and before those that do so later.
+        depends: for each step, names of the values that must exist and of the steps that must run before it. A step
+            that writes into a tensor must run after earlier readers of it and before later ones.
         overwritten: names of values that a later step writes into.
     """
 
@@ -238,7 +238,7 @@ class _Trial:
         return isinstance(value, Tensor) and value.dim() > 0 and len(value) == TRIAL
 
     def shape_behind(self, module: str, feature: str) -> tuple[int, ...]:
-        """Of what a module makes of one image, for the head of an exit. Raises UserError where it suits none."""
+        """Shape of a module's output for one image, for the head of an exit. Raises UserError if none can read it."""
         value = self.values[feature]
         if not self.is_per_image(feature) or value.dim() not in (2, 3, 4):
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -266,13 +266,13 @@ def _needed(steps: Sequence[Step], features: Sequence[str], depends: Mapping[str
     for number, feature in enumerate(features, start=1):
         exits[feature].add(number)
     for step in reversed(steps):
-        for name in depends[step.name] & exits.keys():  # but for the images
+        for name in depends[step.name] & exits.keys():  # except for the images
             exits[name] |= exits[step.name]
     return [replace(step, exits=frozenset(exits[step.name])) for step in steps if exits[step.name]]
 
 
 def _check_crossings(steps: Sequence[Step], order: Sequence[str], trial: _Trial) -> None:
-    """Raise UserError where a later exit reads what cannot be had for some of the images, such as their number."""
+    """Raise UserError if a later exit reads what does not exist for a part of the images, such as their number."""
     exits = {step.name: step.exits for step in steps}
     for step in steps:
         for name in step.reads & exits.keys() & trial.from_images:

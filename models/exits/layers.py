@@ -1,4 +1,4 @@
-"""The classifier behind a module of a backbone."""
+"""The classifier after a module of a backbone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Head(nn.Module):
     """3x3 convolutions of stride 2, a global average pool, and a linear layer.
 
     Args:
-        shape: of what it reads of one image: (C, H, W), (tokens, C) or (C,).
-        channels: of the convolutions, each with a batch norm and a ReLU; a map (C, H, W) only has them.
+        shape: shape of its input for one image: (C, H, W), (tokens, C) or (C,).
+        channels: channels of the convolutions, each with a batch norm and a ReLU; used only for maps (C, H, W).
     """
 
     def __init__(self, shape: Sequence[int], channels: Sequence[int], num_classes: int):

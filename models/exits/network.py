@@ -1,4 +1,4 @@
-"""Any backbone as a network with exits: classifiers behind some of its modules, the backbone's own at the end."""
+"""Any backbone as a network with exits: classifiers after some of its modules, and its own at the end."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from utils import UserError
 
 
 class EarlyExits(MultiExit):
-    """A backbone with classifiers behind some of its modules.
+    """A backbone with classifiers after some of its modules.
 
     The points are `exit1`, `exit2` ... in the order in which the backbone runs; the last one is the backbone itself.
     A state dict has the weights of the backbone under `backbone.`, those of the new classifiers under `exits.1.` ...
 
     Args:
         backbone: returns logits (N, classes) for images (N, C, H, W). It is not copied.
-        after: names of modules, as `backbone.named_modules()` has them, in any order.
-        head_channels: of 3x3 convolutions of stride 2 at the beginning of each new classifier.
-        equilibrium: rescale gradients at the exits (gradient equilibrium, arXiv 1908.06294, section 3.1): of the
-            gradient that reaches the map of exit i of K, its own classifier and each later one give 1/(K-i+1).
+        after: names of modules, as in `backbone.named_modules()`, in any order.
+        head_channels: channels of 3x3 convolutions of stride 2 at the beginning of each new classifier.
+        equilibrium: rescale gradients at the exits (gradient equilibrium, arXiv 1908.06294, section 3.1): exit i of K
+            and each later one contribute 1/(K-i+1) of the gradient that reaches the map of exit i.
         image_shape: (channels, height, width) of an image.
 
     Raises:
-        UserError: an exit cannot be placed there, or costs more than the one behind it.
+        UserError: an exit cannot be placed there, or costs more than the next one.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class EarlyExits(MultiExit):
         self._check_costs()
 
     def _check_costs(self) -> None:
-        """Exits must stand cheapest first: a large map makes the convolutions of a classifier dear."""
+        """Check that exits are cheapest first: on a large map, the convolutions of a classifier are expensive."""
         costs = [profile.count_macs(self, self.image_shape, point) for point in self.points]
         for place, (cheaper, dearer) in enumerate(itertools.pairwise(costs), start=1):
             if cheaper > dearer:
@@ -73,10 +73,10 @@ class EarlyExits(MultiExit):
         return x if exit == self.num_exits else self.exits[str(exit)](x), None
 
     def fold(self, batches=()):
-        """A copy for inference, with batch norms folded into the convolutions before them.
+        """Return a copy for inference, with batch norms folded into the convolutions before them.
 
         Raises:
-            ValueError: an exit reads what comes out of a convolution, before the batch norm behind it.
+            ValueError: an exit reads the output of a convolution before its batch norm.
         """
         for name in self.plans[False].order:
             if isinstance(self.backbone.get_submodule(name), nn.modules.conv._ConvNd):
@@ -86,7 +86,7 @@ class EarlyExits(MultiExit):
         return folded_copy(self)
 
     def adapt_state_dict(self, state):
-        """Also take the weights of a backbone alone, such as torchvision's: the new classifiers keep their own."""
+        """Also accept the weights of a backbone alone, such as torchvision's: the new classifiers keep their own."""
         if {key.partition(".")[0] for key in state} <= {"backbone", "exits"}:
             return state
         warnings.warn("these are weights of a backbone alone: the exits start untrained", stacklevel=2)
@@ -104,7 +104,7 @@ def early_exits(
     equilibrium: bool = True,
     image_shape: Sequence[int] = (3, 224, 224),
 ) -> EarlyExits:
-    """Put classifiers behind named modules of any network that returns logits; arguments and errors of `EarlyExits`.
+    """Put classifiers after named modules of any network that returns logits; arguments and errors as for `EarlyExits`.
 
     model = early_exits(torchvision.models.resnet18(weights="DEFAULT"), after=["layer1", "layer2", "layer3"])
     logits, macs = model.eval().infer(images, "exit2")

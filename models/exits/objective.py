@@ -15,8 +15,8 @@ class ExitLoss(Objective):
 
     Args:
         distillation: weight of the distillation from the last exit, 0 to 1.
-        temperature: of the distillation.
-        freeze_backbone: train the new classifiers only; the backbone stays as it is, statistics of batch norms too.
+        temperature: temperature of the distillation.
+        freeze_backbone: train only the new classifiers; the backbone and its batch-norm statistics stay unchanged.
     """
 
     def __init__(self, distillation: float = 0.0, temperature: float = 3.0, freeze_backbone: bool = False):

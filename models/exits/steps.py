@@ -1,7 +1,7 @@
 """The forward pass of a backbone as a list of steps, and how it is run from exit to exit.
 
-The steps hold no module and no tensor, only names in the backbone, so that copies, replicas and folded networks run
-their own.
+Steps hold neither modules nor tensors, only their names in the backbone, so that copies, replicas and folded networks
+run their own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.multi_exit import Walk
 
 @dataclass(frozen=True)
 class Value:
-    """Stands for what an earlier step made."""
+    """Stands for the output of an earlier step."""
 
     name: str
 
@@ -39,7 +39,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Method:
-    """A method to call of the first argument."""
+    """A method of the first argument to call."""
 
     name: str
 
@@ -57,14 +57,14 @@ class Step:
     """One call of the forward pass.
 
     Args:
-        name: of what it makes.
+        name: name of its output.
         target: what is called.
-        args, kwargs: of the call; `Value` and `Attribute` stand for tensors in them.
+        args, kwargs: arguments of the call, in which `Value` and `Attribute` stand for tensors.
         exits: numbers of the exits that need it, from 1.
 
     Attributes:
-        reads: names of what it is made of.
-        is_simple: whether only its positional arguments themselves are to be filled in, as in most steps.
+        reads: names of the values it reads.
+        is_simple: whether only its positional arguments themselves need to be filled in, as in most steps.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Step:
 
 
 def fill(given: object, backbone: nn.Module, values: Mapping[str, object]) -> object:
-    """The arguments of a call, with tensors for what stands for them."""
+    """Return the arguments of a call, with tensors in place of what stands for them."""
     if isinstance(given, Value):
         return values[given.name]
     if isinstance(given, Attribute):
@@ -106,7 +106,7 @@ def fill(given: object, backbone: nn.Module, values: Mapping[str, object]) -> ob
 
 
 def rebuild(given: object, function: Callable) -> object:
-    """The same container with `function` of each of its parts; what is no container is returned itself."""
+    """Return the same container with `function` applied to each part; anything else is returned as it is."""
     if isinstance(given, (tuple, list)):
         made = [function(part) for part in given]
         if isinstance(given, list):
@@ -120,7 +120,7 @@ def rebuild(given: object, function: Callable) -> object:
 
 
 def parts(given: object) -> list[object]:
-    """What lies in nested containers."""
+    """Return everything in nested containers."""
     found: list[object] = []
 
     def look(part: object) -> object:
@@ -132,7 +132,7 @@ def parts(given: object) -> list[object]:
 
 
 def _get(backbone: nn.Module, path: str) -> object:
-    """The module, parameter or buffer of this name."""
+    """Return the module, parameter or buffer of this name."""
     found = backbone
     for name in path.split("."):
         found = getattr(found, name)
@@ -141,13 +141,13 @@ def _get(backbone: nn.Module, path: str) -> object:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a forward pass, in order, and what the heads read of them.
+    """The steps of a forward pass, in order, and what the heads read from them.
 
     Args:
         images: name of the images among the values.
-        order: the modules behind which the exits are, first exit first.
+        order: the modules that are followed by an exit, first exit first.
         features: name of what each exit's head reads; the last one is the backbone's logits.
-        shapes: of those for one image, such as (64, 8, 8).
+        shapes: shapes of the features for one image, such as (64, 8, 8).
         shared: names of the values that are the same for all images.
     """
 
@@ -160,7 +160,7 @@ class Plan:
     _segments: dict[tuple[int, ...], Segment] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def segment(self, exits: tuple[int, ...]) -> Segment:
-        """What is left to do for the last of these exits behind the others: worked out once."""
+        """Return what is left to do for the last of these exits after the others; cached."""
         if exits not in self._segments:
             *before, exit = exits
             left = [
@@ -180,7 +180,7 @@ class Segment(NamedTuple):
     """The steps to an exit.
 
     Args:
-        calls: each step, and the names of the values that nothing reads after it.
+        calls: each step, and the names of the values that nothing reads afterwards.
         later: names of the values that later exits need.
     """
 
@@ -189,14 +189,14 @@ class Segment(NamedTuple):
 
 
 class StepWalk(Walk):
-    """A forward pass through a backbone that stops behind the modules of a plan.
+    """A forward pass through a backbone that stops after the modules of a plan.
 
-    What an exit does not need is not run, and what no later exit reads is not kept.
+    Only what an exit needs is run, and only what a later exit reads is kept.
     """
 
     def __init__(self, backbone: nn.Module, plan: Plan, images: Tensor):
         self.backbone, self.plan = backbone, plan
-        self.exits: tuple[int, ...] = ()  # that it has been to
+        self.exits: tuple[int, ...] = ()  # already visited
         self.values: dict[str, object] = {plan.images: images}
         self.feature = plan.images
 
@@ -212,7 +212,7 @@ class StepWalk(Walk):
         return [name for name in self.values if name not in self.plan.shared]
 
     def to(self, exit):
-        """What the module with that exit made; at the last exit the backbone's logits."""
+        """Return the output of the module before that exit; at the last exit, the backbone's logits."""
         self.exits = (*self.exits, exit)
         self.feature = self.plan.features[exit - 1]
         segment = self.plan.segment(self.exits)
@@ -225,5 +225,5 @@ class StepWalk(Walk):
         return feature
 
     def replace(self, x):
-        if self.feature in self.values:  # where a later exit reads it
+        if self.feature in self.values:  # if a later exit reads it
             self.values[self.feature] = x

@@ -1,4 +1,4 @@
-"""Multi-scale dense networks: anytime prediction, budgeted prediction, and IMTA's way of training them."""
+"""Multi-scale dense networks: anytime prediction, budgeted prediction, and training with IMTA."""
 
 from models.msdnet import builders, published
 

@@ -1,7 +1,7 @@
-"""What the authors' counter would report, for the published tables.
+"""What the authors' counter reports, for the published tables.
 
-It counts one image in forward order: a convolution k*k*cin*cout*hout*wout/groups without its bias, a ReLU its elements,
-a pooling k*k per output element, a linear layer its weights and biases, a batch norm nothing.
+It counts one image in forward order: a convolution as k*k*cin*cout*hout*wout/groups without its bias, a ReLU as its
+elements, pooling as k*k per output element, a linear layer as its weights and biases, a batch norm as nothing.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from models.counting import CallCounter
 
 @dataclass(frozen=True)
 class Cost:
-    """What an exit costs by the authors' counter.
+    """The cost of an exit by the authors' counter.
 
     Args:
-        total: multiply-accumulates up to and including the exit's linear layer, all earlier heads and all maps of its
-            block with it, needed or not: the published column.
+        total: multiply-accumulates up to and including the exit's linear layer, with all earlier heads and all maps of
+            its block, needed or not: the published column.
         single: only what this exit's logits depend on.
-        together: only what this and all earlier exits' logits depend on.
-        params: parameters of the modules that `total` has run.
+        together: only what the logits of this and all earlier exits depend on.
+        params: parameters of the modules that `total` covers.
     """
 
     total: int
@@ -37,7 +37,7 @@ class Cost:
 
 
 def authors_costs(model, shape: Sequence[int] | None = None) -> list[Cost]:
-    """The cost of every exit of a `MultiExit`; runs a copy on the meta device, without data or arithmetic.
+    """Return the cost of every exit of a `MultiExit`, by running a copy on the meta device, without data or arithmetic.
 
     Args:
         shape: (channels, height, width) of an image; by default what the network is made for.
@@ -57,7 +57,7 @@ def authors_costs(model, shape: Sequence[int] | None = None) -> list[Cost]:
 
 
 def published_total(model, shape: Sequence[int], exit: int) -> int:
-    """What the authors print as the cost of an exit: `Cost.total`."""
+    """Return what the authors print as the cost of an exit: `Cost.total`."""
     *_, (total, _) = itertools.islice(_totals(*_prepare(model, shape)), exit)
     return total
 
@@ -68,11 +68,11 @@ def _prepare(model, shape: Sequence[int] | None):
 
 
 class _Counter:
-    """Running totals over the modules that a network calls."""
+    """Running totals of the modules that a network calls."""
 
     def __init__(self, model: nn.Module):
         self.macs = self.params = 0
-        self.quickly = CallCounter()  # a context in which shapes are found without much of torch's Python
+        self.quickly = CallCounter()  # a context that finds shapes with little of torch's Python
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(self._add)
@@ -90,7 +90,7 @@ class _Counter:
 
 
 def _totals(model, images: Tensor, counter: _Counter) -> Iterator[tuple[int, int]]:
-    """MACs and parameters behind every exit, run without lazy evaluation as the authors' networks do."""
+    """MACs and parameters up to every exit, without lazy evaluation, as in the authors' networks."""
     trunk = model.trunk
     with counter.quickly:
         maps, carry = trunk.stem(images), None

@@ -1,6 +1,6 @@
 """Layers of multi-scale dense networks (Huang et al., arXiv 1703.09844, figures 2 and 4).
 
-Maps are kept one per scale, finest first; a scale that has ended, or is not needed, is None.
+There is one map per scale, finest first; that of a scale that has ended, or is not needed, is None.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ConvUnit(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """A 3x3 convolution unit, behind a bottleneck (a 1x1 one of `middle` channels) where that is not None."""
+    """A 3x3 convolution unit, after a bottleneck (a 1x1 unit of `middle` channels) unless `middle` is None."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, middle: int | None):
         super().__init__()
@@ -38,20 +38,20 @@ class ConvBN(nn.Module):
         self.net = nn.Sequential(*bottleneck, *ConvUnit(middle or inputs, outputs, stride=stride).net)
 
     def narrow(self, x: Tensor) -> Tensor:
-        """The bottleneck's part; `x` itself where there is none."""
+        """Run the bottleneck; returns `x` itself if there is none."""
         for module in itertools.islice(self.net, self.first):
             x = module(x)
         return x
 
     def grow(self, x: Tensor) -> Tensor:
-        """The 3x3 unit's part."""
+        """Run the 3x3 unit."""
         for module in itertools.islice(self.net, self.first, None):
             x = module(x)
         return x
 
 
 def narrow_together(x: Tensor, units: Sequence[ConvBN]) -> list[Tensor]:
-    """`ConvBN.narrow` of units that read the same map, in one convolution: they have few channels each."""
+    """Run `ConvBN.narrow` of units that read the same map in one convolution, as each has few channels."""
     convs = [unit.net[0] for unit in units]
     y = F.conv2d(x, torch.cat([conv.weight for conv in convs]))
     parts = y.split([conv.out_channels for conv in convs], dim=1)
@@ -59,7 +59,7 @@ def narrow_together(x: Tensor, units: Sequence[ConvBN]) -> list[Tensor]:
 
 
 class Growth(nn.Module):
-    """What adds new channels to one scale: from its own map, and from the next finer one if there is one."""
+    """Adds new channels to one scale: from its own map, and from that of the next finer scale if there is one."""
 
     def __init__(self, layout: Layout, width: int, scale: int, from_finer: bool):
         super().__init__()
@@ -77,7 +77,7 @@ class Growth(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """A dense layer over all living scales; the one that drops a scale reads it for the last time.
+    """A dense layer over all living scales; the layer that drops a scale still reads it.
 
     A map has two users: the growth of its own scale, and that of the next coarser one. Subclasses implement both.
 
@@ -91,15 +91,15 @@ class DenseLayer(nn.Module):
         self.finest_in, self.finest = finest_in, finest
 
     def narrow(self, scale: int, x: Tensor, own: bool, coarser: bool) -> tuple[Tensor | None, Tensor | None]:
-        """The bottlenecks of a map's users; None for one that is not due."""
+        """Run the bottlenecks of a map's users; None for a user that is not due."""
         raise TypeError(f"{type(self).__name__} does not implement narrow")
 
     def grow(self, scale: int, own: Tensor, finer: Tensor | None) -> list[Tensor]:
-        """New channels of a scale, from what the bottlenecks made of its own map and of the next finer one."""
+        """Return the new channels of a scale, given the bottlenecks' outputs for its own map and the next finer one."""
         raise TypeError(f"{type(self).__name__} does not implement grow")
 
     def advance(self, maps: list[Tensor | None], scales: range) -> None:
-        """Put some scales' maps behind this layer in the place of those before it, coarse scales first."""
+        """Replace the maps of some scales before this layer by those after it, coarse scales first."""
         own, _ = self.narrow(scales[0], maps[scales[0]], own=True, coarser=False)
         for scale in scales:
             finer = next_own = None
@@ -112,7 +112,7 @@ class DenseLayer(nn.Module):
 
 
 class Layer(DenseLayer):
-    """A dense layer as it is trained."""
+    """A dense layer in the form that is trained."""
 
     def __init__(self, layout: Layout, part: Part):
         super().__init__(part.finest_in, part.finest_out)
@@ -157,22 +157,22 @@ class Bottlenecks(nn.Module):
         self.bias = nn.Parameter(torch.cat([conv.bias for conv in convs]), requires_grad=False)
 
     def forward(self, x: Tensor, own: bool, coarser: bool) -> tuple[Tensor | None, Tensor | None]:
-        """What its users read, in one convolution; None for a user that is not due."""
+        """Return what the users read, from one convolution; None for a user that is not due."""
         rows = slice(0 if own else self.own_channels, None if coarser else self.own_channels)
         y = F.conv2d(x, self.weight[rows], self.bias[rows])
         if own and coarser:
-            return F.relu(y[:, : self.own_channels]), F.relu(y[:, self.own_channels :])  # relu packs the halves, too
+            return F.relu(y[:, : self.own_channels]), F.relu(y[:, self.own_channels :])  # relu also packs the halves
         return (F.relu_(y), None) if own else (None, F.relu_(y))
 
 
 class FoldedLayer(DenseLayer):
-    """A `Layer` with its batch norms folded; the two bottlenecks on a map are one convolution where both are due."""
+    """A `Layer` with its batch norms folded; if both bottlenecks on a map are due, they are one convolution."""
 
     def __init__(self, layer: Layer):
         super().__init__(layer.finest_in, layer.finest)
         own = [_fold(growth.conv_normal) for growth in layer.layers]
         down = [_fold(growth.conv_down) for growth in layer.layers if hasattr(growth, "conv_down")]
-        unread = [None] * (self.finest - self.finest_in)  # a scale that ends here has no growth of its own
+        unread = [None] * (self.finest - self.finest_in)  # a scale that ends here does not grow
         self.bottlenecks = nn.ModuleList(
             Bottlenecks(mine and mine[0], coarser and coarser[0])
             for mine, coarser in itertools.zip_longest(unread + own, down)
@@ -189,12 +189,12 @@ class FoldedLayer(DenseLayer):
 
 
 def _fold(unit: ConvBN) -> list[nn.Conv2d]:
-    """The two convolutions of a bottlenecked unit, with the batch norms in them."""
+    """The two convolutions of a unit with a bottleneck, with the batch norms folded in."""
     return [fuse_conv_bn_eval(unit.net[i], unit.net[i + 1]) for i in (0, 3)]
 
 
 class Transition(nn.Module):
-    """A 1x1 convolution unit per living scale that narrows its map."""
+    """A 1x1 convolution unit for each living scale, which narrows its map."""
 
     def __init__(self, layout: Layout, part: Part):
         super().__init__()
@@ -205,13 +205,13 @@ class Transition(nn.Module):
         )
 
     def advance(self, maps: list[Tensor | None], scales: range) -> None:
-        """Put some scales' maps behind this transition in the place of those before it."""
+        """Replace the maps of some scales before this transition by those after it."""
         for scale in scales:
             maps[scale] = self.m[scale - self.finest](maps[scale])
 
 
 class Stem(nn.Module):
-    """From the image to a map per scale; each scale but the first is made from the one before."""
+    """From the image to a map per scale; each scale but the first is computed from the previous one."""
 
     def __init__(self, layout: Layout, large_images: bool):
         super().__init__()

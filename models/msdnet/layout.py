@@ -1,4 +1,4 @@
-"""Numbers of a multi-scale dense network: which scales live where, how wide they are, what each exit needs.
+"""The layout of a multi-scale dense network: which scales live where, how wide they are, what each exit needs.
 
 Scales are counted from 0, the finest; layers from 1 over the whole network; exits from 1 (Huang et al.,
 arXiv 1703.09844).
@@ -9,18 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-#: more than this is a mistake
+#: more layers than this must be a mistake
 MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
 class Part:
-    """One module of a block: a dense layer or the transition behind it.
+    """One module of a block: a dense layer or the transition after it.
 
     Args:
         kind: "layer" or "transition".
         width: channels of scale s before it, in units of grFactor[s]; `new_width` after it.
-        finest_in, finest_out: the finest scale that it reads and writes; all coarser ones are read and written too.
+        finest_in, finest_out: the finest scales that it reads and writes; it reads and writes all coarser ones too.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Layout:
     """The shape of a network. Arguments are the published flags.
 
     Raises:
-        ValueError: the numbers contradict each other; one sentence says which and what to do.
+        ValueError: the numbers contradict each other; the message says which and what to do.
     """
 
     nBlocks: int
@@ -89,7 +89,7 @@ class Layout:
 
     @property
     def block_layers(self) -> list[int]:
-        """Layers of each block."""
+        """Number of layers in each block."""
         grown = self.stepmode == "lin_grow"
         return [self.base] + [self.step * block + 1 if grown else self.step for block in range(1, self.nBlocks)]
 
@@ -98,7 +98,7 @@ class Layout:
         return sum(self.block_layers)
 
     def _finest(self, layer: int) -> int:
-        """The finest scale that lives behind a layer (behind the stem for layer 0)."""
+        """The finest scale that lives after a layer (after the stem for layer 0)."""
         if layer == 0:
             return 0
         if self.prune == "min":
@@ -136,19 +136,19 @@ class Layout:
 
     @cached_property
     def ends(self) -> list[int]:
-        """How many parts lie before each exit."""
+        """Number of parts before each exit."""
         counts = [len(block) for block in self.blocks]
         return [sum(counts[:exit]) for exit in range(1, self.nBlocks + 1)]
 
     def exit_width(self, exit: int) -> int:
-        """Channels of the coarsest map that an exit reads."""
+        """Number of channels of the coarsest map, which an exit reads."""
         return self.blocks[exit - 1][-1].new_width * self.grFactor[-1]
 
     def needed(self, exit: int) -> list[int]:
-        """The finest scale of every part's output that an exit depends on (lazy evaluation).
+        """For every part, the finest scale of its output that an exit depends on (lazy evaluation).
 
-        An exit reads the coarsest map alone; a layer's map at one scale depends on the maps of that scale and of the
-        next finer one before it. A part behind the exit has `scales`: nothing of it is needed.
+        An exit reads only the coarsest map; a layer's map at one scale depends on the previous maps at that scale and
+        at the next finer one. For a part after the exit it is `scales`: nothing of it is needed.
         """
         finest = [self.scales] * len(self.parts)
         want = self.scales - 1
@@ -161,10 +161,10 @@ class Layout:
 
     @cached_property
     def steps(self) -> dict[tuple[int, int], list[tuple[int, range]]]:
-        """What an exit needs beyond what an earlier one (0: only the stem) has computed: parts and their scales.
+        """Parts and their scales that an exit needs beyond what an earlier one (0: only the stem) has computed.
 
-        In this order a single map per scale has to be kept: a part computes coarse scales first, so that each still
-        finds the next finer scale's map from before the part.
+        In this order, a single map per scale is enough: a part computes coarse scales first, so that each still finds
+        the map of the next finer scale from before the part.
         """
         nothing = [self.scales] * len(self.parts)
         done = {reached: self.needed(reached) if reached else nothing for reached in range(self.nBlocks)}

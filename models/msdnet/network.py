@@ -20,12 +20,12 @@ SCALES = {32: 3, 224: 4}
 
 
 class MSDNet(MultiScaleExits):
-    """A multi-scale dense network: one classifier behind each block of layers.
+    """A multi-scale dense network with a classifier after each block of layers.
 
     Args:
-        image_side: 32 for CIFAR, 224 for ImageNet, whose stem and heads differ.
+        image_side: 32 for CIFAR, 224 for ImageNet; stem and heads differ.
         equilibrium: rescale gradients at the exits (IMTA, gradient equilibrium); the forward pass stays the same.
-        he_init: He-normal weights, as the Lua original; the PyTorch originals in effect have PyTorch's defaults.
+        he_init: He-normal weights as in the Lua original; the PyTorch originals effectively use PyTorch's defaults.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MSDNet(MultiScaleExits):
                 nn.init.zeros_(module.bias)
 
     def _freeze_unused(self) -> None:
-        """Some depths leave fine maps that no exit reads; their weights exist for the authors' checkpoints only."""
+        """Freeze fine maps that no exit reads at some depths; their weights exist for the authors' checkpoints only."""
         for part, module, needed in zip(self.layout.parts, self.parts, self.layout.needed(self.num_exits), strict=True):
             for unused in next(module.children())[: needed - part.finest_out]:
                 unused.requires_grad_(False)
@@ -81,12 +81,12 @@ class MSDNet(MultiScaleExits):
 
 
 class IMTAMSDNet(MultiScaleExits):
-    """New heads on a frozen MSDNet, each helped by the logits of the one before (ISC, arXiv 1908.06294).
+    """New heads on a frozen MSDNet, each helped by the logits of the previous one (ISC, arXiv 1908.06294).
 
     Args:
         backbone: trained with gradient equilibrium; its parameters are frozen here.
-        isc_cut: keep a later exit's loss from training earlier heads, one reading of the paper; the released code
-            lets it through.
+        isc_cut: do not let the losses of later exits train earlier heads, which is one reading of the paper; the
+            released code lets them.
     """
 
     heads_depend = True
@@ -94,7 +94,7 @@ class IMTAMSDNet(MultiScaleExits):
     def __init__(self, backbone: MSDNet, num_classes: int, isc_cut: bool = False):
         super().__init__(backbone.num_exits, backbone.image_shape)
         self.isc_cut = isc_cut
-        # the authors' checkpoints name it net.module., because their backbone was saved in a wrapper
+        # net.module. in the authors' checkpoints, because their backbone was saved inside a wrapper
         self.net = nn.ModuleDict({"module": backbone.requires_grad_(False)})
         widths = [head.linear.in_features for head in backbone.classifier]
         self.classifier = nn.ModuleList(
@@ -114,18 +114,18 @@ class IMTAMSDNet(MultiScaleExits):
         return logits, logits
 
     def _classify(self, exit: int, features: Tensor, before: Tensor | None) -> Tensor:
-        """Logits of an exit, given the logits of the exit before."""
+        """Logits of an exit, given the logits of the previous exit."""
         if before is not None:
             embedded = self.isc_modules[exit - 2](before.detach() if self.isc_cut else before)
             features = torch.cat([features, embedded], dim=1)
         return self.classifier[exit - 1](features)
 
     def compute(self, images, point):
-        """In train mode the logits of all exits and, behind them, those of the backbone's own last exit."""
+        """In train mode, the logits of all exits, followed by those of the backbone's own last exit."""
         if not self.training:
             return super().compute(images, point)
         features, trunk = [], self.trunk
-        # the frozen backbone is in train mode too: it normalises with the batch, and its statistics move
+        # the frozen backbone is in train mode too: it normalises with batch statistics, and its running ones move
         with torch.no_grad():
             walk = ScaleWalk(trunk, images)
             for exit in range(1, self.num_exits + 1):

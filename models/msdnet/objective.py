@@ -1,4 +1,4 @@
-"""How multi-scale dense networks are trained: a sum over exits, and one-for-all distillation (arXiv 1908.06294)."""
+"""How multi-scale dense networks are trained: a sum over exits, or one-for-all distillation (arXiv 1908.06294)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class OneForAll(Objective):
     Args:
         T: temperature of teacher and exits (the authors pass 1 on ImageNet).
         gamma: weight of the distillation, 0 to 1 (the authors pass 0.1 on ImageNet).
-        kl_mean: what a KL term is averaged over: elements (all images and classes, as the authors' code), or images
-            (the textbook's, larger by the number of classes).
+        kl_mean: what a KL term is averaged over: elements (all images and classes, as in the authors' code), or images
+            (as in textbooks; larger by a factor of the number of classes).
     """
 
     def __init__(self, T: float = 3.0, gamma: float = 0.9, kl_mean: Literal["elements", "images"] = "elements"):

@@ -1,7 +1,7 @@
 """Weights that the authors of MSDNet released (github.com/kalviny/MSDNet-PyTorch, README).
 
 They are in a Dropbox folder that only a browser can open, and their sha256 are not known. Put the folder's `index.pth`
-beside them: it says which training images were held out, which budgets need.
+beside them: it says which training images were held out, and budgets need those.
 """
 
 from models.published import publish

@@ -1,4 +1,4 @@
-"""How a forward pass goes through a multi-scale dense network: from exit to exit, with the scales that each needs."""
+"""The forward pass through a multi-scale dense network, from exit to exit, with the scales that each needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ScaleWalk(Walk):
         self.maps = trunk.stem(images)
 
     def to(self, exit):
-        """The coarsest map."""
+        """Go on to an exit, and return the coarsest map."""
         for i, scales in self.steps[self.reached, exit]:
             self.parts[i].advance(self.maps, scales)
         self.reached = exit
@@ -29,11 +29,11 @@ class ScaleWalk(Walk):
 
 
 class MultiScaleExits(MultiExit):
-    """A network with exits that walks the layers of an MSDNet. Subclasses implement `trunk` and `head`."""
+    """A network with exits that walks through the layers of an MSDNet. Subclasses implement `trunk` and `head`."""
 
     @property
     def trunk(self):
-        """The MSDNet whose layers are walked."""
+        """The MSDNet whose layers are run."""
         raise TypeError(f"{type(self).__name__} does not implement trunk")
 
     def start_walk(self, images):
@@ -44,7 +44,7 @@ class MultiScaleExits(MultiExit):
         return folded_copy(self).to(memory_format=torch.channels_last)
 
     def authors_macs(self, shape, point):
-        """As the tables of this family count an exit (see `counting`); they have no other points."""
+        """Count an exit as the tables of this family do (see `counting`); they have no other points."""
         if isinstance(point, Exit):
             return counting.published_total(self, shape, point.exit)
         return super().authors_macs(shape, point)

@@ -1,8 +1,8 @@
-"""Networks of one cost: the baselines of every table."""
+"""Networks with a single cost: the baselines of every table."""
 
 from models.plain import builders
 
 __all__ = ["builders"]
 
-#: what the other families are compared with; `registry.baselines` finds it here
+#: the other families are compared with this one; read by `registry.baselines`
 BASELINE = True

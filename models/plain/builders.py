@@ -1,7 +1,8 @@
 """Plain networks: ResNets, ResNeXts (arXiv 1611.05431), DenseNet-121 (arXiv 1608.06993) and MobileNetV2.
 
 ResNets have three groups of blocks for CIFAR (ResNet20 to 1202) or four for CIFAR-100 and ImageNet (ResNet18 to 101).
-MobileNetV2 is as the authors of shared bases wrote it, the baseline of their MobileNets; mobilenet_v2 is torchvision's.
+MobileNetV2 is the version by the authors of shared bases, the baseline of their MobileNets; mobilenet_v2 is
+torchvision's.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ def resnet_ilsvrc(num_classes: int, blocks: tuple[int, ...], bottleneck: bool) -
 
 @register("ResNet50_pool", ("cifar100",), defaults=DMNN_CIFAR_TRAINING)
 def resnet_pool_cifar(num_classes: int) -> ResNetTrunk:
-    """ResNet-50 for 32x32 images with a max-pool behind the first convolution: the baseline of DMNN (arXiv 1902.10949).
+    """ResNet-50 for 32x32 images with a max-pool after the first convolution: the baseline of DMNN (arXiv 1902.10949).
 
-    The paper states its cost and error only; this is the network of that cost with the blocks of its DMNN-50.
+    The paper only states its cost and error; this is the network of that cost with the blocks of its DMNN-50.
     """
     return _four_groups("3x3-pool", num_classes, (3, 4, 6, 3), bottleneck=True)
 
@@ -80,7 +81,7 @@ def resnet_pool_cifar(num_classes: int) -> ResNetTrunk:
     defaults=DMNN_ILSVRC_TRAINING,
 )
 def resnext_ilsvrc(num_classes: int, blocks: tuple[int, ...], groups: int, width: int) -> ResNetTrunk:
-    """ResNeXt for 224x224 images (arXiv 1611.05431), of few groups: baselines of DMNN (arXiv 1902.10949, table 1)."""
+    """ResNeXt for 224x224 images (arXiv 1611.05431) with few groups: baselines of DMNN (arXiv 1902.10949, table 1)."""
     return _four_groups("7x7", num_classes, blocks, bottleneck=True, groups=groups, width_per_group=width)
 
 
@@ -92,7 +93,7 @@ def _four_groups(
     groups: int = 1,
     width_per_group: int = 64,
 ) -> ResNetTrunk:
-    """Groups of 64 to 512 channels; `groups` and `width_per_group` as torchvision has them, for bottlenecks."""
+    """Groups of 64 to 512 channels; `groups` and `width_per_group` as in torchvision, for bottlenecks."""
     expansion = Bottleneck.expansion if bottleneck else 1
 
     def block(in_channels: int, channels: int, stride: int = 1) -> nn.Module:
@@ -150,14 +151,14 @@ def mobilenetv2_ilsvrc(num_classes: int, relu6: bool = False) -> MobileNetV2Trun
     """MobileNetV2 for 224x224 images, with biases in its first and last convolution.
 
     Args:
-        relu6: clip at 6 within the blocks too, as torchvision's network does; its weights switch this on.
+        relu6: clip at 6 inside the blocks too, as torchvision does; its weights switch this on.
     """
     return MobileNetV2Trunk(False, mobilenetv2_stages(small=False), num_classes, relu6)
 
 
 @register("mobilenet_v2", ("ilsvrc",), defaults={**DMNN_ILSVRC_TRAINING, "weight_decay": 4e-5})
 def mobilenetv2_torchvision(num_classes: int, width_mult: float = 1.0) -> TorchvisionMobileNetV2:
-    """MobileNetV2 (arXiv 1801.04381) as torchvision has it: the baseline of DMNN (arXiv 1902.10949, table 2).
+    """MobileNetV2 (arXiv 1801.04381) as in torchvision: the baseline of DMNN (arXiv 1902.10949, table 2).
 
     Args:
         width_mult: factor on all channels, rounded to multiples of 4 as the published parameters of width 1.4 demand.

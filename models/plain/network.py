@@ -12,7 +12,7 @@ class TorchvisionMobileNetV2(AdaptiveModel):
     """MobileNetV2 with torchvision's layers, names and initialisation.
 
     Args:
-        width_mult: factor on all channels, which are rounded to multiples of 4.
+        width_mult: factor on all channels, which are then rounded to multiples of 4.
     """
 
     def __init__(self, width_mult: float, num_classes: int):

@@ -1,4 +1,4 @@
-"""The published networks of shared bases, by the names and ranks of the paper's tables and of the authors' scripts."""
+"""The published networks with shared bases, by the names and ranks in the paper's tables and the authors' scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.training_defaults import (
 )
 
 ARGUMENTS = {
-    "shared_rank": "filters of a shared basis in the narrowest group (16 channels, of ResNet-34 64); wider groups have "
+    "shared_rank": "filters of a shared basis in the narrowest group (16 channels, in ResNet-34 64); wider groups have "
     "more in proportion.",
     "unique_rank": "unshared filters of each convolution in the narrowest group; wider groups have more in proportion.",
 }
@@ -57,7 +57,7 @@ def shared_only(num_classes: int, blocks: int, shared_rank: int = 16) -> SharedB
 @register(_depths("NonShared"), ("cifar10",), defaults=CIFAR10_TRAINING)
 @register(_depths("NonShared"), ("cifar100",), defaults=CIFAR100_TRAINING)
 def non_shared(num_classes: int, blocks: int, unique_rank: int = 1) -> SharedBasisResNet:
-    """ResNet for 32x32 images of factored convolutions that share nothing: the counterpart of shared bases."""
+    """ResNet for 32x32 images with factored convolutions that share nothing: the counterpart of shared bases."""
     return _three_groups(blocks, num_classes, 0, unique_rank=unique_rank)
 
 
@@ -79,7 +79,7 @@ def resnet34_shared_only(num_classes: int, shared_rank: int = 16) -> SharedBasis
 
 @register("ResNet34_NonShared", ("cifar100",), defaults=CIFAR100_TRAINING)
 def resnet34_non_shared(num_classes: int, unique_rank: int = 1) -> SharedBasisResNet:
-    """ResNet-34 for 32x32 images of factored convolutions that share nothing."""
+    """ResNet-34 for 32x32 images with factored convolutions that share nothing."""
     return SharedBasisResNet("3x3", WIDTHS, RESNET34, num_classes, 0, unique_rank=unique_rank)
 
 
@@ -94,7 +94,7 @@ def resnet34_ilsvrc(num_classes: int, num_bases: int, shared_rank: int = 32, uni
     return SharedBasisResNet("7x7", WIDTHS, RESNET34, num_classes, num_bases, shared_rank, unique_rank)
 
 
-# "_SharedSingle" is published as "-Shared", "_Shared" as "-Shared++"; one row has a weight decay of its own
+# "_SharedSingle" is published as "-Shared", "_Shared" as "-Shared++"; one row has its own weight decay
 @register(
     {"ResNet50_SharedSingle": {"blocks": (3, 4, 6, 3), "num_bases": 1}},
     ("ilsvrc",),
@@ -131,8 +131,8 @@ def densenet121_single_shared(num_classes: int, shared_rank: int = 16, unique_ra
 def resnext50_single_shared(num_classes: int, shared_rank: int = 64, unique_rank: int = 4) -> SharedBasisResNeXt:
     """ResNeXt-50 32x4d for 32x32 images with one shared basis per group.
 
-    The ranks must be a multiple of 4, so the script's published defaults (16, 1) cannot be built; these are those of
-    the published row, whose label names other ones by mistake.
+    The ranks must be multiples of 4, so the defaults of the published script (16, 1) cannot be built. These defaults
+    are those of the published row, whose label names others by mistake.
     """
     return SharedBasisResNeXt(shared_rank, unique_rank, num_classes)
 

@@ -1,7 +1,7 @@
-"""A basis for inference: filters, batch norm and coefficients are one linear map, dense or factored.
+"""A basis for inference: filters, batch norm and coefficients as one linear map, dense or factored.
 
-Nothing non-linear is between them (arXiv 2006.05066), so one 3x3 convolution computes the same as filters followed by
-coefficients. Which of the two is faster depends on the ranks and on the device.
+There is no non-linearity between them (arXiv 2006.05066), so one 3x3 convolution computes the same as filters followed
+by coefficients. Which of the two is faster depends on the ranks and on the device.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from models import profile
 def fold_basis(
     filters: Tensor, norm: nn.BatchNorm2d, coefficients: nn.Conv2d, last: nn.BatchNorm2d | None = None
 ) -> TwoForms:
-    """Basis filters, batch norm, 1x1 coefficients and optionally a batch norm, as one 3x3 convolution with a bias.
+    """Fold basis filters, batch norm, 1x1 coefficients and an optional batch norm into one 3x3 convolution with a bias.
 
-    It has two forms until `choose_forms` picks one: dense, or factored with batch norms folded into the coefficients.
+    The result has two forms until `choose_forms` picks one: dense, or factored with batch norms folded into the
+    coefficients.
 
     Args:
         filters: all filters of the basis, (rank, in channels, 3, 3).
@@ -41,7 +42,7 @@ def fold_basis(
 
 
 class TwoForms(nn.Module):
-    """A linear map in two forms, one dense 3x3 convolution and filters with coefficients, until one is chosen."""
+    """A linear map in two forms until one is chosen: a dense 3x3 convolution, and filters with coefficients."""
 
     def __init__(self, dense: nn.Conv2d, factored: nn.Sequential):
         super().__init__()
@@ -54,17 +55,17 @@ class TwoForms(nn.Module):
 
     @property
     def kind(self) -> tuple:
-        """What its time depends on: equal maps on equal inputs are timed once."""
+        """What its time depends on, so that equal maps on equal inputs are timed only once."""
         return self.factored[0].weight.shape, self.dense.weight.shape, *self.inputs
 
     def needs_fewer_macs(self) -> bool:
-        """Whether the dense form multiplies no more than the factored one."""
+        """Whether the dense form has no more multiplications than the factored one."""
         return self.dense.weight.numel() <= sum(conv.weight.numel() for conv in self.factored)
 
     def is_faster(self) -> bool:
-        """Whether the dense form is the faster one for an input of any shape that was seen.
+        """Whether the dense form is faster for any of the input shapes that were seen.
 
-        The factored form has to be faster for all of them: the dense one is what a plain network runs.
+        The factored form has to be faster for all of them, because the dense one is what a plain network runs.
         """
         device = self.dense.weight.device
         for shape, dtype in self.inputs.items():
@@ -82,11 +83,11 @@ def choose_forms(model: nn.Module, batches: Sequence[Tensor]) -> str:
     """Replace each `TwoForms` by one of its forms.
 
     Args:
-        batches: images like those that the network will run on, on their device: the form that is faster there is
-            taken. Without any, the form of fewer multiply-accumulates is.
+        batches: images like those that the network will run on, on their device: the faster form there is chosen.
+            Without any, the form with fewer multiply-accumulates is.
 
     Returns:
-        What was chosen and why, in words; empty where there was nothing to choose.
+        What was chosen and why, in words; empty if there was nothing to choose.
     """
     maps = [module for module in model.modules() if isinstance(module, TwoForms)]
     if not maps:
@@ -111,7 +112,7 @@ def choose_forms(model: nn.Module, batches: Sequence[Tensor]) -> str:
 
 
 def drop_unused_bases(model: nn.Module) -> None:
-    """Remove shared bases that no block uses any more, so that parameters are counted as they are needed."""
+    """Remove shared bases that no block uses any more, so that only the parameters that are needed are counted."""
     used = {id(child) for module in model.modules() if module is not model for child in module.children()}
     for name, child in list(model.named_children()):
         if name.startswith("shared_basis") and id(child) not in used:

@@ -16,7 +16,7 @@ EXPANSION = 6
 
 
 class SharedBottleneck(nn.Module):
-    """A bottleneck whose 3x3 convolution, and last 1x1 if there are two bases, is the group's basis itself."""
+    """A bottleneck whose 3x3 convolution (and last 1x1, if there are two bases) is the group's basis itself."""
 
     def __init__(self, channels: int, bases: dict[str, nn.Conv2d]):
         super().__init__()
@@ -40,7 +40,7 @@ class SharedBottleneck(nn.Module):
 
 
 class BasisDenseLayer(nn.Module):
-    """A layer of a dense block whose 3x3 convolution combines own and shared filters."""
+    """A layer of a dense block whose 3x3 convolution combines its own filters and shared ones."""
 
     norms_of = (("conv1", "bn1"),)
 
@@ -77,8 +77,8 @@ class BasisDenseLayer(nn.Module):
 class BasisResNeXtBlock(nn.Module):
     """1x1, a basis of grouped 3x3 filters (own ones, then shared ones), 1x1.
 
-    The two kinds of filters see different groups of channels, so they are two convolutions; and the ReLU after them
-    keeps the block from being folded further than its batch norms.
+    The two kinds of filters see different groups of channels, so they are two convolutions. Because of the ReLU after
+    them, only the block's batch norms can be folded.
     """
 
     norms_of = (("conv1", "bn1"), ("conv3", "bn3"))
@@ -102,7 +102,7 @@ class BasisResNeXtBlock(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Efficient channel attention (ECA): a 1-D convolution over the channels' averages gives each channel a weight."""
+    """Efficient channel attention (ECA): a 1-D convolution over the channel averages gives each channel a weight."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -114,7 +114,7 @@ class ChannelAttention(nn.Module):
 
 
 class SharedInvertedResidual(nn.Module):
-    """An inverted residual of stride 1 whose expansion, and projection if there are two bases, is shared.
+    """An inverted residual of stride 1 whose expansion (and projection, if there are two bases) is shared.
 
     Args:
         bases: the stage's bases: expansion, or expansion and projection.

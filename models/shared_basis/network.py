@@ -1,4 +1,4 @@
-"""Networks of shared bases: ResNets of basic blocks and of bottlenecks, DenseNet-121, ResNeXt-50 and MobileNetV2."""
+"""Networks with shared bases: ResNets of basic blocks or bottlenecks, DenseNet-121, ResNeXt-50 and MobileNetV2."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from models.trunks import DenseNet121Trunk, Group, MobileNetV2Trunk, ResNetTrunk
 
 
 class SharedBasisResNet(SharesBases, ResNetTrunk):
-    """A ResNet of basic blocks: the first of a group is plain, the others are combined from the group's bases.
+    """A ResNet of basic blocks: the first of a group is plain, the others combine filters of the group's bases.
 
     Args:
-        stem: "3x3" with option-A shortcuts and three groups is the published network of CIFAR-10, "3x3" with four
-            groups that of CIFAR-100, "7x7" that of ImageNet.
+        stem: "3x3" with option-A shortcuts and three groups is the published network for CIFAR-10, "3x3" with four
+            groups that for CIFAR-100, "7x7" that for ImageNet.
         widths: channels of each group.
-        blocks: number of blocks of each group.
-        num_bases: shared bases of a group: 2 is one for each convolution of a block, 1 one for both, 0 none.
-        shared_rank, unique_rank: filters in the narrowest group; they grow with the width.
+        blocks: number of blocks in each group.
+        num_bases: shared bases of a group: 2 for one per convolution of a block, 1 for one for both, 0 for none.
+        shared_rank, unique_rank: number of filters in the narrowest group; they grow with the width.
         compare: what the orthogonality loss compares, see `SharesBases`.
     """
 
@@ -50,14 +50,14 @@ class SharedBottleneckResNet(SharesBases, ResNetTrunk):
     """A ResNet of bottlenecks for ImageNet; the first of a group is plain.
 
     Args:
-        blocks: number of blocks of each group.
-        num_bases: 1 shares the 3x3 convolution within a group, 2 the last 1x1 too.
+        blocks: number of blocks in each group.
+        num_bases: 1 shares the 3x3 convolution within a group, 2 also the last 1x1.
     """
 
     def __init__(self, blocks: tuple[int, ...], num_bases: int, num_classes: int):
         groups, in_channels = [], 64
         for channels, count in zip((64, 128, 256, 512), blocks, strict=True):
-            # unlike the bases of basic blocks, these start orthogonal each on its own
+            # unlike the bases of basic blocks, each of these is orthogonal at first only by itself
             bases = orthogonal_bases(1, channels, channels)
             if num_bases == 2:
                 bases += orthogonal_bases(1, Bottleneck.expansion * channels, channels, size=1)
@@ -70,7 +70,7 @@ class SharedBottleneckResNet(SharesBases, ResNetTrunk):
 
 
 class SharedBasisDenseNet(SharesBases, DenseNet121Trunk):
-    """DenseNet-121 with one shared basis per dense block; the fourth block uses the third's.
+    """DenseNet-121 with one shared basis per dense block; the fourth block uses that of the third.
 
     The fourth basis is never used, as in the authors' code; it is kept, and regularised, because checkpoints, the
     parameter count and the loss contain it.
@@ -114,7 +114,7 @@ class SharedMobileNetV2(SharesBases, MobileNetV2Trunk):
 
     Args:
         small: for 32x32 images instead of 224x224.
-        num_bases: 1 shares the expansion, 2 the projection too.
+        num_bases: 1 shares the expansion, 2 also the projection.
         eca: channel attention in the repeated blocks.
     """
 

@@ -11,10 +11,10 @@ from models.shared_basis.basis import orthogonality
 class BasisLoss(Objective):
     """Mean cross entropy + lambdaR * orthogonality of the shared filter bases.
 
-    The orthogonality loss is computed once a step on the network's own weights, whatever wraps the network.
+    The orthogonality loss is computed once per step on the network's own weights, whatever wraps the network.
 
     Args:
-        lambdaR: weight of the orthogonality loss; constant for the whole training.
+        lambdaR: weight of the orthogonality loss, constant throughout training.
         label_smoothing: share of the label that is spread over all classes.
     """
 
@@ -34,6 +34,6 @@ class BasisLoss(Objective):
 
 
 def check_lambda(lambdaR: float) -> None:
-    """Raise ValueError for a weight that would reward bases that are not orthogonal."""
+    """Raise ValueError for a weight that would reward non-orthogonal bases."""
     if lambdaR < 0:
         raise ValueError(f"lambdaR {lambdaR} would reward bases that are not orthogonal; use 0 or more")

@@ -1,7 +1,7 @@
 """Checkpoints that the authors released.
 
-The six of CIFAR-10 are also in the public history of their repository, at a fixed commit, with known hashes. The others
-are on Google Drive; their hashes are not known.
+The six for CIFAR-10 are also in the public history of their repository, at a fixed commit, with known hashes. The
+others are on Google Drive; their hashes are not known.
 """
 
 from models.published import publish

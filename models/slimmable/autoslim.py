@@ -36,5 +36,5 @@ RESNET50 = (
 
 
 def by_layer(lists: tuple[str, ...]) -> list[tuple[int, ...]]:
-    """Channels of each layer: one number for each budget, the smallest budget first."""
+    """Channels of each layer: one number per budget, smallest budget first."""
     return list(zip(*([int(count) for count in text.split()] for text in lists), strict=True))

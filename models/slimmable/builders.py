@@ -1,4 +1,4 @@
-"""The networks by their published names, and what they are trained with."""
+"""The networks by their published names, and their training settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WIDE = COMMON | {
     "std": "0.247059,0.243529,0.261569",
     "padding_mode": "reflect",
 }
-#: help of arguments that the docstrings leave out
+#: help for arguments that the docstrings leave out
 ARGUMENTS = {
     "width_mult_range": "narrowest and widest sub-network; weights are stored for the widest.",
     "width_mult_list": "widths with stored running statistics, evaluated each epoch (default: the range's ends).",
@@ -49,14 +49,14 @@ ARGUMENTS = {
 
 
 def universal(width_mult_range, width_mult_list, **options) -> Universal:
-    """The form of a range of widths."""
+    """The form for a range of widths."""
     if len(width_mult_range) != 2:
         raise ValueError(f"--width_mult_range has {len(width_mult_range)} numbers; give two, such as 0.25,1.0")
     return Universal(*width_mult_range, tuple(width_mult_list or evenly(*width_mult_range, 0.025)), **options)
 
 
 def mutual(width_mult_range, width_mult_list, resolution_list, width_mult_list_test, calibration_images):
-    """Form and points of a MutualNet network; its points are every 0.05 of the range where no list is given."""
+    """Form and points of a MutualNet network; by default its points are every 0.05 of the range."""
     form = universal(width_mult_range, width_mult_list or width_mult_range)
     points = {
         "resolutions": tuple(resolution_list),
@@ -133,7 +133,7 @@ def mutualnet_wrn(
     """MutualNet's WideResNet-28-10, or a smaller one: any width from 0.9 to 1 at any of four resolutions.
 
     Args:
-        depth: 6n + 4, with n blocks in each of three groups.
+        depth: number of layers: 6n + 4, with n blocks in each of three groups.
         widen_factor: factor on the channels 16, 32, 64 of the groups.
         dropoutrate: share of activations dropped within a block.
     """
@@ -216,7 +216,7 @@ def s_shufflenet(num_classes: int, width_mult_list: tuple[float, ...] = (0.5, 1.
 
 
 def found(lists: tuple[str, ...]):
-    """Form of a network that AutoSlim found, and the channels of its layers in order."""
+    """The form of a network that AutoSlim found, and the channels of its layers in order."""
     form = Switchable(tuple(range(1, len(lists) + 1)))
     return form, [form.each(counts) for counts in autoslim.by_layer(lists)]
 

@@ -1,7 +1,7 @@
 """Experimental: a MutualNet ResNet as the backbone of torchvision's detectors, at any width and image size.
 
-MutualNet's authors claim detection but published neither code nor weights, so nothing here reproduces their numbers.
-Maps are padded with zeros to the widest network's channels, so the pyramid and the heads stay whole.
+MutualNet's authors report detection results but published neither code nor weights, so nothing here reproduces their
+numbers. Maps are padded with zeros to the widest network's channels, so the pyramid and the heads stay whole.
 
     model.prepare([model.point("w0.9-r640"), model.point("w1-r640")], batches)
     detector = FasterRCNN(SlimBackbone(model, "w1-r640"), num_classes=91, min_size=640)
@@ -22,15 +22,15 @@ from models.slimmable.resnet import SlimResNet
 
 
 class SlimBackbone(nn.Module):
-    """The four stages of a slimmable ResNet at the width of the point in use, through a feature pyramid.
+    """The four stages of a slimmable ResNet at the width of the current point, followed by a feature pyramid.
 
-    All widths share the weights, those of `model` itself. A point's batch-norm statistics are taken when it is first
-    used and frozen from then on, so use every point once before training starts; they travel with the state dict.
+    All widths share the weights of `model` itself. A point's batch-norm statistics are taken when it is first used and
+    are frozen from then on, so use every point once before training starts; they are part of the state dict.
 
     Args:
-        model: a MutualNet ResNet on the device it will run on, prepared at the points to be used on batches normalised
-            as the detector does.
-        point: the first to use; its resolution selects the statistics, the detector chooses the images' size.
+        model: a MutualNet ResNet on the device it will run on, prepared at the points to be used, with batches
+            normalised as the detector does.
+        point: the first point to use; its resolution selects the statistics, while the detector sets the image size.
 
     Raises:
         ValueError: the model is not a MutualNet ResNet, or the point is not calibrated.
@@ -52,7 +52,7 @@ class SlimBackbone(nn.Module):
         self.use(point)
 
     def use(self, point: SlimPoint | str) -> None:
-        """Run at this point's width, with its statistics, from now on.
+        """From now on, run at this point's width with its statistics.
 
         Raises:
             ValueError: the network has no such point, or it is not calibrated.
@@ -61,7 +61,7 @@ class SlimBackbone(nn.Module):
         if point.name not in self._cuts:
             with profile.evaluating(self.model):
                 statistics = self.model.cut(point, next(self.model.parameters()).device).statistics
-            if statistics is None:  # a listed width has moving ones, which mean nothing in an untrained network
+            if statistics is None:  # a listed width has moving ones, meaningless in an untrained network
                 raise ValueError(
                     f"{point} is not calibrated: call `model.prepare([point], batches of training images)` before "
                     "the detector uses it"
@@ -70,7 +70,7 @@ class SlimBackbone(nn.Module):
         self.point = point
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Outputs of the stages for images (N, 3, H, W), zero beyond the width: `0` to `3`, as torchvision's names."""
+        """Outputs of the stages for images (N, 3, H, W), zero beyond the width, named `0` to `3` as in torchvision."""
         self.model.prepared.trained |= self.training  # the network itself is not called
         cut, x, maps = self._cuts[self.point.name], images, {}
         for place, layer in enumerate(self.model.features):

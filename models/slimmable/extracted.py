@@ -20,9 +20,9 @@ class Extracted(AdaptiveModel):
     """A smaller network of ordinary layers, cut out of a slimmable one at a point.
 
     Args:
-        whole: where it is taken from; copied, not changed.
-        point: its width, and the resolution that images are resized to.
-        cut: the same with the point's statistics.
+        whole: the network it is taken from, which is copied, not changed.
+        point: its width, and the resolution to which images are resized.
+        cut: the cut of that point, with its statistics.
     """
 
     def __init__(self, whole: Slimmable, point: SlimPoint, cut: Cut):

@@ -1,4 +1,4 @@
-"""Which widths a network has, and what that makes of its layers: the universal and the switchable form."""
+"""The widths that a network has, and the layers that follow from them: the universal and the switchable form."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Universal:
     """Any width from `low` to `high` (US-Net, MutualNet).
 
     Args:
-        low, high: the range; weights are stored for `high`, in units of the published network's channels.
+        low, high: the range, as multiples of the published network's channels; weights are stored for `high`.
         listed: widths whose running statistics are stored, in the order of the state dict.
-        usnet: US-Net's conventions: MobileNetV2's last 1280 channels grow with a `high` above 1, and released files
-            hold calibrated statistics for the listed widths (those of MutualNet's files mean nothing).
+        usnet: whether US-Net's conventions hold: MobileNetV2's last 1280 channels grow with a `high` above 1, and
+            released files hold calibrated statistics for the listed widths (meaningless ones in MutualNet's files).
     """
 
     low: float
@@ -70,7 +70,7 @@ class Universal:
 
 @dataclass(frozen=True)
 class Switchable:
-    """The widths of a short list, each with batch norms of its own (S-Net, AutoSlim), in the state dict's order."""
+    """The widths of a short list, each with its own batch norms (S-Net, AutoSlim), in the order of the state dict."""
 
     listed: tuple[float, ...]
 

@@ -1,8 +1,8 @@
 """Layers of which a forward pass uses only the first channels (slimmable networks, US-Net, MutualNet).
 
-How many channels a layer has at a width is a function of the width, `Scaled` or `Listed`. A forward pass carries a
-`Cut`, which holds the width; the layers have no current width, and what they take of a weight (`part`) is a view of it.
-Every layer can hand out an ordinary `torch.nn` layer of one width (`plain`), of which smaller networks are made.
+The number of channels of a layer is a function of the width, `Scaled` or `Listed`. A forward pass carries a `Cut`,
+which holds the width; layers have no current width, and the part of a weight that they use (`part`) is a view of it.
+Every layer can return an ordinary `torch.nn` layer of one width (`plain`), of which smaller networks are made.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Listed:
-    """Channels of each width of a short list."""
+    """Channels listed for each of a few widths."""
 
     counts: tuple[int, ...]
     widths: tuple[float, ...]
@@ -73,15 +73,15 @@ Channels = Scaled | Listed | Fixed
 
 @dataclass(frozen=True)
 class Cut:
-    """What one forward pass takes of every layer.
+    """What one forward pass uses of every layer.
 
     Args:
-        width: of the sub-network.
+        width: width of the sub-network.
         learning: normalise with the batch's own statistics, and move the running ones towards them.
-        momentum: of the running statistics.
-        statistics: those of this width and resolution, one pair for each batch norm in the network's order; None takes
-            what the layers hold for the width.
-        parts: of all slim layers in the network's order, where they were taken beforehand (`Plan`).
+        momentum: momentum of the running statistics.
+        statistics: those of this width and resolution, one pair for each batch norm in the network's order; with None,
+            those that the layers hold for the width.
+        parts: parts of all slim layers in the network's order, if they were taken beforehand (`Plan`).
     """
 
     width: float
@@ -98,7 +98,7 @@ class Sliced:
 class SlimLayer(Sliced, nn.Module):
     """A layer that uses a part of its tensors."""
 
-    #: place among the network's slim layers
+    #: index among the network's slim layers
     slot: int
 
     def part(self, cut: Cut) -> tuple[Tensor, ...]:
@@ -110,12 +110,12 @@ class SlimLayer(Sliced, nn.Module):
         return (self,)
 
     def taken(self, cut: Cut) -> tuple[Tensor, ...]:
-        """The part, taken from the cut where it has been looked up already."""
+        """The part, from the cut if it has been looked up already."""
         return self.part(cut) if cut.parts is None else cut.parts[self.slot]
 
 
 def pass_through(layer: nn.Module, x: Tensor, cut: Cut | None) -> Tensor:
-    """Apply a layer, passing the cut to those that take one."""
+    """Apply a layer, passing it the cut if it takes one."""
     return layer(x, cut) if isinstance(layer, Sliced) else layer(x)
 
 
@@ -129,7 +129,7 @@ class Chain(Sliced, nn.Sequential):
 
 
 class SlimConv2d(SlimLayer):
-    """Convolution without bias; its channels are those of the width.
+    """A convolution without bias; its channels are those of the width.
 
     Weights start normal with variance 2 / (kernel area x largest output channels), depthwise ones too.
     """
@@ -173,7 +173,7 @@ class SlimConv2d(SlimLayer):
 
 
 class SlimLinear(SlimLayer):
-    """Linear layer whose inputs are those of the width and whose outputs, the classes, are always whole."""
+    """A linear layer whose inputs are those of the width and whose outputs, the classes, are always complete."""
 
     def __init__(self, inputs: Channels, classes: int):
         super().__init__()
@@ -197,14 +197,14 @@ class SlimLinear(SlimLayer):
 
 
 class CalibratedNorm(SlimLayer):
-    """A batch norm whose statistics of any width and resolution can be measured after training (US-Net)."""
+    """A batch norm whose statistics can be measured after training for any width and resolution (US-Net)."""
 
     channels: Channels
-    #: place among the network's calibrated batch norms
+    #: index among the network's calibrated batch norms
     place: int
 
     def holder(self, width: float) -> nn.Module | None:
-        """The module that keeps running statistics of a width, where one does."""
+        """The module that keeps running statistics of a width, if one does."""
         raise TypeError(f"{type(self).__name__} does not implement holder")
 
     def part(self, cut: Cut) -> tuple[Tensor | None, ...]:
@@ -217,9 +217,9 @@ class CalibratedNorm(SlimLayer):
             return *cut.statistics[self.place], weight, bias
         if (holder := self.holder(cut.width)) is not None:
             return holder.running_mean, holder.running_var, weight, bias
-        if cut.learning:  # there are none to move
+        if cut.learning:  # there are no running ones to move
             return None, None, weight, bias
-        # only shapes are wanted: the network sees to that
+        # only shapes are needed here, which the network makes sure of
         return weight.new_zeros(channels), weight.new_ones(channels), weight, bias
 
     def owners(self, cut: Cut) -> tuple[nn.Module, ...]:
@@ -240,10 +240,10 @@ class CalibratedNorm(SlimLayer):
 
 
 class UniversalBatchNorm(CalibratedNorm):
-    """Batch norm of a universally slimmable network: one scale and shift for all widths.
+    """The batch norm of a universally slimmable network: one scale and shift for all widths.
 
-    Running statistics are kept for the widths of a list; of all others a training step uses the batch's, and an
-    evaluation those found by calibration.
+    Running statistics are kept for the widths of a list; for all others, training steps use the batch's statistics and
+    evaluations those found by calibration.
     """
 
     eps = 1e-5
@@ -263,7 +263,7 @@ class UniversalBatchNorm(CalibratedNorm):
 
 
 class WholeBatchNorm(CalibratedNorm, nn.BatchNorm2d):
-    """An ordinary batch norm that has the same channels at every width (MobileNetV2's last)."""
+    """An ordinary batch norm with the same channels at every width (MobileNetV2's last)."""
 
     def __init__(self, channels: int):
         nn.BatchNorm2d.__init__(self, channels)
@@ -274,7 +274,7 @@ class WholeBatchNorm(CalibratedNorm, nn.BatchNorm2d):
 
 
 class SwitchableBatchNorm(SlimLayer):
-    """A whole batch norm for each width of a short list (arXiv 1812.08928)."""
+    """A separate batch norm for each width of a short list (arXiv 1812.08928)."""
 
     def __init__(self, channels: Channels, widths: tuple[float, ...]):
         super().__init__()
@@ -304,7 +304,7 @@ class SwitchableBatchNorm(SlimLayer):
 
 
 def adopt(layer: nn.Module, part: Iterable[Tensor]) -> nn.Module:
-    """Give a layer built without storage copies of these tensors as its parameters, in their order."""
+    """Give a layer that was built without storage copies of these tensors as its parameters, in order."""
     for name, value in zip([name for name, _ in layer.named_parameters()], part, strict=True):
         # a clone of a slice would keep the strides of the whole
         setattr(layer, name, nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format)))

@@ -1,6 +1,6 @@
-"""MobileNetV1 and the inverted-residual networks (MobileNetV2, MNasNet) with channels that follow the width.
+"""MobileNetV1 and networks of inverted residuals (MobileNetV2, MNasNet) with channels that follow the width.
 
-The classes contain no rule for channels: builders pass one for every layer.
+The classes contain no rules for channels: builders pass one for every layer.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ V2_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96,
 
 
 def conv_norm(form: Form, inputs: Channels, outputs: Channels, *args, activate: bool = True, **kwargs) -> list:
-    """Convolution, batch norm and ReLU6; further arguments as of `SlimConv2d`."""
+    """Convolution, batch norm and ReLU6; further arguments as for `SlimConv2d`."""
     layers = [SlimConv2d(inputs, outputs, *args, **kwargs), form.norm(outputs)]
     return [*layers, nn.ReLU6(inplace=True)] if activate else layers
 
 
 class Separable(Sliced, nn.Module):
-    """Depthwise 3x3 and pointwise convolution, each with batch norm and ReLU6."""
+    """Depthwise 3x3 and pointwise convolutions, each with batch norm and ReLU6."""
 
     def __init__(self, form: Form, inputs: Channels, outputs: Channels, stride: int):
         super().__init__()
@@ -42,7 +42,7 @@ class Separable(Sliced, nn.Module):
 
 @dataclass(frozen=True)
 class InvertedShape:
-    """Shape of an inverted residual: channels between, channels out, stride, kernel, whether the input is added."""
+    """Shape of an inverted residual: inner channels, output channels, stride, kernel, whether the input is added."""
 
     middle: Channels
     outputs: Channels
@@ -52,7 +52,7 @@ class InvertedShape:
 
 
 class SlimInvertedResidual(Sliced, nn.Module):
-    """Expansion (where there is one), depthwise convolution, projection without activation."""
+    """Expansion (if any), depthwise convolution, projection without activation."""
 
     def __init__(self, form: Form, inputs: Channels, shape: InvertedShape):
         super().__init__()
@@ -72,7 +72,7 @@ class SlimMobileNetV1(Slimmable):
     """A stem and 13 separable convolutions.
 
     Args:
-        channels: of the stem and of every block.
+        channels: channels of the stem and of every block.
         **points: as for `Slimmable`.
     """
 

@@ -1,4 +1,4 @@
-"""A network of many widths: its points, the statistics that each point needs, and smaller networks cut out of it."""
+"""A network of many widths: its points, the statistics that each point needs, and smaller networks cut from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.slimmable.layers import CalibratedNorm, Cut, SlimLayer
 from models.slimmable.prepared import Prepared
 from utils import UserError
 
-#: in pixels, of networks that have no list of resolutions
+#: in pixels, for networks without a list of resolutions
 USUAL_RESOLUTION = (224,)
 
 
@@ -33,19 +33,19 @@ class SlimPoint(Point):
 class Slimmable(AdaptiveModel):
     """A network that can be run at several widths and resolutions.
 
-    A universal one normalises every (width, resolution) pair with statistics of its own (the post-statistics of
-    US-Nets, arXiv 1903.05134): `prepare` measures them on training images, and `prepared` keeps them until the weights
-    change. Widths that the state dict lists can also be run with the moving statistics of training. Any other pair is
-    refused until it has been prepared.
+    A universal one normalises every (width, resolution) pair with its own statistics (the post-statistics of US-Nets,
+    arXiv 1903.05134): `prepare` measures them on training images, and `prepared` keeps them until the weights change.
+    Widths listed in the state dict can also be run with the moving statistics of training. Any other pair is refused
+    until it has been prepared.
 
     Subclasses build their layers and call `finish`; those without `features` and `classifier` implement `logits`.
 
     Args:
-        form: which widths there are.
-        stride: by how much the layers shrink an image.
-        resolutions: sides in pixels, the largest first; None runs images as they are, whatever their size.
-        test_widths: those of `points`; the listed ones when None.
-        calibration_images: how many training images the statistics of a point are averaged over.
+        form: the widths of the network.
+        stride: the factor by which the layers shrink an image.
+        resolutions: sides in pixels, largest first; with None, images of any size run as they are.
+        test_widths: widths of `points`; by default the listed ones.
+        calibration_images: number of training images over which a point's statistics are averaged.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Slimmable(AdaptiveModel):
     point_flags = frozenset({"resolution_list", "width_mult_list_test"})
 
     def finish(self) -> None:
-        """Number the slim layers for plans, and the calibrated batch norms among them for a point's statistics."""
+        """Number the slim layers for plans, and the calibrated batch norms among them for the statistics of points."""
         for slot, layer in enumerate(self.slim_layers()):
             layer.slot = slot
         norms = [module for module in self.modules() if isinstance(module, CalibratedNorm)]
@@ -89,17 +89,17 @@ class Slimmable(AdaptiveModel):
         return (module for module in self.modules() if isinstance(module, SlimLayer))
 
     def logits(self, images: Tensor, cut: Cut | None) -> Tensor:
-        """Run images of the right size: logits (N, classes), by default from `features`, averaged, and `classifier`.
+        """Run images of the right size to logits (N, classes); by default `features`, averaged, then `classifier`.
 
         Args:
-            cut: None where all layers are ordinary ones.
+            cut: None if all layers are ordinary ones.
         """
         return self.classifier(pool(self.features(images, cut)), cut)
 
     # Points
 
     def at(self, width: float, resolution: int | None = None) -> SlimPoint:
-        """The point of any width and resolution (the largest when None). Raises UserError where there is none."""
+        """Return the point of any width and resolution (by default the largest). Raises UserError if there is none."""
         resolution = self.resolutions[0] if resolution is None else resolution
         self.form.check(width)
         if resolution < 1:
@@ -121,7 +121,7 @@ class Slimmable(AdaptiveModel):
         return tuple(self.at(self.form.low, resolution) for resolution in self.resolutions)
 
     def for_images(self, shape):
-        """Images are never enlarged: larger resolutions are left out, and the images' own takes their place."""
+        """Images are never enlarged: resolutions above the images' own are left out and replaced by it."""
         side = shape[-1]
         kept = [resolution for resolution in self.resolutions if resolution <= side] if self.resizes else [side]
         dropped = [str(resolution) for resolution in self.resolutions if resolution > side] if self.resizes else []
@@ -139,7 +139,7 @@ class Slimmable(AdaptiveModel):
     @property
     def points(self) -> tuple[SlimPoint, ...]:
         """All pairs of a test width and a resolution, cheapest first, and the full network."""
-        if self._points is None:  # counting takes a moment, and training needs none of it
+        if self._points is None:  # counting takes a moment, and training does not need it
             pairs = {self.at(width, side) for width in self.test_widths for side in self.resolutions} | {self.full}
 
             def cost(point):
@@ -158,7 +158,7 @@ class Slimmable(AdaptiveModel):
         return self.full if which is None else super().point(which)
 
     def find_point(self, name: str) -> SlimPoint:
-        """The point called `w<width>-r<resolution>`, or `w<width>` for the largest resolution."""
+        """Find the point called `w<width>-r<resolution>`, or `w<width>` for the largest resolution."""
         if name not in self._named:
             match = re.fullmatch(r"w(\d*\.?\d+)(?:-r(\d+))?", name)
             if not match:
@@ -175,7 +175,7 @@ class Slimmable(AdaptiveModel):
         return self.logits(images, self.cut(point, images.device))
 
     def cut(self, point: SlimPoint, device: torch.device) -> Cut:
-        """What a forward pass at `point` takes. Raises ValueError where the point's statistics are unknown."""
+        """Return what a forward pass at `point` uses. Raises ValueError if the point's statistics are unknown."""
         self.form.check(point.width)
         compiling = torch.compiler.is_compiling()
         if device.type == "meta":
@@ -185,7 +185,7 @@ class Slimmable(AdaptiveModel):
             if not compiling:
                 self.prepared.plans.clear()  # they hold copies of the weights
             return Cut(point.width, True)
-        if not compiling:  # compiled code cannot check the weights: it uses what was measured last
+        if not compiling:  # compiled code cannot check the weights: it uses what was last measured
             self._look_at_weights()
         statistics = self.prepared.statistics_of(point.width, point.resolution, device)
         if statistics is None and not self._has_running_statistics(point.width):
@@ -200,32 +200,32 @@ class Slimmable(AdaptiveModel):
         return self.prepared.planned(point, cut, self.slim_layers)
 
     def _look_at_weights(self) -> None:
-        """Drop statistics and plans where they do not belong to the present weights."""
+        """Drop statistics and plans that do not belong to the current weights."""
         if not self.prepared.unchanged():
             self.prepared.renew(self.fingerprint() if self.prepared.statistics else "")
 
     def _has_running_statistics(self, width: float) -> bool:
-        """Whether the layers themselves have statistics of a width that mean something."""
+        """Whether the layers themselves have meaningful statistics for a width."""
         if isinstance(self.form, Switchable):
             return True
         return width in self.form.listed and self.prepared.running_statistics != "unknown"
 
     def authors_macs(self, shape: Sequence[int], point: SlimPoint) -> int:
-        """The authors' counter adds the elements that pooling modules average."""
+        """Also count the elements that pooling modules average, as the authors' counter does."""
         return profile.count_macs(self, shape, point) + self.pooled_elements(point)
 
     def pooled_elements(self, point: SlimPoint) -> int:
-        """What the authors' counter adds for average pooling: the elements of its input."""
+        """What the authors' counter adds for average pooling: the number of input elements."""
         return self.classifier[0].inputs(point.width) * (-(-point.resolution // self.stride)) ** 2
 
     # Calibration
 
     def fingerprint(self) -> str:
-        """Identifies the weights and the kind of calibration. Waits for the device."""
+        """Identify the weights and the kind of calibration. Waits for the device."""
         return self.prepared.fingerprint_of(f"{self.calibration_images} images")
 
     def prepare(self, points: Iterable[SlimPoint], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[SlimPoint, ...]:
-        """Measure the statistics of those points that have none for the present weights.
+        """Measure the statistics of the points that have none for the current weights.
 
         Raises:
             ValueError: there are no images to measure on.
@@ -242,7 +242,7 @@ class Slimmable(AdaptiveModel):
         return points
 
     def _running_statistics_are_calibrated(self) -> bool:
-        """Whether the layers hold a released file's calibrated statistics, which no training has moved since."""
+        """Whether the layers hold a released file's calibrated statistics, not moved by training since."""
         if self.prepared.running_statistics != "calibrated":
             return False
         counters = [value for name, value in self.named_buffers() if name.endswith("num_batches_tracked")]
@@ -250,9 +250,9 @@ class Slimmable(AdaptiveModel):
 
     @torch.no_grad()
     def calibrate(self, points: Iterable[SlimPoint], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Average batch means and unbiased batch variances over images, for all points in one pass and in float32.
+        """Average batch means and unbiased batch variances over images, for all points in one pass, in float32.
 
-        In a run of several processes each walks its own batches, and the averages of all are averaged.
+        In a run of several processes, each goes through its own batches, and their averages are averaged.
 
         Args:
             batches: (images, labels); the first `calibration_images` images are used.
@@ -274,7 +274,7 @@ class Slimmable(AdaptiveModel):
             images = images[: self.calibration_images - seen].to(device)
             seen += len(images)
             for point, statistics in measured.items():
-                with torch.autocast(device.type, enabled=False):  # the same statistics in any --amp
+                with torch.autocast(device.type, enabled=False):  # the same statistics with any --amp
                     self.logits(
                         resize(images, point.resolution), Cut(point.width, True, len(images) / seen, statistics)
                     )
@@ -297,7 +297,7 @@ class Slimmable(AdaptiveModel):
             self.prepared.statistics[point.width, point.resolution] = {device: statistics}
 
     def computation(self, point):
-        """Widths that round to the same channels are one network, once each has been calibrated alike."""
+        """Widths that round to the same channels are one network if they have been calibrated alike."""
         return self._rounded(point) if (point.width, point.resolution) in self.prepared.statistics else point
 
     def _rounded(self, point: SlimPoint) -> tuple:
@@ -305,10 +305,10 @@ class Slimmable(AdaptiveModel):
         return tuple(channels(point.width) for channels in self.norm_channels), point.resolution
 
     def preparation(self, data):
-        return data.train.sample(self.calibration_images)  # augmented, as the authors' training loader gives them
+        return data.train.sample(self.calibration_images)  # augmented, as in the authors' training loader
 
     def prepared_state(self) -> dict:
-        """What `prepare` found, to be kept in a file beside the weights: one tensor (2, channels) for each point."""
+        """What `prepare` found, to be kept in a file beside the weights: one tensor (2, channels) per point."""
         tables = {}
         for key, copies in self.prepared.statistics.items():
             means, variances = zip(*next(iter(copies.values())))
@@ -316,7 +316,7 @@ class Slimmable(AdaptiveModel):
         return {"weights": self.prepared.fingerprint, "statistics": tables}
 
     def load_prepared_state(self, state: dict) -> None:
-        """Load what `prepared_state` returned, if it belongs to the present weights. Raises ValueError if damaged."""
+        """Load what `prepared_state` returned, if it belongs to the current weights. Raises ValueError if damaged."""
         if state.get("weights") != self.fingerprint():
             return
         if not all(table.isfinite().all() and table[1].min() >= 0 for table in state["statistics"].values()):
@@ -329,7 +329,7 @@ class Slimmable(AdaptiveModel):
             self.prepared.statistics[width, side] = {device: tuple(zip(means, variances))}
 
     def extract(self, point=None, empty=False) -> Extracted:
-        """The sub-network of a point as an ordinary smaller network with equal logits, on the same device.
+        """Return the sub-network of a point as an ordinary smaller network with equal logits, on the same device.
 
         Raises:
             ValueError: the network has no such point, or it is not calibrated.
@@ -343,12 +343,12 @@ class Slimmable(AdaptiveModel):
     # Files from elsewhere
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Accept released files: names by position, statistics of other width lists left out.
+        """Accept released files: match names by position, and leave out statistics of other width lists.
 
         Prints what is not used.
 
         Raises:
-            ValueError: the weights are of another widest width.
+            ValueError: the weights are for another widest width.
         """
         own = self.state_dict()
         universal = isinstance(self.form, Universal)
@@ -371,7 +371,7 @@ class Slimmable(AdaptiveModel):
         return self._adapt_statistics(own, state, theirs)
 
     def _adapt_statistics(self, own: dict, state: dict, weights: dict) -> dict[str, Tensor]:
-        """Add the running statistics to a state dict, the file's where they mean something."""
+        """Add the running statistics to a state dict: the file's if they are meaningful."""
         running = [key for key in own if "running_" in key]
         counters = [key for key in own if key.endswith("num_batches_tracked")]
         same = {key for key in state if "running_" in key} == set(running)
@@ -388,7 +388,7 @@ class Slimmable(AdaptiveModel):
 
 
 def evenly(low: float, high: float, step: float) -> tuple[float, ...]:
-    """Widths from `low` to `high`, both included, in steps. Raises ValueError where there are very many."""
+    """Widths from `low` to `high`, both included, in steps. Raises ValueError if there are too many."""
     if not 0 <= high - low < 10_000 * step:
         raise ValueError(f"--width_mult_range {low:g},{high:g} is not a range of widths; give the smaller one first")
     return tuple(round(low + step * i, 4) for i in range(round((high - low) / step) + 1))

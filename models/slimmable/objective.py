@@ -1,4 +1,4 @@
-"""How networks of many widths are trained: sandwiches of sub-networks, one backward each."""
+"""How networks of many widths are trained: sandwiches of sub-networks, with one backward pass each."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over images of -sum_k p_k log q_k: the same gradient as `divergence`, but another value."""
+    """Mean over images of -sum_k p_k log q_k: the same gradient as `divergence`, but a different value."""
     return -(teacher * logits.float().log_softmax(dim=1)).sum(dim=1).mean()
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Cross entropy with 1 - eps for the label and eps / (K - 1) for every other class, not torch's eps / K."""
     classes = logits.shape[1]
-    # torch spreads its share over all classes, the right one included
+    # torch spreads its share over all classes, including the right one
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing * classes / (classes - 1))
 
 
 def decayed_weights(parameters: Iterable[nn.Parameter]) -> list[dict]:
-    """Two parameter groups: ordinary convolutions and linear layers, and the rest, which no weight decay touches.
+    """Split parameters into ordinary convolutions and linear layers, and the rest, which get no weight decay.
 
-    Depthwise convolutions, batch norms and biases are the rest, as in the authors' code.
+    The rest are depthwise convolutions, batch norms and biases, as in the authors' code.
     """
     groups = [{"params": []}, {"params": [], "weight_decay": 0.0}]
     for parameter in parameters:
@@ -41,15 +41,15 @@ def decayed_weights(parameters: Iterable[nn.Parameter]) -> list[dict]:
 
 
 class SandwichObjective(Objective):
-    """What the objectives of this family share: several sub-networks on one batch, the widest first.
+    """Base of this family's objectives: several sub-networks on one batch, the widest first.
 
-    The others may learn from what the widest predicts, which is kept in place for them.
+    The others may learn from the widest one's prediction, which is kept in place for them.
     """
 
     def __init__(self):
         super().__init__()
         self.widths_from_grid = False
-        #: the widest network's probabilities (N, classes) on the present batch, by their shape and device
+        #: the widest network's probabilities (N, classes) on the current batch, by shape and device
         self.predictions: dict[tuple[torch.Size, torch.device], Tensor] = {}
 
     def __call__(self, model, images, labels):
@@ -57,22 +57,22 @@ class SandwichObjective(Objective):
             yield self.loss_of_pass(model, images, labels, each)
 
     def passes_of_step(self, network) -> list[tuple[Point, bool]]:
-        """The points of a step, each with whether it is the widest network that comes first and teaches the others."""
+        """The points of a step, each with whether it is the widest network, which runs first and teaches the others."""
         return [(network.full, True), *((point, False) for point in self.narrower_points(network))]
 
     def narrower_points(self, network) -> list[Point]:
-        """The points after the widest network's, in the order in which they run."""
+        """The points that follow the widest network's, in the order in which they run."""
         raise TypeError(f"{type(self).__name__} does not implement narrower_points")
 
     def keep_prediction(self, logits: Tensor) -> None:
-        """Keep what the widest network predicts, in the memory in which it was kept before."""
+        """Keep the widest network's prediction, in the same memory as before."""
         prediction = logits.detach().float().softmax(dim=1)
         kept = self.predictions.setdefault((logits.shape, logits.device), prediction)
         if kept is not prediction:
             kept.copy_(prediction)
 
     def kept_prediction(self, logits: Tensor) -> Tensor:
-        """What the widest network predicted on the batch of these logits."""
+        """The widest network's prediction for the batch of these logits."""
         return self.predictions[logits.shape, logits.device]
 
     def restrict_draws(self):
@@ -82,7 +82,7 @@ class SandwichObjective(Objective):
         return Phase(decayed_weights(model.parameters()))
 
     def random_widths(self, low: float, high: float, count: int) -> list[float]:
-        """Widths of a range, all equally likely; after `restrict_draws` the nearest multiples of 0.05."""
+        """Draw widths uniformly from a range; after `restrict_draws`, rounded to multiples of 0.05."""
         draws = torch.rand(count, generator=self.generator, dtype=torch.float64, device="cpu")
         widths = (low + (high - low) * draws).tolist()
         if self.widths_from_grid:
@@ -93,11 +93,11 @@ class SandwichObjective(Objective):
 class MutualLearning(SandwichObjective):
     """MutualNet (arXiv 1909.12978): the full network learns the labels, then sub-networks learn from it.
 
-    The sub-networks are the narrowest and random widths of the range, from wide to narrow, each at a resolution drawn
-    for it.
+    The sub-networks are the narrowest one and some of random widths in the range, from wide to narrow, each at a random
+    resolution.
 
     Args:
-        num_random_widths: sub-networks of random width in each step.
+        num_random_widths: number of sub-networks of random width in each step.
     """
 
     draws = True
@@ -109,7 +109,7 @@ class MutualLearning(SandwichObjective):
         self.num_random_widths = num_random_widths
 
     def draw(self, low: float, high: float, resolutions: tuple[int, ...]) -> list[tuple[float, int]]:
-        """Widths and resolutions of the sub-networks of a step, in the order in which they run."""
+        """Draw the widths and resolutions of the sub-networks of a step, in the order in which they run."""
         widths = sorted([low, *self.random_widths(low, high, self.num_random_widths)], reverse=True)
         places = torch.randint(len(resolutions), (len(widths),), generator=self.generator, device="cpu").tolist()
         return [(width, resolutions[place]) for width, place in zip(widths, places, strict=True)]
@@ -132,14 +132,14 @@ class MutualLearning(SandwichObjective):
 
 
 class MutualLearningWideResNet(MutualLearning):
-    """The same with weight decay on every parameter, as published for CIFAR."""
+    """`MutualLearning` with weight decay on every parameter, as published for CIFAR."""
 
     def begin_epoch(self, model, epoch):
         return Objective.begin_epoch(self, model, epoch)
 
 
 class LabelledSandwich(SandwichObjective):
-    """Sub-networks on one batch, the widest first, each on the labels or on the widest's soft prediction.
+    """Sub-networks on one batch, the widest first, each trained on the labels or on the widest's soft prediction.
 
     Args:
         inplace_distill: whether all but the widest learn from the widest instead of from the labels.
@@ -153,7 +153,7 @@ class LabelledSandwich(SandwichObjective):
         self.inplace_distill, self.label_smoothing = inplace_distill, label_smoothing
 
     def widths(self, form) -> list[float]:
-        """Widths of a step after the widest, in the order in which they run."""
+        """The widths of a step after the widest, in the order in which they run."""
         raise TypeError(f"{type(self).__name__} does not implement widths")
 
     def narrower_points(self, network):
@@ -185,19 +185,19 @@ class SwitchableTraining(LabelledSandwich):
 
 
 class AutoSlimTraining(SwitchableTraining):
-    """The same with AutoSlim's label smoothing (arXiv 1903.11728)."""
+    """`SwitchableTraining` with AutoSlim's label smoothing (arXiv 1903.11728)."""
 
     def __init__(self, inplace_distill: bool = False, label_smoothing: float = 0.1):
         super().__init__(inplace_distill, label_smoothing)
 
 
 class UniversalTraining(LabelledSandwich):
-    """US-Net (arXiv 1903.05134): the widest, the narrowest, then random widths in the order in which they were drawn.
+    """US-Net (arXiv 1903.05134): the widest, the narrowest, then random widths in the order in which they are drawn.
 
-    The authors' files switch a `soft_target` on that their code never reads; here it is on.
+    The authors' files switch on a `soft_target` that their code never reads; here it is on.
 
     Args:
-        num_sample_training: sub-networks in each step, the widest and the narrowest included.
+        num_sample_training: number of sub-networks in each step, including the widest and the narrowest.
     """
 
     draws = True
@@ -209,7 +209,7 @@ class UniversalTraining(LabelledSandwich):
         self.num_sample_training = num_sample_training
 
     def draw(self, low: float, high: float) -> list[float]:
-        """The random widths of a step."""
+        """Draw the random widths of a step."""
         return self.random_widths(low, high, self.num_sample_training - 2)
 
     def widths(self, form):

@@ -1,4 +1,4 @@
-"""What a slimmable network keeps of its points beside its state dict, and which weights that belongs to."""
+"""What a slimmable network keeps for its points beside its state dict, and the weights to which it belongs."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from torch import Tensor, nn
 
 from models.slimmable.layers import Cut, SlimLayer, Statistics
 
-#: bytes that the plans of all points may hold in dense copies of weights; the one in use stays in any case
+#: bytes that the plans of all points may hold in dense copies of weights; the plan in use always stays
 COPIES = 256 << 20
 
 
 class Prepared:
-    """Batch-norm statistics and plans of points, all of them made from the same weights.
+    """Batch-norm statistics and plans of points, all made from the same weights.
 
-    Whether the network still has these weights is seen by the storage and the version counter of each parameter: that
-    takes microseconds and never waits for the device, so it is checked before every forward pass. Fused optimizers do
-    not count what they write, so a pass in train mode records that it ran (`trained`), and the engine counts what
-    replayed CUDA graphs write after each epoch. Only what is written through a parameter's `.data` is not seen before
-    `prepare` is called.
+    The storage and the version counter of each parameter show whether the network still has these weights. Checking
+    them takes microseconds and never waits for the device, so it is done before every forward pass. Fused optimizers do
+    not count their writes, so a pass in train mode records that it ran (`trained`); the writes of replayed CUDA graphs
+    are counted by the engine after each epoch. Only writes through a parameter's `.data` go unnoticed until `prepare`
+    is called.
 
-    Where something may have changed, the weights' fingerprint decides, because weights that were moved to another
-    device or copied with the network are still the same.
+    If something may have changed, the weights' fingerprint decides, because weights that were moved to another device
+    or copied with the network are still the same.
 
     Args:
         network: fully built; its parameters may be replaced later, its modules may not.
     """
 
     def __init__(self, network: nn.Module):
-        #: by width and resolution, then by device, in the order of the network's calibrated batch norms
+        #: statistics by width and resolution, then by device, in the order of the network's calibrated batch norms
         self.statistics: dict[tuple[float, int], dict[torch.device, tuple[Statistics, ...]]] = {}
-        #: of the weights that the statistics were measured with
+        #: fingerprint of the weights with which the statistics were measured
         self.fingerprint = ""
-        #: what the layers' own running statistics are: moving averages of training; calibrated by the authors of a
-        #: released file, at the largest resolution; or unknown, because a file's were unusable
+        #: the kind of the layers' own running statistics: moving averages of training; calibrated by the authors of a
+        #: released file, at the largest resolution; or unknown, because those of a file were unusable
         self.running_statistics: Literal["moving", "calibrated", "unknown"] = "moving"
         self.plans: dict[object, Plan] = {}
         #: whether a pass in train mode has run since `renew`
         self.trained = False
-        # the modules' dictionaries: through them a replica of DataParallel sees the original's weights
+        # the modules' dictionaries, through which a replica of DataParallel sees the original's weights
         self._parameters = [
             (module._parameters, name)
             for module in network.modules()
@@ -53,11 +53,11 @@ class Prepared:
         self._seen: list[tuple] = []
 
     def __getstate__(self) -> dict:
-        """For copies and pickles: plans are made again, and the copied weights are compared by their fingerprint."""
+        """For copies and pickles: plans are made anew, and the copied weights are compared by fingerprint."""
         return self.__dict__ | {"plans": {}, "_seen": []}
 
     def unchanged(self) -> bool:
-        """Whether the weights are certainly those that `renew` saw."""
+        """Whether the weights are certainly still those that `renew` saw."""
         if self.trained or not self._seen:
             return False
         return all(
@@ -70,14 +70,14 @@ class Prepared:
         )
 
     def fingerprint_of(self, kind: str) -> str:
-        """Identifies the present weights, and what kind of statistics is measured with them. Waits for the device."""
+        """Identify the current weights and the kind of statistics measured with them. Waits for the device."""
         digest = hashlib.sha1(kind.encode())
         for owner, name in self._parameters:
             digest.update(owner[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def renew(self, fingerprint: str) -> None:
-        """Drop what does not belong to the present weights, which have this fingerprint."""
+        """Drop what does not belong to the current weights, which have this fingerprint."""
         if fingerprint != self.fingerprint:
             self.statistics, self.fingerprint = {}, fingerprint
         self.plans.clear()
@@ -85,21 +85,21 @@ class Prepared:
         for owner, name in self._parameters:
             tensor = owner[name]
             version = None if tensor.is_inference() else tensor._version
-            # the detached tensor keeps the storage, so that no other gets its address
+            # the detached tensor keeps the storage alive, so that no other gets its address
             self._seen.append((owner, name, tensor, tensor.data_ptr(), version, tensor.detach()))
 
     def statistics_of(self, width: float, resolution: int, device: torch.device) -> tuple[Statistics, ...] | None:
-        """Measured statistics on a device; None where there are none."""
+        """Return the measured statistics on a device; None if there are none."""
         copies = self.statistics.get((width, resolution))
         if copies is None:
             return None
-        if device not in copies:  # DataParallel calls it from each of its devices
+        if device not in copies:  # DataParallel calls this on each of its devices
             first = next(iter(copies.values()))
             copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
         return copies[device]
 
     def planned(self, point: object, cut: Cut, layers: Callable[[], Iterable[SlimLayer]]) -> Cut:
-        """The cut with all its parts taken beforehand."""
+        """Return the cut with all its parts taken beforehand."""
         plan = self.plans.get(point)
         if plan is None or not plan.serves(cut):
             self.plans.pop(point, None)
@@ -111,10 +111,10 @@ class Prepared:
 
 
 class Plan:
-    """A cut whose parts are taken once and used for as long as the weights stay the same.
+    """A cut whose parts are taken once and used as long as the weights stay the same.
 
-    Kernels want dense weights and would copy a view with gaps in every pass; here it is copied once. Parts without gaps
-    are views: running statistics follow what is written to them.
+    Kernels need dense weights and would copy a view with gaps in every pass; here it is copied once. Parts without gaps
+    are views, so running statistics follow what is written to them.
     """
 
     def __init__(self, layers: Iterable[SlimLayer], cut: Cut):
@@ -129,7 +129,7 @@ class Plan:
         self.cut = replace(cut, parts=tuple(parts))
 
     def serves(self, cut: Cut) -> bool:
-        """Whether its parts are those of the layers: for a cut of the same width and unchanged weights."""
+        """Whether its parts are still those of the layers for `cut`: the same width and unchanged weights."""
         return self.cut.statistics is cut.statistics and all(
             [buffers.get(name) is tensor for buffers, name, tensor in self._buffers]
         )

@@ -1,5 +1,5 @@
-"""Weights that the authors of slimmable networks, US-Net (github.com/JiahuiYu/slimmable_networks) and MutualNet
-(github.com/taoyang1122/MutualNet) released, as their READMEs list them.
+"""Weights released by the authors of slimmable networks, US-Net (github.com/JiahuiYu/slimmable_networks) and MutualNet
+(github.com/taoyang1122/MutualNet), as listed in their READMEs.
 
 Their sha256 are not known. The files of the first two are zip archives of one .pt.
 """
@@ -9,7 +9,7 @@ from models.published import publish
 LICENSE = "CC BY-NC 4.0"
 GITHUB = "https://github.com/JiahuiYu/slimmable_networks/files/"
 MUTUALNET = "its batch-norm statistics are of one point only: points get calibrated"
-# name, model, flags, address, top-1 error of the widest, note
+# name, model, flags, address, top-1 error of the widest network, note
 # fmt: off
 RELEASED = (
     ("S-MobileNetV1", "s_mobilenet_v1", {}, f"{GITHUB}2709079/s_mobilenet_v1_0.25_0.5_0.75_1.0.pt.zip", 28.5, LICENSE),

@@ -17,7 +17,7 @@ DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 @dataclass(frozen=True)
 class BottleneckShape:
-    """Channels of a bottleneck after its first, second and last convolution, its stride, and its stage's beginning."""
+    """Channels of a bottleneck after its first, second and last convolution, stride, and whether it begins a stage."""
 
     first: Channels
     second: Channels
@@ -27,7 +27,7 @@ class BottleneckShape:
 
 
 class SlimBottleneck(Sliced, nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside the input, which is projected where a stage begins."""
+    """1x1, 3x3 and 1x1 convolutions added to the input, which is projected where a stage begins."""
 
     def __init__(self, form: Form, inputs: Channels, shape: BottleneckShape):
         super().__init__()
@@ -76,7 +76,7 @@ class SlimResNet(Slimmable):
 
 
 def universal_resnet(num_classes: int, form: Universal, depth: int, **points) -> SlimResNet:
-    """MutualNet's ResNet: a bottleneck's inner channels are a quarter of its rounded outputs."""
+    """MutualNet's ResNet: a bottleneck has a quarter as many inner channels as its rounded outputs."""
     blocks = []
     for stage, count in enumerate(DEPTHS[depth]):
         outputs = 256 * 2**stage

@@ -1,4 +1,4 @@
-"""S-ShuffleNet: grouped convolutions as three parallel ones, each cut by itself."""
+"""S-ShuffleNet: grouped convolutions as three parallel ones, each cut separately."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def shuffle(x: Tensor) -> Tensor:
 
 
 class Shuffle(nn.Module):
-    """`shuffle` as a layer: in the authors' checkpoints it has a place before the depthwise convolution."""
+    """`shuffle` as a layer: in the authors' checkpoints it has an index before the depthwise convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         return shuffle(x)
 
 
 class ShuffleBlock(Sliced, nn.Module):
-    """Bottleneck of three parallel pointwise convolutions around a depthwise one.
+    """A bottleneck of three parallel pointwise convolutions on either side of a depthwise one.
 
     With stride 1 the input is added to its outputs; with stride 2 the pooled input is appended to them.
 
     Args:
-        inputs, outputs: channels that arrive and leave, for each width.
+        inputs, outputs: input and output channels for each width.
         stride: 1 or 2.
-        whole: whether every pointwise convolution sees all inputs, not a third of them.
+        whole: whether every pointwise convolution sees all inputs instead of a third of them.
     """
 
     def __init__(self, form: Switchable, inputs: Listed, outputs: Listed, stride: int, whole: bool):

@@ -1,4 +1,4 @@
-"""WideResNet for 32-pixel images with channels that follow the width."""
+"""A WideResNet for 32-pixel images with channels that follow the width."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.slimmable.network import Slimmable, SlimPoint, pool
 
 
 class WideBlock(Sliced, nn.Module):
-    """Two 3x3 convolutions, each after batch norm and ReLU; where channels change the shortcut is projected."""
+    """Two 3x3 convolutions, each after batch norm and ReLU; the shortcut is projected if the channels change."""
 
     norms_of = (("conv1", "bn2"),)
 
@@ -35,7 +35,7 @@ class WideBlock(Sliced, nn.Module):
 
 
 class WideGroup(Sliced, nn.Module):
-    """Blocks of the same channels; the first may halve the resolution."""
+    """Blocks with the same channels; the first may halve the resolution."""
 
     def __init__(self, form: Form, inputs: Channels, outputs: Channels, count: int, stride: int, dropout: float):
         super().__init__()
@@ -50,7 +50,7 @@ class SlimWideResNet(Slimmable):
     """Wide residual network.
 
     Args:
-        depth: 6n + 4, with n blocks in each of three groups.
+        depth: number of layers: 6n + 4, with n blocks in each of three groups.
         widen_factor: factor on the channels 16, 32, 64 of the groups.
         dropoutrate: share of activations dropped within a block.
         **points: as for `Slimmable`.
@@ -83,4 +83,4 @@ class SlimWideResNet(Slimmable):
         return pass_through(self.fc, pool(x), cut)
 
     def pooled_elements(self, point: SlimPoint) -> int:
-        return 0  # pools by a function, which the authors' counter does not see
+        return 0  # it pools by a function, which the authors' counter does not see
