@@ -1,6 +1,6 @@
 """The command line of the four scripts: parsing, help, and one sentence for every mistake.
 
-A model's own flags come from the registry, so that no script knows a family by name.
+A model's own flags come from the registry, so no script knows a family by name.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Script:
     """What differs between scripts.
 
     Args:
-        description: first line of the help.
+        description: text at the beginning of the help.
         datasets: the values of `--dataset`, the default first.
         model: default of `--model`.
-        training: whether it trains, and so has the flags of the recipe and of the objective.
-        defaults: published defaults of common flags, where a network does not define its own.
+        training: whether it trains, and thus has the flags of the recipe and the objective.
+        defaults: published defaults of common flags, for networks that do not define their own.
         add_flags: functions that add flags which only some scripts have.
     """
 
@@ -63,16 +63,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse a command line: `@file` holds arguments, hyphens in flags count as underscores.
+    """Parse a command line: `@file` stands for the arguments in a file, hyphens in flags count as underscores.
 
-    It changes nothing in the process and queries no device: see `complete`.
+    This changes nothing in the process and queries no device: see `complete`.
 
     Returns:
-        The common flags; `model_flags`, `objective_flags` for `create_model` and `create_objective`; `checkpoint`, the
-        one that --pretrained names or None, of which only the description has been read; in an evaluation also
+        The common flags; `model_flags` and `objective_flags` for `create_model` and `create_objective`; `checkpoint`,
+        the one that --pretrained names or None, of which only the description has been read; in an evaluation also
         `run_images`, how the run behind the checkpoint loaded its training images (`run_images.of_file`).
 
-    Exits with 2 and one sentence if the command is invalid, with 0 after `--help`, `--list_models`,
+    Exits with 2 and one sentence if the command is invalid, and with 0 after `--help`, `--list_models`,
     `--list_checkpoints` and `--list_recipes`.
     """
     parser = _parser(script)
@@ -101,9 +101,9 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def complete(args: argparse.Namespace, device: torch.device) -> None:
-    """Decide what depends on the device: `--amp` where it was not given, and whether `--cuda_graph` can work.
+    """Decide what depends on the device: the default of `--amp`, and whether `--cuda_graph` can work.
 
-    What else `--fast` means is decided by `engine.steps.settle`.
+    `engine.steps.settle` decides what else `--fast` means.
 
     Raises:
         UserError: there is no GPU to record a graph on.
@@ -115,16 +115,16 @@ def complete(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def check_network(args: argparse.Namespace, side: int) -> None:
-    """Refuse what cannot work before any image is looked for: weights, the images' size, points, tiny batches.
+    """Refuse what cannot work before looking for any image: weights, image sizes, points, tiny batches.
 
     Args:
-        side: of the images, in pixels.
+        side: side of the images in pixels.
 
     Raises:
-        ValueError: the file of --pretrained is of another network, or unusable.
+        ValueError: the file of --pretrained belongs to another network, or is unusable.
         UserError: the network cannot run on such images, has no such point, or cannot train on such batches.
     """
-    if args.checkpoint:  # whatever its number of classes, which the images decide
+    if args.checkpoint:  # with any number of classes, which the images decide
         args.checkpoint.check(args.model, args.dataset, new_head=True, **args.model_flags)
     point = args.checkpoint and args.checkpoint.extracted_point
     with on_meta():
@@ -133,7 +133,7 @@ def check_network(args: argparse.Namespace, side: int) -> None:
     note = model.for_images((3, side, side))
     if note:
         say(note)
-    if hasattr(args, "point"):  # of an evaluation
+    if hasattr(args, "point"):  # in an evaluation
         named_points(model, args.point)
         return
     images = args.batch_size // world_size()
@@ -142,20 +142,20 @@ def check_network(args: argparse.Namespace, side: int) -> None:
 
 
 def named_points(model: AdaptiveModel, names: str | None) -> Sequence[Point] | None:
-    """The points that --point names, of which `all` are all; None where it is not given."""
+    """The points that --point names, `all` for all of them; None if it is not given."""
     if names == "all":
         return model.points
     return [model.point(name) for name in names.split(",")] if names else None
 
 
 def exports_folder(args: argparse.Namespace) -> bool:
-    """Whether --export writes a folder: of several points, or where a folder is named."""
+    """Whether --export writes a folder: for several points, or if a folder is named."""
     file, several = args.export[1], args.point == "all" or "," in (args.point or "")
     return several or file.endswith(("/", os.sep)) or os.path.isdir(file)
 
 
 def _parser(script: Script) -> Parser:
-    """A parser of the flags that do not depend on the network."""
+    """A parser for the flags that do not depend on the network."""
     parser = Parser(
         description=script.description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -171,7 +171,7 @@ def _parser(script: Script) -> Parser:
 
 
 def _translated(script: Script, argv: list[str]) -> list[str]:
-    """A command with the authors' spellings replaced, but for those that are flags of the network itself."""
+    """Replace the authors' spellings in a command, except for those that are flags of the network itself."""
 
     @functools.cache
     def own() -> frozenset[str]:
@@ -190,9 +190,9 @@ def _translated(script: Script, argv: list[str]) -> list[str]:
 def _find_network(
     parser: Parser, script: Script, argv: list[str]
 ) -> tuple[registry.Entry, str, Checkpoint | None, dict]:
-    """The network and the dataset that a command or its checkpoint names, the checkpoint, and its description.
+    """Find the network and the dataset that a command or its checkpoint names, the checkpoint, and its description.
 
-    Prints the lists and exits where those were asked for.
+    Prints the lists and exits if they are requested.
     """
     known, _ = parser.parse_known_args(_without_help(argv))
     if any(pattern is not None for pattern in (known.list_models, known.list_checkpoints, known.list_recipes)):
@@ -202,7 +202,7 @@ def _find_network(
     checkpoint = Checkpoint.open(given, known.dataset, known.cache) if given else None
     described = _described(checkpoint)
     if described.get("dataset", script.datasets[0]) not in script.datasets:
-        if script.training:  # its weights may be for another dataset, of which nothing is known
+        if script.training:  # its weights may be for another, unknown dataset
             return *_network(parser, argv), checkpoint, {}
         raise UserError(f"{given} is of {described['dataset']}, which another script evaluates")
     parser.set_defaults(**{key: described[key] for key in ("model", "dataset") if key in described})
@@ -215,7 +215,7 @@ def _network(parser: Parser, argv: list[str]) -> tuple[registry.Entry, str]:
 
 
 def _described(checkpoint: Checkpoint | None) -> dict:
-    """A checkpoint's description of its own network, so that a command need not repeat it."""
+    """The description that a checkpoint gives of its network, so that commands need not repeat it."""
     if checkpoint is None:
         return {}
     try:
@@ -227,13 +227,13 @@ def _described(checkpoint: Checkpoint | None) -> dict:
 def _published_defaults(script: Script, entry: registry.Entry, dataset: str) -> dict:
     """Published values of common flags: those of the network before those of the script."""
     published = {**script.defaults, **entry.defaults}
-    if dataset != entry.dataset:  # images of another kind keep their own normalisation
+    if dataset != entry.dataset:  # images of another data set keep their own normalisation
         published = {key: value for key, value in published.items() if key not in ("mean", "std")}
     return published
 
 
 def _own_flags(described: dict, model_flags: list[str], dataset: str) -> dict:
-    """The flags with which a checkpoint's network was built, and its images were prepared where they are the same."""
+    """The flags with which a checkpoint's network was built, and, for the same data set, its images were prepared."""
     own = set(model_flags)
     if described.get("dataset") == dataset:
         own |= {"mean", "std", "resize", "crop"}
@@ -241,7 +241,7 @@ def _own_flags(described: dict, model_flags: list[str], dataset: str) -> dict:
 
 
 def _without_help(argv: list[str]) -> list[str]:
-    """A command without -h and --help, to learn from it which network's help is wanted."""
+    """A command without -h and --help, to learn which network's help is wanted."""
     return [word for word in argv if word not in ("-h", "--help")]
 
 
@@ -255,7 +255,7 @@ def _check_training(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--nesterov is a form of momentum: give --momentum above 0")
 
 
-#: what an evaluation script can do instead of evaluating, and the flags that have no effect then
+#: what an evaluation script can do instead of evaluating, and the flags that then have no effect
 TASKS = {
     "image": ("export", "budget", "query_table", "extract", "report"),
     "export": ("budget", "extract", "report", "fold", "fast", "amp"),
@@ -281,14 +281,14 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
 
 
-#: arguments that a file may stand for, and bytes that it may have
+#: the most arguments that a file may stand for, and the most bytes it may have
 MOST_ARGUMENTS, LONGEST_FILE = 1_000, 1_000_000
 
 
 def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
     """Replace `@file` by its content, and hyphens in the names of flags by underscores.
 
-    The home folder replaces a leading `~`, which a shell leaves in `--flag=~/folder` and `@~/file`.
+    The home folder replaces a leading `~`, which shells leave in `--flag=~/folder` and `@~/file`.
     """
     words = []
     for word in argv:
@@ -297,7 +297,7 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
             if file in inside:
                 raise UserError(f"the argument file {file} contains itself", exit_code=2)
             try:
-                if os.path.exists(file) and not os.path.isfile(file):  # a device or a pipe may have no end
+                if os.path.exists(file) and not os.path.isfile(file):  # a device or a pipe may never end
                     raise ValueError("it is not a file")
                 if os.path.getsize(file) > LONGEST_FILE:
                     raise ValueError("it is far too long")
@@ -317,10 +317,10 @@ def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
 
 
 def _explain_unreadable(file: Path, error: Exception) -> str:
-    """Why there are no arguments in a file, and what may be meant instead."""
+    """Say why no arguments can be read from a file, and what may be meant instead."""
     if not isinstance(error, FileNotFoundError):
         return f"cannot read the arguments in {file}: {getattr(error, 'strerror', None) or error}"
-    names = [path.name for path in file.parent.glob("*")]  # none where there is no folder, or no permission
+    names = [path.name for path in file.parent.glob("*")]  # empty without a folder or permission
     close = [f"@{file.parent / name}" for name in difflib.get_close_matches(file.name, names)]
     return f"there is no file {file}; " + (f"close are {', '.join(close)}" if close else "--list_recipes lists recipes")
 
@@ -349,7 +349,7 @@ def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry:
 def run(main: Callable[[], None]) -> None:
     """Call a script's main; on failure, exit with one sentence and a code. `python3 -X dev` shows tracebacks instead.
 
-    Where standard output or standard error cannot be written, the script goes on without it.
+    If standard output or standard error cannot be written to, the script goes on without it.
 
     Exits with 2 for an invalid command, 1 for a failure, 128 + signal if a signal stopped it.
     """
@@ -391,7 +391,7 @@ def all_flags(args: argparse.Namespace) -> dict:
 
 
 def default_flags(script: Script, args: argparse.Namespace) -> dict:
-    """`all_flags` of a command that names the network and the data set only: what runs had before a flag existed."""
+    """`all_flags` of a command that names only the network and the data set: what runs had before a flag existed."""
     plain = parse(script, [f"--model={args.model}", f"--dataset={args.dataset}"])
     complete(plain, torch.device("cpu"))
     return all_flags(plain)

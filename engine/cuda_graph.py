@@ -1,12 +1,12 @@
-"""A training step as CUDA graphs: forward, losses, backward and optimizer, started with a launch or a few.
+"""A training step as CUDA graphs: forward, losses, backward and optimizer, started with one or a few launches.
 
 Small networks launch thousands of short GPU kernels in each step, and the step then waits for the host to launch them.
-A graph is recorded once; afterwards none of its Python code runs. So what is recorded must have fixed shapes, keep what
-changes from step to step in tensors (images, labels, learning rate), and decide nothing on the host.
+A graph is recorded once; afterwards none of its Python code runs. Whatever is recorded must therefore have fixed
+shapes, keep what changes from step to step in tensors (images, labels, learning rate), and decide nothing on the host.
 
-Steps that are all alike are one graph. Where each step draws its sub-networks, the pass of each of them (forward, loss,
-backward) is a graph and the optimizer's step is another, and their gradients stay in place. So it is where gradients of
-several batches are added up, and with several processes, which exchange gradients between the two.
+If all steps are alike, a step is one graph. If each step draws its sub-networks, the pass of each sub-network (forward,
+loss, backward) is a graph, the optimizer's step is another, and gradients stay in place. The same holds if gradients of
+several batches are accumulated, and for several processes, which exchange gradients in between.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.running_means import RunningMeans
 from utils import UserError
 
 Part = Callable[[], Tensor | None]
-#: runs a part, or a recording of the parts with this key
+#: runs a part, or the recording of parts with this key
 Runner = Callable[[Hashable, Part], Tensor | None]
 Step = Callable[[Tensor, Tensor, Runner], Tensor]
 #: real steps before a training step is recorded, in which libraries choose algorithms and state is allocated
@@ -30,12 +30,12 @@ WARM_UP_STEPS = 3
 
 
 def run_at_once(key: Hashable, part: Part) -> Tensor | None:
-    """The `Runner` that records nothing."""
+    """Run a part without recording it; a `Runner`."""
     return part()
 
 
 class CudaRecorder:
-    """Records what functions launch on the current CUDA device. Recordings share memory, so one runs at a time.
+    """Record what functions launch on the current CUDA device. Recordings share memory, so only one runs at a time.
 
     Args:
         warm_up_steps: real steps before the first recording.
@@ -46,7 +46,7 @@ class CudaRecorder:
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def warm_up(self, part: Part) -> Tensor | None:
-        """Run `part` on a side stream, as CUDA requires before a recording."""
+        """Run `part` on a side stream, which CUDA requires before a recording."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             result = part()
@@ -56,18 +56,18 @@ class CudaRecorder:
     def record(self, part: Part) -> tuple[Callable[[], None], Tensor | None]:
         """Record `part` without running it; return a function that launches it, and the tensor that `part` returns."""
         graph = torch.cuda.CUDAGraph()
-        # threads that read images may use CUDA meanwhile: that is not part of the step, and not an error
+        # threads that read images may use CUDA meanwhile: this is not part of the step, nor an error
         with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             result = part()
         return graph.replay, result
 
 
 class CapturedStep:
-    """A step whose parts are recorded when they have run before, and replayed from then on.
+    """A step whose parts are recorded once they have run before, and replayed from then on.
 
     Args:
-        step: from (images, labels, run), the images always of the same shape, to the sum of the losses. It passes what
-            is to be recorded to `run(key, part)`: parts of equal keys do the same, with the same tensors.
+        step: maps (images, labels, run) to the sum of the losses; images always have the same shape. It passes what
+            should be recorded to `run(key, part)`: parts with equal keys do the same with the same tensors.
         means: what parts add to; the numbers of images, which are not tensors, are added at each replay.
     """
 
@@ -75,7 +75,7 @@ class CapturedStep:
         self.step, self.means, self.recorder = step, means, recorder or CudaRecorder()
         self.steps = 0
         self.seen: set[Hashable] = set()
-        #: by key: what launches the recording, its result, and the numbers of images that it stands for
+        #: by key: the function that launches the recording, its result, and the numbers of images it stands for
         self.recorded: dict[Hashable, tuple[Callable[[], None], Tensor | None, dict[str, int]]] = {}
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class CapturedStep:
 
 
 def recorded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of images and labels, always of the same shapes, that is recorded at its second call.
+    """Return a function of images and labels, always of the same shapes, that is recorded at its second call.
 
     The result is overwritten by the next call.
     """
@@ -123,7 +123,7 @@ def recorded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
 
 
 def obstacle(objective: Objective, device: torch.device, recipe: Recipe, world_size: int) -> str | None:
-    """Why the steps of a recipe cannot be captured, as the end of a sentence; None where they can."""
+    """Say why the steps of a recipe cannot be captured, as the end of a sentence; None if they can."""
     reasons = {
         "needs a GPU": device.type != "cuda",
         "needs a process for each GPU: add --parallel=process": world_size == 1 and torch.cuda.device_count() > 1,
@@ -133,6 +133,6 @@ def obstacle(objective: Objective, device: torch.device, recipe: Recipe, world_s
 
 
 def check(objective: Objective, device: torch.device, recipe: Recipe, world_size: int) -> None:
-    """Raise UserError with the reason where the steps of a recipe cannot be captured."""
+    """Raise UserError with the reason if the steps of a recipe cannot be captured."""
     if reason := obstacle(objective, device, recipe, world_size):
         raise UserError(f"--cuda_graph {reason}", exit_code=2)

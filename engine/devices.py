@@ -1,4 +1,4 @@
-"""The devices of a process: which it uses, how several share a network, and in which precision they compute."""
+"""The devices of a process: which ones it uses, how several share a network, and the precision they compute in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models import profile
 from models.adaptive import AdaptiveModel
 from utils import UserError, world_size
 
-#: what `--amp` can be
+#: values of `--amp`
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -27,16 +27,16 @@ DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def start_device(visible: str | None = None, how: str = "thread") -> torch.device:
-    """Choose the device of this process, and join the others where a launcher started several.
+    """Choose the device of this process, and join the others if a launcher started several.
 
-    Call it before anything else asks CUDA: it sets CUDA_VISIBLE_DEVICES, which CUDA reads once.
+    Call it before anything else queries CUDA: it sets CUDA_VISIBLE_DEVICES, which CUDA reads once.
 
     Args:
-        visible: GPUs such as "0,1": numbers as nvidia-smi shows them or, where CUDA_VISIBLE_DEVICES is set, places in
-            its list, from 0. None is the first; or, in one of several processes or where CUDA_VISIBLE_DEVICES is set,
-            whatever is visible. Only without a GPU is None the CPU.
-        how: several GPUs of one process share each batch by "thread". By "process" this command is started again, one
-            process for each GPU; this one waits for them and raises SystemExit with their exit code.
+        visible: GPUs such as "0,1": numbers as nvidia-smi shows them or, if CUDA_VISIBLE_DEVICES is set, indices into
+            its list, from 0. None stands for the first GPU or, in one of several processes or if CUDA_VISIBLE_DEVICES
+            is set, for all that are visible. Without a GPU, None stands for the CPU.
+        how: with "thread", several GPUs of one process share each batch. With "process", this command is started again
+            in one process for each GPU; this process waits for them and raises SystemExit with their exit code.
 
     Raises:
         UserError: there are fewer GPUs than `visible` names, or than processes.
@@ -70,7 +70,7 @@ def start_device(visible: str | None = None, how: str = "thread") -> torch.devic
 
 
 def _numbers(visible: str | None) -> list[int]:
-    """The numbers in --visible_device. Raises UserError where it is no list of different numbers."""
+    """The numbers in --visible_device. Raises UserError if it is not a list of distinct numbers."""
     words = [] if visible is None else visible.split(",")
     if not all(word.strip().isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
         message = f"--visible_device={visible} is not a list of different GPU numbers, such as 0,1"
@@ -82,7 +82,7 @@ def choose_devices(visible: str | None, one: bool = False) -> None:
     """Make CUDA see the GPUs that `start_device` describes, and no others.
 
     Args:
-        one: use the first one where nothing says which.
+        one: use the first one if nothing says which.
     """
     numbers, allowed = _numbers(visible), os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -99,7 +99,7 @@ def choose_devices(visible: str | None, one: bool = False) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep the memory that tensors free for the next ones, instead of returning it to the system.
+    """Make the C library keep freed tensor memory for later tensors instead of returning it to the system.
 
     New memory from the system arrives page by page, and each page fault interrupts the step. glibc only.
     """
@@ -111,14 +111,14 @@ def keep_freed_memory() -> None:
 
 
 def device_name() -> str:
-    """Readable name of what the run computes on: the GPUs or the processor."""
+    """Readable name of the GPUs, or the processor, that the run computes on."""
     if torch.cuda.is_available():
         return f"{max(world_size(), torch.cuda.device_count())} x {torch.cuda.get_device_name()}"
     return profile.device_name(torch.device("cpu"))
 
 
 def devices_in_words() -> str:
-    """`device_name`, and that the processor is used because there is no GPU."""
+    """`device_name`, with a note if the processor is used because there is no GPU."""
     name = device_name()
     return name if torch.cuda.is_available() else f"no GPU, so on the CPU: {name}"
 
@@ -127,7 +127,7 @@ def devices_in_words() -> str:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the GPU, or else the processor, has instructions for bf16; without them it is slower than float32."""
+    """Whether the GPU, or else the processor, has bf16 instructions; without them bf16 is slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
@@ -144,10 +144,10 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
 
 
 def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.Module:
-    """Wrap a network for its devices: `Replicas` where one process sees several GPUs, torch.compile if `compiled`.
+    """Wrap a network for its devices: `Replicas` if one process sees several GPUs, torch.compile if `compiled`.
 
-    Several processes hold an unwrapped copy each and average gradients once a step (`engine.gradients`).
-    DistributedDataParallel would reduce within every backward, and leave out what the step's last sub-network does not
+    Several processes each hold an unwrapped copy and average gradients once per step (`engine.gradients`).
+    DistributedDataParallel would reduce in every backward pass, and leave out what the step's last sub-network does not
     use.
     """
     if device.type == "cuda" and torch.cuda.device_count() > 1 and not dist.is_initialized():
@@ -156,7 +156,7 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.M
         return Replicas(model)
     if compiled:
         keep_compiled_code()
-        # a graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
+        # one graph for each sub-network that is trained; beyond these limits torch would run the rest uncompiled
         for limit in ("recompile_limit", "accumulated_recompile_limit"):
             setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1000))
         compiled_model: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
@@ -165,20 +165,20 @@ def parallel(model: AdaptiveModel, device: torch.device, compiled: bool) -> nn.M
 
 
 def keep_compiled_code() -> None:
-    """Have torch.compile keep its code in a folder of torch.hub's, so that a later run compiles in less time.
+    """Make torch.compile keep its code in torch.hub's folder, so that later runs compile in less time.
 
     Its own folder is among the temporary files, which a restart of the machine or a new container removes.
     TORCHINDUCTOR_CACHE_DIR names another one.
     """
     folder = Path(torch.hub.get_dir()) / "compiled"
-    with contextlib.suppress(OSError):  # where it cannot be written to, torch's own serves
+    with contextlib.suppress(OSError):  # if it is not writable, torch's own is used
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory in MiB that this process has held so far, of the GPU or of the machine; empty if unknown."""
+    """Peak memory of this process so far in MiB, on the GPU or else the machine; empty if unknown."""
     if device.type == "cuda":
         return {"peak_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)}
     try:
@@ -193,7 +193,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 class DelayedValue:
-    """A copy of numbers on the device, read some steps later when they are already computed, so that nothing waits."""
+    """A copy of numbers on the device, read some steps later, when they have been computed and nothing has to wait."""
 
     def __init__(self, value: Tensor):
         self.copy = torch.empty(value.shape, pin_memory=value.is_cuda).copy_(value, non_blocking=True)

@@ -28,7 +28,7 @@ class Row:
     params: int
     macs: float  # mean over the images
     top1: float  # percent correct
-    top5: float | None  # no figure where there are five classes or fewer
+    top5: float | None  # None if there are five classes or fewer
     images: int
     latency: tuple[profile.Latency, ...] = ()  # one for each batch size that was timed
 
@@ -45,18 +45,18 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     choose_threads: bool = False,
 ) -> list[Row] | None:
-    """Evaluate a network at one or several points (by default its default points): one row each, in their order.
+    """Evaluate a network at one or several points (by default its default points). Returns a row for each, in order.
 
     Args:
         batches: (images, labels) to evaluate on; every process of a run has its own share.
-        data: provides images, other than `batches`, from which to find thresholds and batch-norm statistics.
+        data: provides images, other than `batches`, from which thresholds and batch-norm statistics are found.
         amp: off, bf16 or fp16.
-        latency_batches: also time forward passes of that many images at once, images of the first batch.
-        seconds: spent on timing each point with each of these.
-        capture: record what a batch computes as a CUDA graph, and replay it for the others of its size. Nothing is
-            recorded where several GPUs share a batch, or where what a point computes depends on the image.
-        stop: asked after each batch; if it says so in any process, there is no result: None in all of them.
-        choose_threads: time on a CPU with the number of threads that is quickest at the last of the points, found for
+        latency_batches: batch sizes at which to time forward passes too, with images of the first batch.
+        seconds: time spent on each point at each of these sizes.
+        capture: record the computation for a batch as a CUDA graph, and replay it for others of the same size. Nothing
+            is recorded if several GPUs share a batch, or if what a point computes depends on the image.
+        stop: called after each batch; if it returns True in any process, all of them return None.
+        choose_threads: on a CPU, time with the number of threads that is quickest at the last of the points, found for
             each batch size; otherwise with as many as torch has been given.
     """
     network = unwrap(model)
@@ -86,9 +86,7 @@ def evaluate(
 
         bar = iter(tqdm(batches, "evaluating", leave=False, disable=not show_progress()))
         first, labels = next(bar, (None, None))
-        if (
-            model is not network and first is not None
-        ):  # a replica can neither count itself nor remember what it counted
+        if model is not network and first is not None:  # a replica can neither count itself nor cache its counts
             for point in measured:
                 network.infer(first[:1], point)
         batches = bar if first is None else itertools.chain([(first, labels)], bar)
@@ -129,7 +127,7 @@ def evaluate(
 
 
 def _threads(network: AdaptiveModel, images: Tensor, point: Point, batches: Sequence[int]) -> dict[int, int]:
-    """With how many threads of a CPU to time each batch size; says so where it is not all of them."""
+    """Number of CPU threads with which to time each batch size; printed if it is not all of them."""
     chosen: dict[int, int] = {}
     if batches and images.device.type == "cpu":
         with profile.evaluating(network):
@@ -143,7 +141,7 @@ def _threads(network: AdaptiveModel, images: Tensor, point: Point, batches: Sequ
 def _streamed(
     network: AdaptiveModel, batches: Iterable[tuple[Tensor, Tensor]], point: Point
 ) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
-    """Logits and multiply-accumulates of each batch, and its labels; images may wait for those of later batches."""
+    """Logits, multiply-accumulates and labels of each batch; images may wait for those of later batches."""
     waiting: deque[Tensor] = deque()
 
     def images_of_batches() -> Iterator[Tensor]:
@@ -156,6 +154,6 @@ def _streamed(
 
 
 def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:
-    """Over a batch: top-1 hits, top-5 hits, multiply-accumulates, images."""
+    """Sums over a batch: top-1 hits, top-5 hits, multiply-accumulates, images."""
     top1, top5 = top_hits(logits, labels)
     return torch.stack([top1.sum(), top5.sum(), macs.sum(), torch.ones_like(labels).sum()])

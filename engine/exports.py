@@ -1,4 +1,4 @@
-"""--export of the evaluation scripts: a network at one point as a file, or several points and a table as a folder."""
+"""--export of the evaluation scripts: one point of a network as a file, or several points and a table as a folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write(
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> None:
-    """Write a network as --export and --point say; print how accurately and how fast the files reproduce it.
+    """Write a network as --export and --point request; print how accurately and how fast the files reproduce it.
 
     Args:
         shape: (channels, height, width) of an image.
@@ -51,7 +51,7 @@ def write_folder(
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> None:
-    """Several points as files of a folder, and table.json; arguments as of `write`."""
+    """Write several points as files in a folder, and table.json; arguments as for `write`."""
     form, folder = args.export
     points = cli.named_points(model, args.point) or model.default_points
     if args.point in (None, "all"):
@@ -87,9 +87,9 @@ def write_folder(
 def accuracies(
     model: AdaptiveModel, shape: Sequence[int], args: argparse.Namespace, checkpoint: Checkpoint
 ) -> dict[str, float]:
-    """What is known of the accuracy of a file's network, by the names of points, in percent correct.
+    """Return the known accuracies of a file's network, in percent correct, by name of the point.
 
-    It is known from the table that --query_table names, of the zoo, or from the evaluation that a run keeps beside its
+    They come from the table that --query_table names, from the zoo, or from the evaluation that a run keeps beside its
     best.pth.
     """
     if args.query_table:
@@ -102,7 +102,7 @@ def accuracies(
     report = checkpoint.path.with_name("evaluation.json")
     if checkpoint.path.name != "best.pth" or not report.is_file():
         return {}
-    if report.stat().st_mtime < checkpoint.path.stat().st_mtime:  # the run went on since
+    if report.stat().st_mtime < checkpoint.path.stat().st_mtime:  # the run has continued since
         return {}
     try:
         return {row["point"]: row["top1"] for row in evaluations.load_run(report)["rows"]}
@@ -119,7 +119,7 @@ def write_file(
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> None:
-    """One point as one file; arguments as of `write`."""
+    """Write one point as one file; arguments as for `write`."""
     form, file = args.export
     point = export.fixed_point(model, args.point)
     if args.point is None and point != model.main_point:
@@ -150,7 +150,7 @@ def _print_exported(
     shape: Sequence[int],
     args: argparse.Namespace,
 ) -> None:
-    """Parameters, MACs, size and latency of the network and of the file made of it."""
+    """Print parameters, MACs, size and latency of the network and of its file."""
     file, ours, theirs = Path(args.export[1]), [], []
     for batch in args.latency_batch:
         images = torch.randn(batch, *shape)

@@ -1,16 +1,16 @@
-"""What a user can do about errors that torch and Python raise, where that is known."""
+"""Advice on errors that torch and Python raise, where there is any."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 
-#: parts of what torch and the system say when memory cannot be had
+#: parts of the messages of torch and the system when memory cannot be allocated
 MEMORY_IS_FULL = ("can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
 
 
 def explain(error: BaseException) -> str | None:
-    """One sentence about an error, or None for an error that is nobody's mistake but the program's."""
+    """Explain an error in one sentence; None for an error that must be the program's own mistake."""
     text = str(error).strip()
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory is full: lower --batch_size, or add --accumulate"

@@ -1,6 +1,6 @@
-"""Which of several ways to make a step is the quickest: by trying each of them.
+"""Find the quickest of several ways to make a training step, by trying each of them.
 
-On a CPU that decides the layout of a run's feature maps, and what `--fast` means for it. A GPU has `faster_step`.
+On a CPU, this decides the layout of a run's feature maps and what `--fast` means for it. GPUs use `faster_step`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from engine.trainer import Trainer
 
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
-#: steps of each way that a trial times
+#: number of steps that a trial times for each way
 TIMED = 2
 #: share of a run's steps that a trial may take
 MOST_TRIED = 0.03
 #: share of the usual way's time that another must save
 MARGIN = 0.05
-#: seconds to compile a layer's forward and backward (docs/speed.md: 0.25 to 1.1), sub-networks of random widths, and
-#: the share of time that compiled steps save: of what convolutions leave, which is less in float32
+#: seconds to compile a layer's forward and backward (docs/speed.md: 0.25 to 1.1); number of sub-networks if widths are
+#: random; share of the time that compiled steps save: of what convolutions leave, which is less in float32
 COMPILE_LAYER, DRAWN, SAVED = 1.0, 32, {"off": 0.05, "bf16": 0.25}
 
 
@@ -43,19 +43,19 @@ def choose(
     clock: Callable[[], float] = time.perf_counter,
     margin: float = 0.0,
 ) -> tuple[str, dict[str, float]]:
-    """Try each candidate some times, in turns, and say which was the quickest.
+    """Try each candidate several times, in turns, and return the quickest.
 
-    Each has one step before those that count, in which libraries choose algorithms and memory is allocated. A step
-    takes as long as its quickest repetition: whatever else runs on the machine can only make one longer.
+    Each makes one step that does not count, in which libraries choose algorithms and memory is allocated. The time of a
+    candidate is that of its quickest step, because whatever else runs on the machine can only make steps longer.
 
     Args:
-        candidates: name -> one step; the first one is taken where no other is quicker by `margin`.
-        steps: of each candidate that are timed.
-        clock: seconds from any start; see `clock_of`.
+        candidates: name -> one step; the first is chosen unless another is quicker by `margin`.
+        steps: number of timed steps of each candidate.
+        clock: returns seconds from any start; see `clock_of`.
         margin: share of the first candidate's time that another must save.
 
     Returns:
-        The name of the one to take, and the seconds of a step of each.
+        The name of the chosen candidate, and the seconds per step of each.
     """
     seconds = dict.fromkeys(candidates, float("inf"))
     for round_number in range(steps + 1):
@@ -70,7 +70,7 @@ def choose(
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """A clock that waits for what a GPU still has to do."""
+    """Return a clock that waits for pending work on a GPU."""
     if device.type != "cuda":
         return time.perf_counter
 
@@ -83,12 +83,12 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 @dataclass
 class Ways:
-    """How the steps of a run are made. Its checkpoints keep that, so that a resumed run goes on likewise.
+    """How the steps of a run are made. Checkpoints record it, so that a resumed run continues in the same way.
 
     Args:
-        layout: of the network and of what it is given, a key of `LAYOUTS`.
+        layout: memory layout of the network and its inputs, a key of `LAYOUTS`.
         amp: as in `Recipe`.
-        compile: None as long as it is not known.
+        compile: None while it is undecided.
 
     Raises:
         ValueError: there is no such way.
@@ -103,28 +103,28 @@ class Ways:
             raise ValueError(f"{self} is no way to make steps")
 
     def place(self, *networks: nn.Module | None) -> None:
-        """Give networks the layout."""
+        """Convert networks to the layout."""
         for network in networks:
             if network is not None:
                 network.to(memory_format=LAYOUTS[self.layout])
 
     def images(self, images: Tensor) -> Tensor:
-        """Images in the layout."""
+        """Return images in the layout."""
         return images.contiguous(memory_format=LAYOUTS[self.layout])
 
 
 def find_ways(
     model: AdaptiveModel, objective: Objective, batch: Callable[[], tuple[Tensor, Tensor]], recipe: Recipe, steps: int
 ) -> tuple[Ways, float | None]:
-    """How a run on a CPU should make its steps, and the seconds of one; None where a trial would not be worth it.
+    """Find how a run on a CPU should make its steps, and the seconds per step; None if a trial would not be worth it.
 
-    The trial makes steps without an optimizer, with copies of the network and the objective. With `--fast`, bf16 is
-    compared with float32 too. Nothing is tried in runs that have to be equal or that several processes share, and in
-    short ones: they take the usual layout, and what the recipe says.
+    The trial makes steps without an optimizer, on copies of the network and the objective. With `--fast`, bf16 is also
+    compared with float32. Nothing is tried in runs that must be reproducible, are shared by several processes, or are
+    short: they use the usual layout and what the recipe says.
 
     Args:
         batch: returns images and labels as in training.
-        steps: that the run has left.
+        steps: steps that the run has left.
     """
     usual = Ways("channels-last", recipe.amp, recipe.compile)
     amps = ("bf16", "off") if recipe.fast and recipe.amp == "bf16" else (recipe.amp,)
@@ -147,7 +147,7 @@ def _precision(amp: str) -> str:
 
 
 def _trial(model: AdaptiveModel, objective: Objective, images: Tensor, labels: Tensor, way: Ways) -> Callable[[], None]:
-    """A step without an optimizer, of copies of a network and its objective."""
+    """A step without an optimizer, on copies of a network and its objective."""
     kept = {} if objective.teacher is None else {id(objective.teacher): objective.teacher}  # it does not change
     model, objective = copy.deepcopy((model, objective), kept)
     way.place(model.train())
@@ -164,11 +164,11 @@ def _trial(model: AdaptiveModel, objective: Objective, images: Tensor, labels: T
 
 
 def worth_compiling(model: nn.Module, objective: Objective, ways: Ways, seconds: float | None, steps: int) -> bool:
-    """Whether compiled steps can win back the time to compile them; says so.
+    """Whether compiled steps can win back the time to compile them; prints the answer.
 
     Args:
-        seconds: of a step; None in a short run.
-        steps: that the run has left.
+        seconds: time of a step; None in a short run.
+        steps: steps that the run has left.
     """
     if seconds is None:
         say(f"--fast: {steps} steps are too few to win back the time to compile them")
@@ -184,10 +184,10 @@ def worth_compiling(model: nn.Module, objective: Objective, ways: Ways, seconds:
 
 
 def settle(trainer: Trainer) -> None:
-    """Before the first step on a CPU: make steps as the run's checkpoint says, or as a trial shows.
+    """Before the first step on a CPU, decide how to make steps, by the run's checkpoint or by a trial.
 
-    A network whose sub-networks are drawn at random is compiled or not, because it then draws them otherwise. Any other
-    is compiled after some steps of the run, and goes on as it is quicker.
+    For an objective that draws sub-networks at random, whether to compile is decided here, because compiled ones are
+    drawn differently. Any other is compiled after some steps of the run, which then keeps whichever way is quicker.
     """
     if trainer.device.type != "cpu":
         return
@@ -212,7 +212,7 @@ def settle(trainer: Trainer) -> None:
 
 
 def _eager_or_compiled(trainer: Trainer, steps: int) -> FasterStep:
-    """Steps that are compiled if that turns out to be quicker."""
+    """Return steps that are compiled if that turns out to be quicker."""
 
     @functools.cache
     def compiled() -> nn.Module:

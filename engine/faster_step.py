@@ -1,4 +1,4 @@
-"""Which of two ways to make the same step is the faster: both are tried on the first steps of a run."""
+"""Find the faster of two ways to make the same step by trying both in the first steps of a run."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from torch import Tensor
 from utils import say
 
 Way = Callable[[Tensor, Tensor], Tensor]
-#: steps of a way before it is timed, in which it is compiled and recorded, and steps over which it is timed
+#: number of steps before a way is timed, in which it is compiled and recorded, and over which it is timed
 UNTIMED, TIMED = 10, 30
-#: seconds of training that must be left for the second way to be tried, which takes a minute or more to compile
+#: seconds of training that must be left to try the second way, which takes a minute or more to compile
 WORTH_TRYING = 300.0
 #: share of the first way's time that the second must save
 WORTH_CHANGING = 0.03
 
 
 class FasterStep:
-    """Makes each step in one of two ways, and after a trial of both always in the faster one.
+    """Make each step in one of two ways and, after a trial of both, always in the faster one.
 
-    Steps of a trial are steps of the run as any other, so none is lost but the time to compile.
+    Steps of a trial are ordinary steps of the run, so only the time to compile is lost.
 
     Args:
-        ways: by their names in what is printed; the second takes long to begin with.
-        steps: that the run has left.
+        ways: the two ways, by their printed names; the second takes long to start.
+        steps: steps that the run has left.
         settled: called with the name of the way that is kept.
-        clock: in seconds; it waits for the device, see `engine.fast.clock_of`.
-        agree: makes a time that each process has measured the same in all of them.
-        untimed, timed: steps of a way before it is timed, and over which it is.
-        worth_trying: seconds of training that must be left for the second way to be tried.
+        clock: returns seconds after waiting for the device, see `engine.fast.clock_of`.
+        agree: turns the times that the processes have measured into one that is the same in all of them.
+        untimed, timed: number of steps before a way is timed, and over which it is timed.
+        worth_trying: seconds of training that must be left to try the second way.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FasterStep:
         return result
 
     def restart(self) -> None:
-        """Begin the present timing again: something else than steps has taken time since the last one."""
+        """Restart the current timing, because something other than steps has taken time since the last one."""
         if self.kept is None and self.taken >= self.untimed:
             self.taken, self.since = self.untimed, self.clock()
 
@@ -85,12 +85,12 @@ class FasterStep:
 
 
 def choose(seconds: Sequence[float], steps: int, worth_trying: float = WORTH_TRYING) -> int | None:
-    """The index of the way to keep, or None to try the second one.
+    """Return the index of the way to keep, or None to try the second one.
 
     Args:
-        seconds: of a step in each way that has been timed.
-        steps: that are left.
-        worth_trying: seconds of training that must be left for the second way to be tried.
+        seconds: seconds per step of each way that has been timed.
+        steps: steps that are left.
+        worth_trying: seconds of training that must be left to try the second way.
     """
     if len(seconds) == 1:
         return None if steps * seconds[0] > worth_trying else 0

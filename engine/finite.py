@@ -1,4 +1,4 @@
-"""Whether a run has diverged: its loss, weights and statistics must be finite numbers."""
+"""Detect that a run has diverged: its loss, weights and statistics must be finite numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from utils import UserError
 
 
 def check_loss(value: float, run: Run) -> float:
-    """Return a loss or a norm unchanged. Raises UserError, which names the last good file, if it is not finite."""
+    """Return a loss or a norm unchanged. Raises a UserError that names the last good file if it is not finite."""
     if not math.isfinite(value):
-        run.writer.wait()  # a file that is being written has no name yet
+        run.writer.wait()  # a file still being written has no name yet
         good = next((f"the last good checkpoint is {path}" for path in (run.last, run.previous) if path.exists()), None)
         hint = good or "no checkpoint was written yet"
         raise UserError(f"the loss is no longer finite; {hint}; a lower --lr often helps")
@@ -23,8 +23,8 @@ def check_loss(value: float, run: Run) -> float:
 
 
 def check_weights(networks: Iterable[nn.Module], run: Run) -> None:
-    """Raise UserError unless everything that checkpoints keep of these networks is finite: statistics too."""
+    """Raise UserError unless everything that checkpoints keep of these networks, statistics included, is finite."""
     floats = [t for network in networks for t in network.state_dict().values() if t.is_floating_point()]
-    # sums of magnitudes are finite where the sums of squares of large statistics are not
+    # sums of magnitudes stay finite when sums of squares of large statistics do not
     sums = torch._foreach_norm(floats, 1)
     check_loss(torch.stack([total.double() for total in sums]).sum().item(), run)

@@ -1,6 +1,6 @@
 """The flags of the four scripts, by topic, and the types of their values.
 
-Flags of the authors' scripts keep their name, meaning and default.
+Flags of the authors' scripts keep their names, meanings and defaults.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from models.deploy import export
 
 
 def finite(text: str) -> float:
-    """A finite number: not nan, not inf."""
+    """A finite number: neither nan nor inf."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return value
 
 
-finite.__name__ = "float"  # argparse's name for it in the message about a text that is not a number at all
+finite.__name__ = "float"  # argparse's name for it in messages about text that is not a number
 
 
 def _number(kind: Callable, least, open_end: bool = False) -> Callable:
-    """An argparse type: a number not below `least`, or above it with `open_end`, and one that tensors can hold."""
+    """An argparse type: a number of at least `least`, or above it with `open_end`, that tensors can hold."""
 
     def parse(text: str):
         value = kind(text)
@@ -59,14 +59,14 @@ def fraction(text: str) -> float:
 
 
 def place(text: str) -> str:
-    """A file, a folder, or a name that stands for one: not empty, as a variable that a shell does not know is."""
+    """A file, a folder, or a name that stands for one; not empty, as an undefined shell variable would be."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a file or a folder, or leave the flag out")
     return text
 
 
 def _colours(kind: Callable) -> Callable:
-    """An argparse type: a number for red, green and blue, such as 0.5,0.4,0.3."""
+    """An argparse type: numbers for red, green and blue, such as 0.5,0.4,0.3."""
 
     def parse(text: str) -> tuple[float, ...]:
         values = tuple(kind(part) for part in text.split(","))
@@ -84,7 +84,7 @@ def batches(text: str) -> tuple[int, ...]:
 
 
 def lr_steps(text: str) -> str:
-    """Drops of the learning rate, which `cli.parse` reads once it knows --epochs."""
+    """Drops of the learning rate, which `cli.parse` parses once it knows --epochs."""
     try:
         recipe.lr_steps(text, epochs=1)
     except ValueError as error:
@@ -99,9 +99,7 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
     """Flags of all four scripts; the first of `datasets` is the default."""
     add = parser.add_argument_group("data and device").add_argument
     add("--dataset", choices=datasets, default=datasets[0], help="default: %(default)s")
-    add(
-        "--dataset_path", type=place, metavar="DIR", help="folder of the images; without it ./data/, filled by download"
-    )
+    add("--dataset_path", type=place, metavar="DIR", help="folder of the images (default: ./data/, filled by download)")
     add(
         "--batch_size",
         type=positive,
@@ -116,14 +114,14 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
         help="mean of pixels from 0 to 1 (default: as published)",
     )
     add("--std", type=_colours(above_zero), metavar="R,G,B", help="their standard deviation (default: as published)")
-    add("--visible_device", metavar="N,N", help="GPUs that share each batch (default: 0; of several processes all)")
+    add("--visible_device", metavar="N,N", help="GPUs that share each batch (default: 0; with several processes, all)")
     add(
         "--parallel",
         choices=("thread", "process"),
         default="thread",
-        help="several GPUs: one thread of this process for each (DataParallel), or a process for each",
+        help="with several GPUs: a thread of this process for each (DataParallel), or a process for each",
     )
-    add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast bf16)")
+    add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast, bf16)")
     add("--seed", type=natural, default=0, help="seed of weights, order and augmentation (default: 0)")
     add(
         "--cache",
@@ -137,7 +135,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     """Flags of the scripts that train: those of the recipe, and of the run."""
     add = parser.add_argument_group("optimisation").add_argument
     add("--subset", type=positive, metavar="N", help="train on N images, drawn with --seed")
-    add("--valid", type=natural, default=0, metavar="N", help="hold N training images out (default: 0)")
+    add("--valid", type=natural, default=0, metavar="N", help="hold out N training images (default: 0)")
     add("--epochs", type=positive, default=300, help="passes over the training images (%(default)s)")
     add("--lr", type=above_zero, default=0.1, help="highest learning rate (default: %(default)s)")
     schedules = ("multistep", "cosine", "linear", "exponential", "onecycle", "constant")
@@ -147,7 +145,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         type=lr_steps,
         default="150:0.1,225:0.01",
         metavar="E:F,..",
-        help="multistep: from epoch E (from 0) on the rate is lr*F; E may be a share of --epochs, such as 50%%, or "
+        help="multistep: from epoch E (from 0) on, the rate is lr*F; E may be a share of --epochs, such as 50%%, or "
         "every30, which multiplies by F every 30 epochs (%(default)s)",
     )
     add("--lr_decay", type=above_zero, default=0.98, help="exponential: factor per epoch (default: %(default)s)")
@@ -164,18 +162,18 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--fast",
         action="store_true",
-        help="train faster: on a GPU --cuda_graph, with --compile if that is faster still, elsewhere --compile where "
-        "it pays off; and bf16 if the device supports it; compiled networks draw random widths from a grid",
+        help="train faster: on a GPU --cuda_graph, with --compile if that is faster still; elsewhere --compile if it "
+        "pays off; and bf16 if the device supports it; compiled networks draw random widths from a grid",
     )
     add("--deterministic", action="store_true", help="forbid nondeterministic algorithms on a GPU")
     add(
         "--dist_bn",
         choices=("broadcast", "reduce"),
         default="broadcast",
-        help="of several processes: batch-norm statistics that are evaluated and saved: the first one's, or their mean",
+        help="several processes: batch-norm statistics to evaluate and save: of the first, or the mean of all",
     )
-    add("--sync_bn", action="store_true", help="of several processes: batch norms see the images of all of them")
-    add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="of the random crop (default: zeros)")
+    add("--sync_bn", action="store_true", help="several processes: batch norms see the images of all of them")
+    add("--padding_mode", choices=("zeros", "reflect"), default="zeros", help="padding of random crops (zeros)")
     add = parser.add_argument_group("run").add_argument
     add(
         "--pretrained", type=place, metavar="FILE|NAME", help="start from these weights, and their optimizer if it fits"
@@ -187,7 +185,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="epochs already trained by --pretrained (default: 0)",
     )
-    add("--new_head", action="store_true", help="begin with a fresh classifier: --pretrained has other classes")
+    add("--new_head", action="store_true", help="start with a new classifier: --pretrained has other classes")
     add("--save", type=place, metavar="DIR", help="folder of the run (default: ./checkpoint/<dataset>-<model>-<flags>)")
     add(
         "--resume",
@@ -213,7 +211,7 @@ def add_image_folder(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that decode images (default: one for each processor, at most 16)",
     )
-    add("--decode", choices=("cpu", "gpu"), default="cpu", help="who decodes JPEG files (default: %(default)s)")
+    add("--decode", choices=("cpu", "gpu"), default="cpu", help="what decodes JPEG files (default: %(default)s)")
     add("--resize", type=positive, default=256, metavar="PIXELS", help="shorter side before the centre crop (256)")
     add("--crop", type=positive, default=224, metavar="PIXELS", help="side of the cropped image (default: 224)")
 
@@ -231,7 +229,7 @@ def add_image_training(parser: argparse.ArgumentParser) -> None:
 
 
 class _Words(argparse.Action):
-    """Joins names with commas, however they were separated; `--skip_cfg True True False False` is one name."""
+    """Join names with commas, however they are separated; `--skip_cfg True True False False` is one name."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         words = re.findall(r"[^\s,]+", " ".join(values))
@@ -247,13 +245,13 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|NAME",
         help="weights to evaluate: a file, or a published checkpoint by name",
     )
-    names = ("--point", "--skip_cfg")  # the second is what the authors of adaptive depth call it
+    names = ("--point", "--skip_cfg")  # the second is its name in the authors' code of adaptive depth
     add(
         *names,
         nargs="+",
         action=_Words,
         metavar="NAME,..",
-        help="points to evaluate, or all (default: its default points)",
+        help="points to evaluate, or all (default: the network's default points)",
     )
     add("--skip", dest="point", action="store_const", const="skip", help="the same as --point=skip")
     add("--budget", metavar="COST", help="run the point that fits best: 120M (MACs), 0.5x (of the full network) or 8ms")
@@ -261,7 +259,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--query_table",
         type=place,
         metavar="FILE",
-        help="write all points with cost and accuracy; with --budget: choose from it",
+        help="write all points with cost and accuracy; with --budget: choose from this file",
     )
     add(
         "--extract",
@@ -277,13 +275,13 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=place,
         metavar="FILE|DIR",
-        help="instead: classify images, or all of a folder; what each costs",
+        help="instead: classify images, or all those in a folder, and show what each costs",
     )
     add(
         "--csv",
         type=place,
         metavar="FILE",
-        help="with --image: write the answers, routes and times as a table, print a summary",
+        help="with --image: write the answers, routes and times as a table, and print a summary",
     )
     formats = "|".join(export.FORMATS)
     add(
@@ -298,7 +296,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=batches,
         default="1,64",
         metavar="N,..",
-        help="images at once, for each timing; 0: none (%(default)s)",
+        help="images per pass in each timing; 0: no timing (%(default)s)",
     )
     add(
         "--report",
@@ -309,7 +307,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(group, flags: Iterable[registry.Flag]) -> list[str]:
-    """Add flags of a model or objective to a parser or group; returns their names."""
+    """Add the flags of a model or objective to a parser or group. Returns their names."""
     names = []
     for flag in flags:
         names.append(flag.name)

@@ -1,8 +1,8 @@
-"""Gradients of several processes: averaged once for each optimizer step, while its last backward pass still runs.
+"""Gradients of several processes: averaged once per optimizer step, while its last backward pass is still running.
 
-A step may have several backward passes, each of which adds to the gradients; only after the last one are they whole.
-Which one is the last is known only when it is over, so the step before tells: from the same number of passes on, what
-a bucket of parameters waits for, it sends as soon as that has been written.
+A step may have several backward passes, each of which adds to the gradients; they are complete only after the last one.
+Which pass is the last is known only when it is over, so the previous step serves as a prediction: in the pass of the
+same number, a bucket of parameters is sent as soon as all the gradients it waits for have been written.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from utils import world_size
 
 
 class Bucket:
-    """Parameters whose gradients are one message."""
+    """Parameters whose gradients are sent as one message."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
         self.parameters = list(parameters)
-        self.missing: set[nn.Parameter] = set()  # those that the running pass has yet to write
+        self.missing: set[nn.Parameter] = set()  # those that the current pass has yet to write
         self.message: Tensor | None = None
         self.work: dist.Work | None = None
         self.outdated = False  # whether a gradient was written after it was sent
@@ -31,13 +31,14 @@ class Bucket:
 class Gradients:
     """The mean over all processes of each gradient that an optimizer step uses.
 
-    Every process must have gradients of the same parameters: the passes of a step may not depend on its images.
+    Every process must have gradients of the same parameters: the passes of a step must not depend on its images.
 
     Args:
-        parameters: those that are trained, in the order of the network.
-        agreement: whether to stop, which rides with the last message.
-        bucket_bytes: of a message, about; what the last layers send while the first ones are still computed.
-        overlap: whether messages may be sent during a backward pass: not where passes are recorded and replayed.
+        parameters: the trained parameters, in the order of the network.
+        agreement: the agreement on stopping, which is sent with the last message.
+        bucket_bytes: approximate size of a message; the last layers send theirs while the first are still computed.
+        overlap: whether messages may be sent during a backward pass, which is impossible if passes are recorded and
+            replayed.
     """
 
     def __init__(
@@ -49,20 +50,20 @@ class Gradients:
     ):
         self.agreement = agreement
         self.buckets = _filled(parameters, bucket_bytes) if dist.is_initialized() else []
-        self.passes, self.usual = 0, 0  # backward passes since the last step, and before that one
-        self.written: set[nn.Parameter] = set()  # by the present pass
+        self.passes, self.usual = 0, 0  # backward passes so far in this step, and in the previous one
+        self.written: set[nn.Parameter] = set()  # by the current pass
         self.awaited: frozenset[nn.Parameter] = frozenset()  # what the last pass of the last step wrote
         self.sent, self.overlaps, self.may_overlap = 0, False, overlap
         self._bucket_of = {parameter: bucket for bucket in self.buckets for parameter in bucket.parameters}
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._on_written) for parameter in self._bucket_of]
 
     def remove(self) -> None:
-        """Detach from the parameters, which are to be trained in another way."""
+        """Detach from the parameters, which will be trained in another way."""
         for hook in self._hooks:
             hook.remove()
 
     def backward(self, loss: Tensor) -> None:
-        """`loss.backward()`, and send what is whole if this is likely to be the step's last pass."""
+        """Call `loss.backward()`, sending complete gradients if this is probably the step's last pass."""
         self.passes += 1
         self.overlaps = self.may_overlap and self.passes == self.usual
         self.written.clear()
@@ -76,7 +77,7 @@ class Gradients:
         bucket = self._bucket_of[parameter]
         bucket.missing.discard(parameter)
         bucket.outdated |= bucket.work is not None
-        # in their order, so that the messages of all processes are the same ones
+        # in order, so that the messages of all processes match
         while self.overlaps and self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
             self._send(self.buckets[self.sent])
             self.sent += 1
@@ -119,7 +120,7 @@ class Gradients:
 
 
 def _filled(parameters: Sequence[nn.Parameter], most: int) -> list[Bucket]:
-    """The parameters in buckets, the last ones first: backward passes write those first."""
+    """The parameters in buckets, last ones first, as backward passes write these first."""
     groups: list[list[nn.Parameter]] = [[]]
     size = 0
     for parameter in reversed(parameters):

@@ -19,10 +19,10 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def show(asked: argparse.Namespace, datasets: Sequence[str]) -> None:
-    """Print the lists that a command asks for. Raises UserError where nothing matches.
+    """Print the lists that a command asks for. Raises UserError if nothing matches.
 
     Args:
-        datasets: of the script.
+        datasets: the data sets of the script.
     """
     datasets = tuple(dict.fromkeys(registry.SAME_NETWORKS.get(dataset, dataset) for dataset in datasets))
     texts = (
@@ -36,7 +36,7 @@ def show(asked: argparse.Namespace, datasets: Sequence[str]) -> None:
 
 
 def models_text(pattern: str, datasets: Sequence[str]) -> str:
-    """The networks of these data sets whose name matches a shell pattern. Raises UserError if there are none."""
+    """The networks for these data sets whose name matches a shell pattern. Raises UserError if there are none."""
     entries = [entry for entry in registry.entries() if entry.dataset in datasets]
     matching = _matching(pattern, {entry.name for entry in entries}, "network", "--list_models", datasets)
     lines = [f"{'name':32} {'dataset':9} {'system':13} {'params':>11}"]
@@ -49,7 +49,7 @@ def models_text(pattern: str, datasets: Sequence[str]) -> str:
 
 
 def checkpoints_text(pattern: str, datasets: Sequence[str]) -> str:
-    """Weights of the zoo and of authors for these data sets whose name matches. Raises UserError if there are none."""
+    """Weights of the zoo and of authors for these data sets, by matching name. Raises UserError if there are none."""
     entries = [entry for entry in [*zoo.entries(), *list_checkpoints()] if entry.dataset in datasets]
     matching = _matching(pattern, {entry.typed for entry in entries}, "file", "--list_checkpoints", datasets)
     lines = [f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags"]
@@ -63,20 +63,20 @@ def checkpoints_text(pattern: str, datasets: Sequence[str]) -> str:
 
 
 def _typed(name: str, value: object) -> str:
-    """A flag as it is typed in a command."""
+    """A flag as typed in a command."""
     if value is True:
         return f"--{name}"
     return f"--{name}={','.join(map(str, value)) if isinstance(value, (tuple, list)) else value}"
 
 
 def recipes() -> dict[str, Path]:
-    """The argument files, by what is typed behind `@recipes/`."""
+    """The argument files, by what is typed after `@recipes/`."""
     files = sorted(path for path in RECIPES.rglob("*") if path.is_file() and path.suffix != ".sh")
     return {path.relative_to(RECIPES).as_posix(): path for path in files}
 
 
 def recipes_text(pattern: str, datasets: Sequence[str]) -> str:
-    """The recipes of these data sets, and what each reproduces with which published number: its first line."""
+    """The recipes for these data sets with their first lines: what each reproduces, and the published number."""
     sources = {}
     for name, path in recipes().items():
         first, *rest = path.read_text().splitlines()
@@ -94,7 +94,7 @@ def recipes_text(pattern: str, datasets: Sequence[str]) -> str:
 
 
 def _matching(pattern: str, names: Iterable[str], kind: str, flag: str, datasets: Sequence[str]) -> set[str]:
-    """The names that match a shell pattern, whatever their case. Raises UserError, which says what would match."""
+    """The names that match a shell pattern, ignoring case. If none does, raises a UserError that says what would."""
     names = {name.lower(): name for name in sorted(names)}
     matching = fnmatch.filter(names, pattern.lower())
     if matching:

@@ -1,7 +1,7 @@
-"""Random numbers of a run on several devices: the same sub-networks everywhere, noise that differs.
+"""Random numbers of a run on several devices: the same sub-networks everywhere, but different noise.
 
-What an objective draws (widths, sub-networks) must be the same in all processes; Gumbel noise and dropout must not, or
-the images at the same place of each part would share it.
+What an objective draws (widths, sub-networks) must be the same in all processes; Gumbel noise and dropout must not be,
+or images at the same position of each part would share it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from utils import rank, world_size
 
 
 class Generators:
-    """The generators of this process: the objective's, which draws, and torch's global ones, which make noise.
+    """The generators of this process: the objective's, for draws, and torch's global ones, for noise.
 
-    One process has one for both on the CPU: torch's. Of several, each has its own for noise, and draws from a copy of
-    the first one's. A further GPU of one process has its own noise too.
+    A single process uses one for both on the CPU: torch's. Of several processes, each has its own for noise, and draws
+    from a copy of the first one's. Further GPUs of one process have their own noise too.
 
     Args:
-        objective: is given the generator that it draws from.
-        device: of this process.
+        objective: the objective, which is given the generator it draws from.
+        device: the device of this process.
     """
 
     def __init__(self, objective: Objective, device: torch.device):
@@ -41,10 +41,10 @@ class Generators:
         self.separate()
 
     def separate(self, *moment: int) -> None:
-        """Seed the noise of this process's part of a run, if there are others.
+        """Seed the noise of this process's part of a run, if there are other processes.
 
         Args:
-            moment: epoch and step at which it begins, so that what began earlier is not repeated.
+            moment: epoch and step at which the part begins, so that earlier noise is not repeated.
         """
         if dist.is_initialized():
             torch.manual_seed(_mixed(self.seed, rank(), *moment))
@@ -52,7 +52,7 @@ class Generators:
             torch.cuda.default_generators[gpu].manual_seed(_mixed(self.seed, place, *moment))
 
     def state_dict(self) -> dict:
-        """For a checkpoint, with the part of every process: all must call it."""
+        """Return the state for a checkpoint, with the part of every process: all must call it."""
         own = {"cpu": torch.get_rng_state()}
         if self.gpus:
             own["cuda"] = [torch.cuda.get_rng_state(gpu) for gpu in self.gpus]
@@ -63,10 +63,10 @@ class Generators:
         """Continue where a checkpoint of any number of processes stopped.
 
         Args:
-            moment: its epoch and step.
+            moment: epoch and step of the checkpoint.
 
         Returns:
-            Whether every process and GPU has the noise that it would have had.
+            Whether every process and GPU has the noise that it would have had without the interruption.
         """
         saved, processes_before = state, len(state.get("noise", [None]))
         self.separate(*moment)

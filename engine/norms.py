@@ -1,4 +1,4 @@
-"""Batch norms of several processes: what becomes of their statistics, and statistics over all images of a batch."""
+"""Batch norms of several processes: sharing their statistics, and computing them over all images of a batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from utils import world_size
 
 @torch.no_grad()
 def share_statistics(networks: Iterable[nn.Module], how: str) -> None:
-    """Give all processes the same weights and buffers of these networks: those of the first one.
+    """Give all processes the weights and buffers that these networks have in the first one.
 
     Args:
-        how: "reduce" makes running means and variances the means over the processes first, each of which has seen other
+        how: "reduce" first averages running means and variances over the processes, each of which has seen different
             images; "broadcast" does not.
     """
     if not dist.is_initialized():
@@ -36,12 +36,12 @@ def share_statistics(networks: Iterable[nn.Module], how: str) -> None:
 
 
 def synchronised(wanted: bool) -> contextlib.AbstractContextManager:
-    """Within it, batch norms in training mode use the statistics of all processes' images, if that is `wanted`."""
+    """A context in which batch norms in train mode use the statistics of the images of all processes, if `wanted`."""
     return _Synchronised() if wanted and dist.is_initialized() else contextlib.nullcontext()
 
 
 class _Synchronised(TorchFunctionMode):
-    """Replaces `F.batch_norm`, through which every network's norms go: torch's SyncBatchNorm is a layer, for GPUs."""
+    """Replaces `F.batch_norm`, which all norms call: torch's SyncBatchNorm is a layer, and for GPUs only."""
 
     def __enter__(self):
         layers.Statistics.of_all_processes = True
@@ -65,7 +65,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` of the images of all processes, of which each has equally many."""
+    """`F.batch_norm` over the images of all processes, which have equally many each."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     ones, zeros = x.new_ones(x.shape[1], dtype=torch.float32), x.new_zeros(x.shape[1], dtype=torch.float32)
@@ -110,5 +110,5 @@ class _Norm(torch.autograd.Function):
 
 
 def _across(values: Tensor, x: Tensor) -> Tensor:
-    """A value for each channel, to be combined with x (images, channels, ...)."""
+    """Shape one value per channel for combining with x (images, channels, ...)."""
     return values.view(-1, *[1] * (x.dim() - 2))

@@ -1,4 +1,4 @@
-"""The optimizer of a run, SGD with a fused update, and the moving average of the weights."""
+"""The optimizer of a run (SGD with a fused update) and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from utils import say
 
 
 def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
-    """SGD with the recipe's settings; a parameter group may set its own `weight_decay` and `lr_scale`."""
+    """Make SGD with the recipe's settings; parameter groups may set their own `weight_decay` and `lr_scale`."""
     return torch.optim.SGD(
         groups, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=True
     )
 
 
 def trained_parameters(optimizer: torch.optim.SGD, network: nn.Module | None = None) -> list[nn.Parameter]:
-    """All parameters of an optimizer, group by group, or in the order of the network."""
+    """Return all parameters of an optimizer, group by group, or in the order of the network if it is given."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return parameters if network is None else [p for p in network.parameters() if p in set(parameters)]
 
 
 def add_momentum(optimizer: torch.optim.SGD) -> None:
-    """Add a momentum buffer of zeros to every parameter that has none yet.
+    """Add a momentum buffer of zeros for every parameter that has none yet.
 
-    The fused update would create missing ones itself, but all or none of them, and uninitialised.
+    The fused update would create missing ones itself, but only all at once, and uninitialised.
     """
     for parameter in trained_parameters(optimizer):
         state = optimizer.state[parameter]
@@ -34,7 +34,7 @@ def add_momentum(optimizer: torch.optim.SGD) -> None:
 
 
 def load_momentum(optimizer: torch.optim.SGD, state: dict) -> None:
-    """Load a saved optimizer's momentum, but none of its settings; print a message if it has other parameters."""
+    """Load the momentum of a saved optimizer, but not its settings; prints a message if its parameters differ."""
     if not _fits(state, optimizer):
         say("the file's optimizer has other parameters: starting with a fresh one")
         return
@@ -45,7 +45,7 @@ def load_momentum(optimizer: torch.optim.SGD, state: dict) -> None:
 
 
 def _fits(state: dict, optimizer: torch.optim.SGD) -> bool:
-    """Whether a saved optimizer belongs to parameters of these shapes, in this order and these groups."""
+    """Whether a saved optimizer belongs to parameters of these shapes, in this order and in these groups."""
     if not all("momentum" in group for group in state["param_groups"]):
         return False
     if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
@@ -56,7 +56,7 @@ def _fits(state: dict, optimizer: torch.optim.SGD) -> bool:
 
 
 def state_for_file(optimizer: torch.optim.SGD) -> dict:
-    """An optimizer's state with learning rates as plain numbers, which are tensors where steps are recorded."""
+    """An optimizer's state with learning rates as plain numbers; they are tensors if steps are recorded."""
     state = optimizer.state_dict()
     for group in state["param_groups"]:
         group["lr"] = float(group["lr"])

@@ -1,6 +1,6 @@
-"""Commands as the authors of the systems typed them, translated into those of the scripts here.
+"""Translate the commands of the systems' authors into those of the scripts here.
 
-What cannot be translated is answered with the command to use. A flag that a network itself has is never translated.
+If one cannot be translated, the answer is the command to use. A flag of the network itself is never translated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from engine import lists
 from utils import UserError, say
 
-#: the names of some of our flags in the authors' scripts
+#: names that some of our flags have in the authors' scripts
 SPELLINGS = {
     "arch": "model",
     "data_path": "dataset_path",
@@ -28,7 +28,7 @@ SPELLINGS = {
     "weights": "pretrained",
 }
 LETTERS = {"a": "arch", "b": "batch_size", "d": "data", "j": "workers", "p": "print_freq", "T": "T"}
-#: values that the authors' scripts spell in another way
+#: values that the authors' scripts spell differently
 VALUES = {
     ("dataset", "imagenet"): "ilsvrc",
     ("lr_schedule", "steplr"): "multistep",
@@ -40,7 +40,7 @@ VALUES = {
 EVALUATED_FILE = ("evaluate_from",)
 EVALUATIONS = ("eval", "evalmode", "evaluate", "test", "test_only")
 MODES = ("anytime", "dynamic")
-OURS = {"dataset", "lr_schedule"}  # flags of the scripts, of which values are translated
+OURS = {"dataset", "lr_schedule"}  # flags of the scripts whose values are translated
 TRANSLATED = {
     *OURS,
     *(*SPELLINGS, *EVALUATED_FILE, *EVALUATIONS, "data", "use_valid", "optimizer", "decay_rate"),
@@ -51,15 +51,15 @@ TRANSLATED = {
 def translate(
     words: Sequence[str], training: bool, datasets: Sequence[str], own: Callable[[], Collection[str]] = frozenset
 ) -> list[str]:
-    """The words of a command in the spelling of these scripts.
+    """Translate the words of a command into the spelling of these scripts.
 
     Args:
-        words: flags with two hyphens have underscores between their words already.
-        training, datasets: of the script, the values of its `--dataset`.
-        own: returns the flags of the network, which keep their meaning; called only where it matters.
+        words: flags with two hyphens already have underscores between their words.
+        training, datasets: whether the script trains, and the values of its `--dataset`.
+        own: returns the flags of the network, which keep their meaning; called only if needed.
 
     Raises:
-        UserError: the command is another one here; the message says which.
+        UserError: a different command is needed here; the message says which.
     """
     left, done = deque(words), []
     images_on_disk = "ilsvrc" in datasets
@@ -113,7 +113,7 @@ NOT_NEEDED = {"print_freq": "a bar shows the progress", "workers": "all images a
 
 
 def _split(word: str) -> tuple[str | None, str, str]:
-    """The name of a flag, "=" where its value is a part of the word, and that value; None for other words."""
+    """The name of a flag, "=" if its value is part of the word, and that value; the name is None for other words."""
     if word.startswith("--"):
         name, equals, value = word[2:].partition("=")
         return name, equals, value
@@ -128,7 +128,7 @@ def _is_path(value: str) -> bool:
 
 
 def _value(flag: str, value: str, datasets: Sequence[str]) -> str:
-    """A value in the spelling here. Raises UserError for a dataset of the other scripts."""
+    """A value in this project's spelling. Raises UserError for a dataset of the other scripts."""
     small = value.lower()
     value = VALUES.get((flag, small), small if flag == "dataset" and not _is_path(value) else value)
     if flag == "dataset" and value in ("ilsvrc", "cifar10", "cifar100") and value not in datasets:
@@ -138,14 +138,14 @@ def _value(flag: str, value: str, datasets: Sequence[str]) -> str:
 
 
 def _file_in(words: Sequence[str]) -> str:
-    """The file that a command wants to be evaluated, where it names one."""
+    """The file that a command asks to evaluate, if it names one."""
     text = " ".join(words)
     found = re.search(rf"--(?:{'|'.join(EVALUATED_FILE)})[= ](\S+)", text)
     return found[1] if found else "<file>"
 
 
 def _evaluation(name: str, value: str, training: bool, command: str, file: str) -> list[str]:
-    """An evaluation, which in the authors' scripts is a flag of the one that trains."""
+    """An evaluation, which is a flag of the training script in the authors' code."""
     names_file = name in EVALUATED_FILE
     if not names_file and value not in ("", *MODES):
         raise UserError(f"--{name} {value} is neither {' nor '.join(MODES)}", exit_code=2)
@@ -158,12 +158,12 @@ def _evaluation(name: str, value: str, training: bool, command: str, file: str) 
 
 
 def _use_recipe(word: str, others: Sequence[str]) -> str:
-    """What to type instead of `app:apps/<name>.yml`, of which a recipe that says so has the settings."""
+    """What to type instead of `app:apps/<name>.yml`: a recipe that says it has the settings of that file."""
     app = Path(word.removeprefix("app:")).name
     found = [path for path in lists.recipes().values() if f"apps/{app}" in path.read_text()]
     if not found:
         return f"{word} has no recipe here: --list_recipes lists what there is"
-    recipe = next((path for path in found if "cifar100" in path.name), found[0])  # as the file itself has it
+    recipe = next((path for path in found if "cifar100" in path.name), found[0])  # as in the file itself
     script = "cifar10" if recipe.name.startswith("cifar") else "ilsvrc"
     path = "" if script == "cifar10" else " --dataset_path=<path>"
     if any(other.lower().replace(" ", "") == "test_only:true" for other in others):

@@ -1,8 +1,8 @@
-"""The processes that share a run: who started them, how they meet, what the first one tells the others, how they end.
+"""The processes that share a run: how they are started, meet, exchange values and end.
 
-A launcher says in the environment how many there are (WORLD_SIZE), which one this is (RANK) and where they meet
-(MASTER_ADDR, MASTER_PORT): torchrun, `start` in this module, or another one whose names for a process's place on its
-machine are in `PLACES`.
+A launcher sets environment variables that say how many there are (WORLD_SIZE), which one this is (RANK) and where they
+meet (MASTER_ADDR, MASTER_PORT). It may be torchrun, `start` in this module, or another one whose name for the local
+rank is in `PLACES`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from utils import UserError, rank, world_size
 
 T = TypeVar("T")
 
-#: what launchers call a process's number among those of its machine: torchrun, Slurm, Open MPI, MPICH and Intel MPI
+#: launchers' names for the local rank, a process's number on its machine: torchrun, Slurm, Open MPI, MPICH, Intel MPI
 PLACES = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
-#: set by `start`: the process whose end ends this one
+#: set by `start`: the process with which this one ends
 PARENT = "RUN_PARENT"
-#: seconds that the others get to save and end when one process has failed
+#: seconds that the others have to save and end when one process has failed
 GRACE = 30.0
 
 _store: dist.Store | None = None  # where the processes met
@@ -63,19 +63,19 @@ def place(gpus: int) -> int:
             "(torchrun --nproc_per_node)"
         )
     own = next((os.environ[name] for name in PLACES if name in os.environ), os.environ.get("RANK", "0"))
-    return int(own) % gpus  # a launcher may let each process see its own GPU only
+    return int(own) % gpus  # a launcher may let each process see only its own GPU
 
 
 def _counts(name: str) -> bool:
-    """Whether a variable of the environment is a number from 0 on."""
+    """Whether an environment variable is a non-negative number."""
     return os.environ[name].isascii() and os.environ[name].isdigit()
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes.
+    """Join the other processes.
 
     Args:
-        device: of this process, the current one if it is a GPU.
+        device: the device of this process; the current one if it is a GPU.
 
     Raises:
         UserError: the launcher does not say where.
@@ -96,11 +96,11 @@ def join(device: torch.device) -> None:
         raise UserError(f"{what} in the environment is none that a launcher sets: use torchrun, or unset it", 2)
     _end_with_parent()
     store, number, count = next(rendezvous("env://"))
-    # torchrun keeps its store when it starts the processes again
+    # torchrun keeps its store when it restarts the processes
     _store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     on_gpu = device.type == "cuda"
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # what the host knows need not pass through a GPU
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # values on the host need not pass through a GPU
         store=_store,
         rank=number,
         world_size=count,
@@ -109,11 +109,11 @@ def join(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """End the group once every process has come this far; the others wait for what the first one still writes."""
+    """End the group once every process has come this far; the others wait while the first one is still writing."""
     global _store
     if not dist.is_initialized():
         return
-    if _store is not None:  # a collective would give up after some minutes
+    if _store is not None:  # a collective would time out after some minutes
         if rank() == 0:
             _store.set("done", "1")
         else:
@@ -127,9 +127,9 @@ def leave() -> None:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """What `work` returns on the first process, to all of them: the others may not see its files.
+    """Run `work` on the first process and return its result on all: the others may not see its files.
 
-    Where it fails there, all end: the first process with the error, the others with its exit code and without a word.
+    If it fails there, all end: the first process with the error, the others silently with its exit code.
     """
     if world_size() == 1:
         return work()
@@ -148,7 +148,7 @@ def from_first(work: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """The `value` of each process, in the order of their ranks."""
+    """Return the `value` of each process, in the order of their ranks."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -156,7 +156,7 @@ def gathered(value: T) -> list[T]:
 
 
 def any_of(value: bool) -> bool:
-    """Whether `value` holds in any process."""
+    """Whether `value` is true in any process."""
     return any(gathered(value))
 
 
@@ -169,7 +169,7 @@ def broadcast(*networks: torch.nn.Module) -> None:
 
 
 def average(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """The mean of each value over the processes."""
+    """Return the mean of each value over the processes."""
     if not dist.is_initialized():
         return dict(values)
     message = torch.tensor(list(values.values()), device=device)
@@ -178,7 +178,7 @@ def average(values: Mapping[str, float], device: torch.device) -> dict[str, floa
 
 
 def average_number(value: float, device: torch.device) -> float:
-    """The mean over the processes of a number that each has."""
+    """Return the mean of a number over the processes."""
     return average({"": value}, device)[""]
 
 
@@ -188,14 +188,14 @@ def average_number(value: float, device: torch.device) -> float:
 def start(count: int, environment: Mapping[str, str]) -> int:
     """Run the command of this process again in `count` processes, one for each GPU, and wait for them.
 
-    Signals that ask to stop are passed on. If a process fails the others are ended. Where this process is killed, so
-    are they (Linux).
+    Signals that ask to stop are passed on. If a process fails, the others are ended. If this process is killed, they
+    are too (Linux).
 
     Args:
-        environment: of the processes, beside what tells them apart.
+        environment: environment of the processes, apart from what tells them apart.
 
     Returns:
-        The exit code of the first that failed, else 0.
+        The exit code of the first process that failed, else 0.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
@@ -223,7 +223,7 @@ def start(count: int, environment: Mapping[str, str]) -> int:
     try:
         for number in range(count):
             own = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
-            # in a session of its own: Ctrl-C in the terminal reaches this process, which passes it on, once
+            # in its own session: Ctrl-C in the terminal reaches only this process, which passes it on once
             children.append(subprocess.Popen(command, env=own, start_new_session=True))
         failed = _wait(children, lambda: stopping)
     finally:
@@ -233,7 +233,7 @@ def start(count: int, environment: Mapping[str, str]) -> int:
 
 
 def _wait(children: list[subprocess.Popen], stopping: Callable[[], bool]) -> int:
-    """Wait until all have ended; end the rest where one fails. Returns the exit code of the first failure, or 0."""
+    """Wait until all have ended; if one fails, end the rest. Returns the exit code of the first failure, or 0."""
     failed, deadline = 0, float("inf")
     running = list(children)
     while running:
@@ -241,7 +241,7 @@ def _wait(children: list[subprocess.Popen], stopping: Callable[[], bool]) -> int
             running.remove(child)
             if child.returncode and not failed:
                 failed = child.returncode
-                if not stopping():  # else all save, and end by themselves
+                if not stopping():  # otherwise all save and end by themselves
                     deadline = time.monotonic() + GRACE
                     for other in running:
                         other.terminate()
@@ -253,11 +253,11 @@ def _wait(children: list[subprocess.Popen], stopping: Callable[[], bool]) -> int
 
 
 def _end_with_parent() -> None:
-    """Have Linux stop this process, as SIGTERM does, when the one that `start` ran in is killed."""
+    """Make Linux send this process SIGTERM when the one that called `start` is killed."""
     parent = os.environ.get(PARENT)
     if parent is None:
         return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != int(parent):  # it has ended already
+        if os.getppid() != int(parent):  # it has already ended
             os.kill(os.getpid(), signal.SIGTERM)

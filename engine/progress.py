@@ -1,4 +1,4 @@
-"""What a user sees of a training run: what it is, how far it has come, how long it will take."""
+"""What users see of a training run: what it is, how far it is, how long it will take."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from models.adaptive import AdaptiveModel
 from models.checkpoints import Checkpoint
 from utils import rank, say, world_size
 
-#: steps between two looks at the running loss, and the steps after which it is looked at before that
+#: steps between two looks at the running loss, and the steps at which it is looked at before that
 LOOK_EVERY = 50
 FIRST_LOOKS = (1, 2, 4, 8, 16, 32)
 
 
 def describe(model: AdaptiveModel, data: Data, recipe: Recipe) -> str:
-    """The size and cost of a network, and the length of its training, in one line."""
-    points = dict.fromkeys((model.points[0], model.main_point))  # the cheapest and the main one, if they are two
+    """Describe the size and cost of a network, and the length of its training, in one line."""
+    points = dict.fromkeys((model.points[0], model.main_point))  # the cheapest and the main one, if they differ
     costs = [
         f"{profile.count_macs(model, data.shape, point) / 1e6:,.2f}M ({point})"
         for point in points
@@ -40,7 +40,7 @@ def describe(model: AdaptiveModel, data: Data, recipe: Recipe) -> str:
 
 
 def say_resumed(checkpoint: Checkpoint, recipe: Recipe, train: Batches) -> None:
-    """Say where a run continues, and what is not as it was."""
+    """Say where a run continues, and what has changed."""
     training = checkpoint.training
     say(f"resuming from {checkpoint.path} after epoch {training['epoch']}, step {training['step']}")
     say_new_processes(training.get("processes"), train, recipe.sync_bn)
@@ -48,18 +48,18 @@ def say_resumed(checkpoint: Checkpoint, recipe: Recipe, train: Batches) -> None:
 
 
 def say_estimate(bar: tqdm, steps: int, seconds: float) -> None:
-    """Say above a bar how long so many steps take at so many seconds each."""
+    """Say above a progress bar how long the given steps will take at `seconds` each."""
     if rank() == 0:
         bar.write(f"about {duration(steps * seconds)} of training are left, {1e3 * seconds:.3g} ms a step")
 
 
 def say_new_length(recipe: Recipe, before: int | None, epoch: int, step: int, steps: int) -> None:
-    """Say what another number of epochs does to the learning rate of a resumed run.
+    """Say how a changed number of epochs affects the learning rate of a resumed run.
 
     Args:
-        before: epochs that it was to have, None if that is unknown.
-        epoch, step: how far it has come.
-        steps: in an epoch.
+        before: the original number of epochs; None if unknown.
+        epoch, step: how far the run is.
+        steps: number of steps in an epoch.
     """
     first, end = epoch * steps + step, recipe.epochs * steps
     if before not in (None, recipe.epochs) and first < end:
@@ -69,10 +69,10 @@ def say_new_length(recipe: Recipe, before: int | None, epoch: int, step: int, st
 
 
 def say_new_processes(before: int | None, train: Batches, sync_bn: bool) -> None:
-    """Say what another number of processes changes in a resumed run.
+    """Say what a different number of processes changes in a resumed run.
 
     Args:
-        before: how many it had; None if that is unknown.
+        before: the number it had; None if unknown.
         train: the training images.
         sync_bn: whether batch norms see the images of all processes.
     """
@@ -93,18 +93,18 @@ def say_new_processes(before: int | None, train: Batches, sync_bn: bool) -> None
 class RunningLoss:
     """The mean loss of the last steps, read some steps late, so that no step waits for the device.
 
-    It also tells how long a step takes: when a value can be read, the device has finished the steps before it.
+    It also measures how long a step takes: when a value can be read, the device has finished the steps before it.
     """
 
     def __init__(self, device: torch.device):
         self.sum, self.since, self.taken = torch.zeros((), device=device), 0, 0
         self.delayed: DelayedValue | None = None
-        self.seconds_per_step: float | None = None  # of the steps between the last two values that were read
-        self._reached: tuple[float, int] | None = None  # when a value was read, and which step had been made then
+        self.seconds_per_step: float | None = None  # over the steps between the last two values read
+        self._reached: tuple[float, int] | None = None  # when a value was read, and after which step
         self._delayed_step, self.started = 0, time.perf_counter()
 
     def add(self, loss: Tensor) -> float | None:
-        """Add the loss of a step. Returns an earlier mean, where it is time to look at one."""
+        """Add the loss of a step. Returns an earlier mean if it is time to look at one."""
         self.sum += loss
         self.since, self.taken = self.since + 1, self.taken + 1
         if self.taken % LOOK_EVERY and self.taken not in FIRST_LOOKS:
@@ -119,7 +119,7 @@ class RunningLoss:
         if self.delayed is None:
             return None
         value, now = self.delayed.read(), time.perf_counter()
-        made = self.taken if self.delayed.done is None else self._delayed_step  # a CPU has made all of them
+        made = self.taken if self.delayed.done is None else self._delayed_step  # a CPU has finished them all
         if self._reached is not None:
             before, step = self._reached
             self.seconds_per_step = (now - before) / (made - step)
@@ -127,17 +127,17 @@ class RunningLoss:
         return value
 
     def forget_time(self) -> None:
-        """Time steps from here on: those before were made in another way, or compiled in between."""
+        """Restart the timing here: earlier steps were made in another way, or were interrupted by compiling."""
         self.seconds_per_step = self._reached = None
 
     def settled(self) -> bool:
-        """Whether the time of a step is that of the steps to come: the first ones compile, allocate and fill caches."""
+        """Whether the time of a step predicts later ones: the first steps compile, allocate and fill caches."""
         enough = self.taken >= LOOK_EVERY or (self.taken >= 8 and time.perf_counter() - self.started > 10)
         return enough and self.seconds_per_step is not None
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units, such as "3 h 20 min"."""
+    """Format a time in its two largest units, such as "3 h 20 min"."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"
@@ -150,14 +150,14 @@ def duration(seconds: float) -> str:
 
 
 def print_epoch(title: str, images: str, means: dict[str, float], rows: Sequence[Row], best: Collection[str]) -> None:
-    """The lines of the authors' scripts for an epoch, and the objective's other means beside them.
+    """Print the lines of the authors' scripts for an epoch, with the objective's other means.
 
     Args:
         title: the first line.
-        images: which the network was evaluated on: "Test" or "Valid".
-        means: of the training images.
-        rows: what the network achieves now.
-        best: points that are better than ever before.
+        images: the images that the network was evaluated on: "Test" or "Valid".
+        means: means over the training images.
+        rows: the present results of the network.
+        best: points with their best result so far.
     """
     say(title)
     say("  " + "  ".join(f"Training_Acc_Top{k} = {means[f'top{k}']:.3f}" for k in (1, 5) if f"top{k}" in means))

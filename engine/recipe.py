@@ -1,4 +1,4 @@
-"""The recipe of a training run: its length, its learning-rate schedule, its optimizer's settings, its precision."""
+"""The recipe of a training run: its length, learning-rate schedule, optimizer settings and precision."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 
 def lr_steps(text: str, epochs: int) -> tuple[tuple[int, float], ...]:
-    """Read drops of the learning rate: (epoch counted from 0, factor on lr that holds from there on), in order.
+    """Parse drops of the learning rate into (epoch from 0, factor on lr from that epoch on), in order.
 
     Args:
         text: such as "150:0.1,225:0.01"; an epoch may be a share of `epochs`, "50%:0.1,75%:0.01", and "every30:0.1"
             multiplies by the factor every 30 epochs.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is none of these.
     """
     steps = []
     for part in filter(None, text.split(",")):
@@ -41,23 +41,23 @@ class Recipe:
 
     Args:
         epochs: passes over the training images.
-        lr: the schedule's highest rate.
+        lr: the highest learning rate of the schedule.
         lr_schedule: multistep, cosine (to 0, every step), linear (to 0 at the last step, as slimmable networks were
             trained), exponential (x lr_decay every epoch), onecycle (up for 30 % of the steps, then cosine to 0),
             constant.
-        lr_steps: for multistep, pairs (epoch counted from 0, factor on lr that holds from there on).
-        lr_decay: for exponential.
-        warmup_epochs: the rate rises linearly over these; cosine, linear and onecycle fill the epochs that are left.
-        accumulate: batches whose gradients are averaged into one step.
+        lr_steps: for multistep, pairs (epoch from 0, factor on lr from that epoch on).
+        lr_decay: for exponential, the factor per epoch.
+        warmup_epochs: the rate rises linearly over these; cosine, linear and onecycle fill the remaining epochs.
+        accumulate: number of batches whose gradients are averaged into one step.
         amp: off, bf16 or fp16.
-        compile: torch.compile the network; None takes whichever is faster, see `engine.faster_step`.
-        cuda_graph: start each step with a launch or a few, see `engine.cuda_graph`; None leaves it to `fast`.
+        compile: torch.compile the network; None uses whichever is faster, see `engine.faster_step`.
+        cuda_graph: start each step with one or a few launches, see `engine.cuda_graph`; None leaves it to `fast`.
         fast: compile or capture, as the device and the objective allow, see `engine.steps.settle`.
         ema: decay per step of an average of weights and buffers, which is then evaluated and saved; 0 is off.
-        checkpoint_steps: also save after every so many steps within an epoch; 0 is off.
+        checkpoint_steps: also save each time this many steps have been made in an epoch; 0 is off.
         starting_epoch: epochs counted as done, for weights trained elsewhere.
-        dist_bn: of several processes, which running statistics of batch norms are evaluated and saved: "broadcast"
-            those of the first one, "reduce" their means.
+        dist_bn: for several processes, the running statistics of batch norms to evaluate and save: "broadcast" for
+            those of the first one, "reduce" for their means.
         sync_bn: whether batch norms see the images of all processes.
     """
 
@@ -84,22 +84,22 @@ class Recipe:
 
     @classmethod
     def of(cls, flags: argparse.Namespace | Mapping[str, Any]) -> Recipe:
-        """The recipe in a namespace or a dictionary of flags."""
+        """Make the recipe from a namespace or a dictionary of flags."""
         flags = flags if isinstance(flags, Mapping) else vars(flags)
         return cls(**{field.name: flags[field.name] for field in fields(cls) if field.name in flags})
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of the step with this number, counted from 0 over the whole run."""
+        """Return the learning rate of a step, counted from 0 over the whole run."""
         warmup = round(self.warmup_epochs * steps_per_epoch)
         if step < warmup:
             return self.lr * (step + 1) / warmup
         left = self.epochs * steps_per_epoch - warmup
-        # a warm-up's last step has the full rate already; the linear schedule was published as falling before each step
+        # the last step of a warm-up already has the full rate; the published linear schedule falls before each step
         taken = step - warmup + (1 if warmup or self.lr_schedule == "linear" else 0)
         return self.lr * self._shape(step // steps_per_epoch, taken / left)
 
     def _shape(self, epoch: int, done: float) -> float:
-        """Factor on lr in an epoch (from 0), after this share of the schedule's steps."""
+        """The factor on lr in an epoch (from 0) after a share `done` of the schedule's steps."""
         if self.lr_schedule == "multistep":
             return ([1.0] + [factor for start, factor in self.lr_steps if epoch >= start])[-1]
         if self.lr_schedule == "cosine":
@@ -117,11 +117,11 @@ class Recipe:
 
 
 def same_rates(one: Recipe, other: Recipe, epochs: int) -> bool:
-    """Whether the learning rate of two recipes is the same throughout the first so many epochs.
+    """Whether the learning rates of two recipes are the same throughout the first `epochs` epochs.
 
-    It is not where one of them comes from a file and has values that are none of a recipe.
+    They are not if one recipe comes from a file and has values that no recipe can have.
     """
-    steps = 100  # in an epoch; no schedule has a finer structure
+    steps = 100  # per epoch; no schedule has a finer structure
     try:
         return all(one.rate(step, steps) == other.rate(step, steps) for step in range(epochs * steps))
     except (ArithmeticError, TypeError, ValueError):

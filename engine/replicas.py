@@ -10,10 +10,10 @@ from torch.nn.parallel import DataParallel
 
 
 class Replicas(DataParallel):
-    """DataParallel whose replicas compute in the precision of the caller, and never train on one image alone.
+    """DataParallel whose replicas compute in the caller's precision and never train on a single image.
 
-    torch hands to its threads that autocast is on, but not its type; and it splits five images on four GPUs into 2, 2
-    and 1, where the last one would be a batch norm's whole batch.
+    torch tells its threads that autocast is on, but not its dtype; and it splits five images on four GPUs into 2, 2 and
+    1, so that one image would be a batch norm's whole batch.
     """
 
     def scatter(self, inputs: tuple, kwargs: dict | None, device_ids: Sequence[int]):
@@ -27,13 +27,13 @@ class Replicas(DataParallel):
 
 
 def replicas_for(images: int, most: int) -> int:
-    """The largest number of replicas, `most` at most, of which none gets a single image of a larger batch."""
+    """The largest number of replicas, up to `most`, at which none gets a single image of a larger batch."""
     counts = range(most, 1, -1)
     return next((count for count in counts if min(map(len, torch.empty(images).chunk(count))) > 1), 1)
 
 
 def in_precision(replica: nn.Module, device: str, dtype: torch.dtype | None) -> Callable[..., Tensor]:
-    """The replica, which enters autocast in the thread that calls it; None is without."""
+    """Make the replica enter autocast in the thread that calls it; without autocast if `dtype` is None."""
 
     def run(*inputs, **kwargs):
         with torch.autocast(device, dtype, enabled=dtype is not None):

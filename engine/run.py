@@ -33,19 +33,19 @@ from utils import UserError, code_version, make_folder, rank, replacing, say, wo
 class Run:
     """One training run: its folder, its log, its checkpoints, and requests to stop it.
 
-    The folder holds `run.json` (command, flags, versions, seeds), `log.jsonl` (one record an epoch), `last.pth`,
-    `previous.pth` (the one before) and best files. Every file is whole at any moment. Several processes share one run;
-    only the first one reads and writes files, so that the others need not see the folder. Nothing but a lock is written
-    before `begin`.
+    The folder holds `run.json` (command, flags, versions, seeds), `log.jsonl` (one record per epoch), `last.pth`,
+    `previous.pth` (the one before) and best files. Every file is complete at any moment. Several processes share one
+    run; only the first reads and writes files, so the others need not see the folder. Only a lock is written before
+    `begin`.
 
     Args:
-        folder: created if need be.
-        flags: resolved flags; a resumed run must have the same, but for those in `MAY_CHANGE`, and for `SCHEDULE` where
-            what is done was trained at the rates that they give.
+        folder: created if necessary.
+        flags: resolved flags; those of a resumed run must be the same, except for `MAY_CHANGE`, and for `SCHEDULE` if
+            the finished part was trained at the rates that they give.
         resume: "auto" to continue from the folder's newest good checkpoint if there is one, a path to continue from
-            that file, None to start afresh. Where torchrun starts the processes again after a failure, what they have
-            saved counts as "auto".
-        defaults: of all flags: what a run had that began before a flag existed.
+            that file, None to start afresh. If torchrun restarts the processes after a failure, they continue from
+            what they have saved, as with "auto".
+        defaults: defaults of all flags, for runs that began before a flag existed.
 
     Raises:
         UserError: the folder cannot be used, is in use by another run, or holds one that `resume` does not continue.
@@ -68,7 +68,7 @@ class Run:
         }
     )
 
-    #: flags of how the rate goes on, which may change as long as it stays the same for what is done
+    #: flags of the schedule, which may change as long as the rates of the finished part stay the same
     SCHEDULE = frozenset({"epochs", "lr_steps"})
 
     def __init__(
@@ -94,17 +94,17 @@ class Run:
             raise
 
     def _open(self, resume: str | None) -> Checkpoint | None:
-        """Take hold of the folder; return what to continue from."""
+        """Take possession of the folder; return what to continue from."""
         make_folder(self.folder)
         self._acquire_lock()
         self._candidates = self._find_checkpoints(resume)
         return self._next_checkpoint()
 
     def _acquire_lock(self) -> None:
-        """Keep other runs out of the folder until this process ends, and remove what a killed one left half written."""
+        """Keep other runs out of the folder until this process ends; remove what a killed one left half-written."""
         self._lock = filelock.FileLock(self.folder / ".lock")
         try:
-            with warnings.catch_warnings():  # where there is no flock, filelock says so and uses the file's existence
+            with warnings.catch_warnings():  # without flock, filelock warns and uses the file's existence
                 warnings.simplefilter("ignore")
                 self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
@@ -128,9 +128,9 @@ class Run:
             self._lock.release(force=True)
 
     def release(self) -> None:
-        """`close`, and remove the folders that this run made if it has saved nothing in them.
+        """Call `close`, and remove the folders that this run created if it has saved nothing in them.
 
-        It is for runs that failed: a save that failed too is no error of its own.
+        This is for runs that failed: if a save failed too, that is not reported as another error.
         """
         with contextlib.suppress(UserError):
             self.writer.wait()
@@ -141,15 +141,15 @@ class Run:
         if set(self.folder.iterdir()) <= own:
             for path in own:
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # somebody else has put something beside it
+            with contextlib.suppress(OSError):  # something else has been put beside it
                 for path in self._made:
                     path.rmdir()
 
     # What to continue from
 
     def _find_checkpoints(self, resume: str | None) -> list[Path]:
-        """The files to continue from, the newest first; none for a run that starts afresh."""
-        # new.pth is there only if a kill came between writing and renaming it: it is whole, and the newest
+        """The files to continue from, newest first; none for a run that starts afresh."""
+        # new.pth only exists if a kill came between writing and renaming it: it is complete, and the newest
         written = [path for path in (self.new, self.last, self.previous) if path.exists()]
         if processes.restarted() and written:
             return written
@@ -163,7 +163,7 @@ class Run:
         return [Path(resume)]
 
     def _next_checkpoint(self) -> Checkpoint | None:
-        """The first of the candidates that can be read. Raises UserError if there are some, but none can."""
+        """The first candidate that can be read. Raises UserError if there are candidates but none can be."""
         error = None
         while self._candidates:
             path = self._candidates.pop(0)
@@ -185,7 +185,7 @@ class Run:
         """Set `checkpoint` to the next older one. Raises UserError if there is none.
 
         Args:
-            error: why the present one cannot be loaded, in all processes alike.
+            error: why the current one cannot be loaded; the same in all processes.
         """
         self.checkpoint = processes.from_first(lambda: self._older_checkpoint(error))
 
@@ -204,13 +204,13 @@ class Run:
         for path in files:
             try:
                 checkpoint = _read_checkpoint(path)
-            except ValueError:  # an unreadable file holds nothing that could be lost
+            except ValueError:  # an unreadable file holds nothing to lose
                 self._unusable.add(path)
             else:
                 self._compare_flags(checkpoint)
 
     def _compare_flags(self, checkpoint: Checkpoint) -> None:
-        """Raise UserError where a checkpoint's flags differ from this run's."""
+        """Raise UserError if the flags of a checkpoint differ from this run's."""
         saved = {name: value for name, value in self.defaults.items() if name in self.flags}
         saved |= checkpoint.training["flags"]
         differing = {
@@ -238,10 +238,10 @@ class Run:
     # Its files
 
     def begin(self, best: Iterable[str] = ()) -> None:
-        """Start to write: describe the run, and continue its log and its checkpoints where `checkpoint` ends.
+        """Start writing: describe the run, and continue its log and its checkpoints where `checkpoint` ends.
 
         Args:
-            best: names under which the save of `checkpoint` was to keep it too.
+            best: names under which `checkpoint` was also meant to be kept when it was saved.
         """
         self.code = processes.from_first(self._code_versions)
         if rank() != 0:
@@ -250,11 +250,11 @@ class Run:
         self._trim_log()
         self.board = self._open_board() if self.flags.get("tensorboard") else None
         if self.checkpoint is not None and self.checkpoint.path == self.new:
-            self._unusable.add(self.last)  # nobody has read it, and what is newer is good
+            self._unusable.add(self.last)  # unread so far, and the newer one is good
             self._name_new(best)
 
     def _code_versions(self) -> str:
-        """The versions of the code that have worked on this run, in order."""
+        """The versions of the code that have been used for this run, in order."""
         versions = []
         if self.checkpoint is not None:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # for readers only
@@ -296,7 +296,7 @@ class Run:
         return SummaryWriter(self.folder)
 
     def log(self, record: dict) -> None:
-        """Append one record to log.jsonl, and its numbers to TensorBoard where that was asked for."""
+        """Append a record to log.jsonl and, if requested, its numbers to TensorBoard."""
         if rank() == 0:
             with open(self.folder / "log.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -306,10 +306,10 @@ class Run:
             self.board.flush()
 
     def save(self, content: dict, best: tuple[str, ...] = ()) -> None:
-        """Write last.pth, keep the one before as previous.pth, and give the new one the names in `best` too.
+        """Write last.pth, keep the old one as previous.pth, and also give the new one the names in `best`.
 
-        A copy is taken and then written by a thread: `writer.wait` returns when that is done. Raises what the save
-        before raised.
+        A copy is taken and then written by a thread; `writer.wait` returns when that is done. Raises what the previous
+        save raised.
         """
         if rank() != 0:
             return
@@ -327,7 +327,7 @@ class Run:
         for name in best:
             with replacing(self.folder / name) as temporary:
                 try:
-                    os.link(self.new, temporary)  # the same bytes under a second name; never written in place
+                    os.link(self.new, temporary)  # a second name for the same bytes, which are never written in place
                 except OSError:
                     shutil.copyfile(self.new, temporary)
         if self.last.exists() and self.last not in self._unusable:
@@ -337,10 +337,10 @@ class Run:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Within this context SIGINT, SIGTERM and SIGHUP set `stop_signal`; Ctrl-C a second time ends at once.
+        """Within this context, SIGINT, SIGTERM and SIGHUP set `stop_signal`; a second Ctrl-C ends at once.
 
-        Other signals come twice by themselves: `timeout` and torchrun send one to a process and to its group, a shell
-        and the kernel both report a terminal that is closed.
+        Other signals may arrive twice on their own: `timeout` and torchrun signal a process and its group, and the
+        shell and the kernel both report a closed terminal.
         """
 
         def on_signal(number: int, frame: object) -> None:
@@ -348,12 +348,12 @@ class Run:
                 self.stop_signal = number
                 print("\nstopping after this step; Ctrl-C to stop at once", file=sys.stderr, flush=True)
             elif number == signal.SIGINT:
-                os._exit(128 + number)  # files on disk are whole at any moment
+                os._exit(128 + number)  # files on disk are complete at any moment
 
-        if threading.current_thread() is not threading.main_thread():  # only that may handle signals
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
             yield
             return
-        # what is ignored stays ignored: SIGHUP under nohup, SIGINT of a shell's background job
+        # ignored signals stay ignored: SIGHUP under nohup, SIGINT in a shell's background job
         numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, on_signal) for number in numbers}
         try:
@@ -364,7 +364,7 @@ class Run:
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
-    """Open a training checkpoint of this project. Raises ValueError if the file is of another kind, or damaged."""
+    """Open a training checkpoint of this project. Raises ValueError if the file is of another kind or damaged."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the file in it, such as {path / 'last.pth'}")
     if not path.is_file():
@@ -376,7 +376,7 @@ def _read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _epoch_of(line: str) -> float:
-    """The epoch of a record of the log; infinite for a line that a kill cut off, or that is damaged otherwise."""
+    """The epoch of a log record; infinite for a line that was cut off by a kill or is damaged otherwise."""
     try:
         return utils.number(utils.parse_json(line)["epoch"], "epoch")
     except (ValueError, KeyError, TypeError):

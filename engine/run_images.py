@@ -1,8 +1,8 @@
-"""Which training images belong to a file: those that its run held out, and those that a network is prepared on.
+"""Training images that belong to a file: those that its run held out, and those that a network is prepared on.
 
-A network that calibrates batch-norm statistics must see the images of its own training, augmented alike. What the file
-records counts, not the flags of an evaluation; what a file from elsewhere does not record is as published for the
-network.
+A network that calibrates batch-norm statistics must see the images of its own training, with the same augmentation. The
+file's records decide, not the flags of an evaluation; for what a file from elsewhere does not record, the published
+settings of the network do.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from models.adaptive import AdaptiveModel
 from models.checkpoints import Checkpoint
 from utils import UserError, say
 
-#: flags of a training that decide which of its images there are, and how they are augmented; their usual values
+#: training flags that decide which images are used and how they are augmented, and their usual values
 RECORDED = {"subset": None, "seed": 0, "padding_mode": "zeros", "min_scale": 0.08, "color_jitter": 0.0, "crop": 224}
-#: further flags on which it depends what a network sees of them
+#: further flags that determine what a network sees of these images
 COMMON = ("dataset", "mean", "std")
 
 
 def held_out(args: argparse.Namespace) -> int | torch.Tensor:
-    """What a training holds out: as many images as --valid says, or the very ones that the file of --pretrained names.
+    """What a training run holds out: the number of images given by --valid, or those named in the --pretrained file.
 
-    Weights that were chosen, or are to be judged, on held-out images must not be trained on them in a second stage.
+    Weights that were chosen, or will be judged, on held-out images must not be trained on them in a second stage.
 
     Returns:
         A number of images, or their positions in the training set.
 
     Raises:
-        UserError: --valid asks for another number than the file holds out.
+        UserError: --valid asks for a different number than the file holds out.
     """
     file = args.checkpoint
     if file is None or getattr(args, "new_head", False) or file.describe().get("dataset") != args.dataset:
-        return args.valid  # other images, in which positions mean nothing
+        return args.valid  # other images, for which positions mean nothing
     held = file.held_out
     if isinstance(held, int):
         return args.valid
@@ -53,9 +53,9 @@ def held_out(args: argparse.Namespace) -> int | torch.Tensor:
 
 
 def known_classes(args: argparse.Namespace) -> list[str] | None:
-    """The names of the classes that the network of an evaluation tells apart; None where its images decide.
+    """The names of the classes of an evaluated network; None if its images decide.
 
-    A file from elsewhere keeps no names. If its network has ImageNet's 1000 classes, and the folder has images of some
+    A file from elsewhere records no names. If its network has ImageNet's 1000 classes and the folder has images of some
     of them, it is judged on those.
     """
     file: Checkpoint = args.checkpoint
@@ -74,8 +74,8 @@ def of_file(described: Mapping[str, object], published: Mapping[str, object], fl
 
     Args:
         described: `Checkpoint.describe()`.
-        published: what the network is trained with, where a file does not say.
-        flags: of the evaluation: its data set, and what is neither recorded nor published.
+        published: the published training settings of the network, for what the file does not say.
+        flags: flags of the evaluation, for its data set and what is neither recorded nor published.
     """
     own = described if described.get("dataset") == flags["dataset"] else {}
     usual = RECORDED | {key: flags[key] for key in ("seed", "crop") if key in flags} | dict(published)
@@ -83,17 +83,17 @@ def of_file(described: Mapping[str, object], published: Mapping[str, object], fl
 
 
 def identity(flags: Mapping[str, object]) -> dict:
-    """What tells the training images of a command apart from others: plain values, to be compared one by one.
+    """Plain values that identify the training images of a command, to be compared one by one.
 
     Args:
-        flags: all flags of a training; or of an evaluation, with those of `of_file` in the place of its own.
+        flags: all flags of a training run; or of an evaluation, with those of `of_file` in place of its own.
     """
     values = {key: flags.get(key, usual) for key, usual in RECORDED.items()} | {key: flags[key] for key in COMMON}
     return values | {"dataset_path": _place(flags)}
 
 
 def expected(flags: Mapping[str, object]) -> dict:
-    """`identity`, without the folder where it has no training images: what is kept is all that there is then."""
+    """`identity`, without the folder if it has no training images, as what was kept is then all there is."""
     values = identity(flags)
     path = str(flags["dataset_path"])
     listed = path == "fake" or names_shards(path) or flags["dataset"] == "digits"
@@ -104,7 +104,7 @@ def expected(flags: Mapping[str, object]) -> dict:
 
 
 def load_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[str, object]) -> None:
-    """Load what was prepared for a file's weights on the images that `flags` expect; says where those were elsewhere.
+    """Load what was prepared for a file's weights on the images that `flags` expect; prints if these were elsewhere.
 
     Args:
         flags: all flags of an evaluation.
@@ -117,7 +117,7 @@ def load_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[s
 
 
 def save_prepared(model: AdaptiveModel, checkpoint: Checkpoint, flags: Mapping[str, object]) -> None:
-    """Keep what an evaluation with these flags prepared, unless it only used what was kept."""
+    """Keep what an evaluation with these flags prepared, unless it only used what had been kept."""
     own = {**flags, **flags["run_images"]}
     if "dataset_path" in expected(own):
         checkpoint.save_prepared(model, identity(own))

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def snapshot(content: object, copies: dict | None = None) -> object:
-    """A copy in the host's memory of dictionaries, lists and tensors, which later steps do not change.
+    """Copy dictionaries, lists and tensors into host memory, so that later steps do not change them.
 
-    Tensors that are one stay one, as in tied weights.
+    Shared tensors stay shared, as with tied weights.
 
     Args:
-        copies: of tensors that were met already.
+        copies: copies of the tensors met so far.
     """
     copies = {} if copies is None else copies
     if isinstance(content, Tensor):
@@ -34,9 +34,9 @@ def snapshot(content: object, copies: dict | None = None) -> object:
 
 
 class Writer:
-    """Runs one job at a time in a thread. A failure is raised by the next call in the main thread, and is never lost.
+    """Run one job at a time in a thread. The next call in the main thread raises its failure, so that none is lost.
 
-    At the end of the process a job that is running is finished first.
+    When the process ends, a running job is finished first.
     """
 
     def __init__(self):
@@ -44,7 +44,7 @@ class Writer:
         self._job: Future | None = None
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Run a job once the one before is done. Raises what that one raised."""
+        """Run a job once the previous one is done. Raises what that one raised."""
         self.wait()
         self._job = self._thread.submit(job)
 
@@ -53,7 +53,7 @@ class Writer:
         return self._job is None or self._job.done()
 
     def check(self) -> None:
-        """Raise what the last job raised, if it is over; do not wait for it."""
+        """Raise what the last job raised if it is over, without waiting for it."""
         if self.idle():
             self.wait()
 

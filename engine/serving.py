@@ -15,7 +15,7 @@ from models.adaptive import AdaptiveModel, Point
 
 
 class Policy(Protocol):
-    """What chooses the points: a `models.governor.Governor`, or `Fixed`."""
+    """Chooses the points: a `models.governor.Governor`, or `Fixed`."""
 
     def choose(self, queue_length: int, waited: float) -> Point | str: ...
 
@@ -32,14 +32,14 @@ class Fixed:
         return self.point
 
     def observe(self, point: Point | str, seconds: float, images: int) -> None:
-        """It learns nothing."""
+        """Do nothing: there is nothing to learn."""
 
 
 class Clock:
     """Seconds since it was last started, in real time.
 
     Args:
-        idle: whether time in which there is nothing to do passes as it does, or at once.
+        idle: whether idle time passes in real time; otherwise it is skipped.
     """
 
     def __init__(self, idle: bool = True):
@@ -62,12 +62,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an image.
+    """The answer to an image.
 
     Args:
-        came, done: seconds of its arrival and of its answer, from the start of the stream.
-        point: at which it was run.
-        label: the class that was predicted.
+        came, done: seconds from the start of the stream to its arrival and to its answer.
+        point: the point at which it was run.
+        label: the predicted class.
     """
 
     came: float
@@ -83,16 +83,16 @@ class Answer:
 def serve(
     model: AdaptiveModel, images: Tensor, arrivals: Sequence[float], policy: Policy, clock: Clock, batch: int = 1
 ) -> list[Answer]:
-    """Answer images in the order in which they come; returns the answers in that order.
+    """Answer images in the order in which they arrive. Returns the answers in that order.
 
     Args:
-        images: (N, C, H, W), normalised, on the model's device; taken in turn, from the first again after the last.
-        arrivals: seconds from the start at which an image comes, rising.
-        clock: is started here; a policy that looks at a clock needs the same one.
-        batch: images that are run at once at most.
+        images: (N, C, H, W), normalised, on the model's device; used in turn, in a cycle.
+        arrivals: seconds from the start at which each image arrives, in ascending order.
+        clock: started here; a policy that reads a clock needs the same one.
+        batch: the most images to run at once.
     """
     answers: list[Answer] = []
-    waiting = 0  # images that have come and are not answered
+    waiting = 0  # images that have arrived and are not answered yet
     with profile.evaluating(model), torch.inference_mode():
         clock.start()
         while (first := len(answers)) < len(arrivals):

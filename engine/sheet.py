@@ -1,4 +1,4 @@
-"""The quickest and the slowest images of a network that decides for each image what it costs, as a contact sheet."""
+"""A contact sheet of the quickest and slowest images of a network whose cost depends on the image."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from models.adaptive import AdaptiveModel, Point
 from models.figures import ContactSheet
 from reporting import screen
 
-#: test images that are run, one at a time, and how often each, of which the quickest run counts
+#: number of test images to run, one at a time, and runs of each, of which the quickest counts
 IMAGES, RUNS = 200, 3
-#: images in each of the two rows
+#: number of images in each of the two rows
 COLUMNS = 8
 
 
 def quickest_and_slowest(model: AdaptiveModel, point: Point, data: Data) -> ContactSheet:
     """Run the first test images one at a time, and show those that took the least and the most time.
 
-    Over each: its class, the answer, its route, milliseconds, and its share of the full network's multiply-accumulates.
+    The caption of each gives its class, the answer, its route, milliseconds, and its share of the full network's
+    multiply-accumulates.
 
     Args:
-        model: on its device; images of a size that costs were counted for.
-        point: one that decides for each image, prepared.
+        model: on its device, with costs counted for images of this size.
+        point: a prepared point that decides for each image.
     """
     found, full = [], profile.count_macs(model, data.shape, model.points[-1])
     with profile.evaluating(model):
@@ -56,7 +57,7 @@ def _single(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, 
 
 
 def _timed(model: AdaptiveModel, image: Tensor, point: Point) -> tuple[float, int, int]:
-    """Seconds, the class predicted, and multiply-accumulates, which are read back within that time."""
+    """Seconds, including the time to read back the rest; predicted class; multiply-accumulates."""
     start = time.perf_counter()
     logits, macs = model.infer(image, point)
     answer = torch.stack([logits.argmax(dim=1), macs]).flatten().tolist()

@@ -1,4 +1,4 @@
-"""What a training step is made of, apart from the state that `Trainer` keeps."""
+"""The parts of a training step, apart from the state that `Trainer` keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils import UserError, world_size
 
 
 def check(objective: Objective, recipe: Recipe, device: torch.device) -> None:
-    """Raise UserError where objective, recipe and device are incompatible; needs no data, so that scripts ask first."""
+    """Raise UserError if objective, recipe and device are incompatible. Needs no data, so scripts call it first."""
     if recipe.cuda_graph:
         cuda_graph.check(objective, device, recipe, world_size())
     if objective.step_per_loss and recipe.accumulate > 1:
@@ -35,12 +35,12 @@ def check(objective: Objective, recipe: Recipe, device: torch.device) -> None:
 
 
 def settle(recipe: Recipe, objective: Objective, device: torch.device) -> Recipe:
-    """The recipe with what `--fast` means for this objective on this device.
+    """Return the recipe with what `--fast` means for this objective on this device.
 
-    On a GPU steps are captured where they can be, whether compiled or not: where they are all alike both are tried
-    (`compile` is None), and one is taken beforehand where each sub-network would be compiled by itself, or where runs
-    have to be equal. On a CPU `engine.fast` decides before the first step whether to compile them, unless runs have
-    to be equal or several processes share one: then they are compiled.
+    On a GPU, steps are captured if possible, compiled or not: if all steps are alike, both are tried (`compile` is
+    None); the choice is made beforehand if each sub-network would be compiled separately, or if runs must be
+    reproducible. On a CPU, `engine.fast` decides before the first step whether to compile, unless runs must be
+    reproducible or several processes share one: then steps are compiled.
     """
     if not recipe.fast:
         return recipe
@@ -56,7 +56,7 @@ def settle(recipe: Recipe, objective: Objective, device: torch.device) -> Recipe
 def losses_of(
     objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str, sync_bn: bool = False
 ) -> Iterator[Tensor]:
-    """The losses of one step, each computed in half precision as `amp` says; backward passes between them are not.
+    """Yield the losses of one step, each computed in the precision of `amp`; backward passes in between are not.
 
     Args:
         sync_bn: whether batch norms see the images of all processes.
@@ -73,9 +73,9 @@ def losses_of(
 def parts_of(
     objective: Objective, model: nn.Module, images: Tensor, labels: Tensor, amp: str, sync_bn: bool = False
 ) -> Iterator[tuple[Hashable, Iterator[Tensor]]]:
-    """The losses of one step in parts that can be recorded: (key, losses), and equal keys stand for the same work.
+    """Yield the losses of one step in parts that can be recorded: (key, losses); equal keys stand for equal work.
 
-    Steps that are all alike have one part; otherwise each pass of a sub-network is one.
+    If all steps are alike, a step is one part; otherwise each pass of a sub-network is one.
     """
     if not objective.draws:
         yield None, losses_of(objective, model, images, labels, amp, sync_bn)

@@ -1,4 +1,4 @@
-"""How the processes of a run agree to stop when one of them was asked to, without a message of its own."""
+"""How the processes of a run agree to stop when one of them is asked to, without a separate message."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 
 
 class Agreement:
-    """`request` rides with the gradient message of each step, whose sum is copied to `agreed`.
+    """`request` is sent with the gradient message of each step, and its sum is copied to `agreed`.
 
-    All processes read the same sum after the same step, so that they stop, and save, after the same one. On a GPU it is
-    read some steps late, so that no step waits for it.
+    All processes read the same sum after the same step, so they stop and save after the same one. On a GPU it is read
+    some steps late, so that no step waits for it.
     """
 
-    #: steps between a sum and its reading on a GPU
+    #: steps after which a sum is read on a GPU
     LATE = 2
 
     def __init__(self, device: torch.device):
@@ -32,15 +32,15 @@ class Agreement:
         self._sums: deque[DelayedValue] = deque()
 
     def ask(self, number: int | None) -> None:
-        """Ask all processes to stop, where a signal has asked this one. Call it before a step."""
+        """Ask all processes to stop if a signal has asked this one to. Call it before a step."""
         if number is not None:
             self.request[STOP_SIGNALS.index(number)] = 1.0
 
     def answer(self, number: int | None) -> int | None:
-        """The signal for which all stop now, None where they go on. Call it after each step.
+        """Return the signal for which all stop now; None if they go on. Call it after each step.
 
         Args:
-            number: the signal that has asked this process, which is the answer where there is no other.
+            number: the signal that has asked this process, which is the answer if there are no others.
         """
         if not dist.is_initialized():
             return number
@@ -51,6 +51,6 @@ class Agreement:
         return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), None)
 
     def ask_all(self, number: int | None) -> int | None:
-        """The signal that has asked any process until now: a message of its own."""
+        """Return a signal that has asked any process to stop so far, by a separate message."""
         self.ask(number)
         return max(filter(None, processes.gathered(number)), default=None)

@@ -1,4 +1,4 @@
-"""Output of a run that goes on when nobody can read it any more."""
+"""Output streams for a run that goes on when nobody can read them any more."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 
 
 class LastingStream:
-    """A text stream without errors: where writing fails, the null device takes the place of what it wrote to.
+    """A text stream without errors: if writing fails, the null device replaces its target.
 
     A pipe's reader may end (`| head`), a terminal may be closed, a disk may be full: no reason to lose a run of days.
-    Characters that its encoding lacks are written as escapes, and so are bytes of a file's name that are no text.
+    Characters that the encoding lacks, and bytes of a file name that are not text, are written as escapes.
 
     Args:
-        stream: with a file descriptor, such as `sys.stdout`.
-        what: its name in the message on sys.stderr, once, when writing fails; without one there is no message.
+        stream: a stream with a file descriptor, such as `sys.stdout`.
+        what: its name in the message on sys.stderr, printed once, when writing fails; None for no message.
     """
 
     def __init__(self, stream, what: str = ""):
@@ -54,6 +54,6 @@ class LastingStream:
 
 
 def keep_going() -> None:
-    """From now on, no failure to print ends the process."""
+    """From now on, keep failures to print from ending the process."""
     if not isinstance(sys.stdout, LastingStream):
         sys.stdout, sys.stderr = LastingStream(sys.stdout, "the output"), LastingStream(sys.stderr)

@@ -45,11 +45,11 @@ from utils import (
 def evaluate(
     model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, checkpoint: Checkpoint
 ) -> None:
-    """Evaluate a network as the flags of a script ask; print the authors' lines and write the report.
+    """Evaluate a network as the flags of a script request; print the authors' lines and write the report.
 
     Args:
         load: returns the data set; called only after all flags have been checked.
-        checkpoint: the file of the weights; what has to be prepared for them is kept beside it.
+        checkpoint: the file of the weights; what must be prepared for them is kept beside it.
     """
     trained_on = checkpoint.describe().get("dataset", args.dataset)
     if trained_on != args.dataset:
@@ -57,7 +57,7 @@ def evaluate(
     model.for_images((3, _side(args), _side(args)))
     points = cli.named_points(model, args.point)
     if args.extract:
-        model.extract(args.extract[0], empty=True)  # raises where there is nothing to extract
+        model.extract(args.extract[0], empty=True)  # raises if there is nothing to extract
     whole, model = model, _folded(model, args, device)
     model.to(device, memory_format=torch.channels_last)
     run_images.load_prepared(model, checkpoint, vars(args))
@@ -120,7 +120,7 @@ def _write_extract(model: AdaptiveModel, data: Data, args) -> None:
 
 
 def _contact_sheet(model: AdaptiveModel, points: Sequence[Point] | None, data: Data, args) -> list[ContactSheet]:
-    """Of single images, where their latency is measured and a point decides for each: of several the middle one."""
+    """A contact sheet, if latency is measured and points decide for each image: at the middle one of these."""
     deciding = [point for point in points or model.default_points if point.per_image]
     if not deciding or 1 not in args.latency_batch:
         return []
@@ -130,12 +130,12 @@ def _contact_sheet(model: AdaptiveModel, points: Sequence[Point] | None, data: D
 
 
 def _side(args) -> int:
-    """Of the images, in pixels: that of --crop, which scripts for small images do not have."""
+    """The side of the images in pixels: --crop, which scripts for small images do not have."""
     return getattr(args, "crop", 32)
 
 
 def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
-    """The network as --fold and --fast ask for it: in the forms that are quickest on this device at --latency_batch."""
+    """The network as --fold and --fast request it, in the forms that are quickest here at --latency_batch."""
     if not (args.fold or args.fast):
         return model
     side = _side(args)
@@ -147,7 +147,7 @@ def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
     except ValueError:
         if args.fold:
             raise
-        return model  # --fast: not every network has something to merge
+        return model  # with --fast: some networks have nothing to merge
     if folded.folded_as:
         say(f"folded: {folded.folded_as}")
     return folded
@@ -164,7 +164,7 @@ def _budget(model: AdaptiveModel, args) -> Budget | None:
 def _points_within(
     budget: Budget, whole: AdaptiveModel, model: AdaptiveModel, args, device: torch.device
 ) -> list | None:
-    """The one point that a budget asks for, made by the network or found in a table; None to measure all points.
+    """The one point that a budget selects, made by the network or found in a table; None to measure all points.
 
     Args:
         whole: the network as it was loaded.
@@ -186,7 +186,7 @@ def _points_within(
 
 
 def _look_up(table: QueryTable, budget: Budget) -> str:
-    """The point that a table gives for a budget; says where noisy latencies make the answer doubtful."""
+    """The point that a table gives for a budget; prints a note if noisy latencies make the answer doubtful."""
     chosen = table.look_up(budget)
     for row in table.doubts(budget, chosen):
         say(
@@ -197,7 +197,7 @@ def _look_up(table: QueryTable, budget: Budget) -> str:
 
 
 def _how(model: AdaptiveModel, args) -> dict:
-    """How the network runs, as far as latency depends on it; of the threads there are, fewer may be quicker."""
+    """How the network runs, as far as latency depends on it; fewer than all threads may be quicker."""
     return {"threads": torch.get_num_threads(), "amp": args.amp, "folded": bool(model.folded_as)}
 
 
@@ -206,13 +206,13 @@ def _how(model: AdaptiveModel, args) -> dict:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network says of an image at a point: a line of --csv, whose columns these are.
+    """The answer of a network to an image at a point: a line of --csv, with these columns.
 
     Args:
-        route: how the image went: the exit at which it left, the gates that it opened, or else the point's name.
+        route: the image's route: the exit at which it left, the gates that it opened, or else the point's name.
         confidence: largest softmax probability, 0 to 1.
         macs: multiply-accumulates that it cost.
-        ms: milliseconds of its forward pass, alone.
+        ms: milliseconds of its own forward pass.
     """
 
     image: str
@@ -235,11 +235,11 @@ def predict(
 ) -> None:
     """Print what a network predicts for each image of `args.image`, at the points of --point, and what it cost.
 
-    With --csv the answers go into that file, and a summary is printed.
+    With --csv, the answers go into that file and a summary is printed.
 
     Args:
-        read: image files as tensors (N, 3, H, W), normalised, on the device to run on.
-        names: of the classes.
+        read: reads image files as tensors (N, 3, H, W), normalised, on the device to run on.
+        names: names of the classes.
         load: returns the data set; called only if a point needs to be prepared.
         checkpoint: as for `evaluate`.
     """
@@ -280,7 +280,7 @@ def predict(
 
 
 def _images_of(given: str) -> list[str]:
-    """The image files that --image names: a file itself, or those of a folder and of the folders in it."""
+    """The image files that --image names: a file itself, or those in a folder and its subfolders."""
     if not Path(given).is_dir():
         return [given]
     found = image_paths(given)
@@ -292,7 +292,7 @@ def _images_of(given: str) -> list[str]:
 def _answer(
     model: AdaptiveModel, file: str, image: Tensor, point: Point, names: Sequence[str]
 ) -> tuple[Answer, Tensor]:
-    """What a network says of one image (1, 3, H, W), and the probabilities (classes,)."""
+    """The answer of a network to one image (1, 3, H, W), and the probabilities (classes,)."""
     start = time.perf_counter()
     logits, macs = model.infer(image, point)
     probabilities = logits[0].float().softmax(dim=0).cpu()  # waits for the device
@@ -316,12 +316,12 @@ def _write_answers(answers: Sequence[Answer], path: str) -> None:
     say(f"written: {path}, {len(answers)} answers")
 
 
-#: lines of a summary, which has one for each route
+#: maximum number of lines of a summary, which has one for each route
 MOST_ROUTES = 12
 
 
 def _summary(point: Point, answers: Sequence[Answer]) -> list[screen.Column]:
-    """A table of the routes that images took at a point, the commonest first where there are many."""
+    """A table of the routes that images took at a point; if there are many, the most common ones first."""
     by_route: dict[str, list[Answer]] = {}
     for answer in sorted(answers, key=lambda answer: answer.macs):
         by_route.setdefault(answer.route, []).append(answer)
@@ -363,7 +363,7 @@ def ready(
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> Sequence[Point]:
-    """Bring a network onto its device and prepare points, with images of the data set only where they need some."""
+    """Move a network to its device and prepare points, loading images of the data set only if they need some."""
     model.to(device, memory_format=torch.channels_last)
     run_images.load_prepared(model, checkpoint, vars(args))
 

@@ -1,4 +1,4 @@
-"""The training loop, the same for every family, dataset and device: what a run, an epoch and a step are."""
+"""The training loop, the same for every family, dataset and device: what a run, an epoch and a step do."""
 
 from __future__ import annotations
 
@@ -77,35 +77,35 @@ class Trainer:
         if recipe.compile or recipe.cuda_graph:
             objective.restrict_draws()
         self.wrapped = parallel(self.model, device, compiled=recipe.compile is not False)
-        #: what steps are made with: one network, or both forms of it until it is known which is faster
+        #: what steps run: one network, or two forms of it until the faster one is known
         self.forms = {"": self.wrapped}
         if recipe.compile is None:
             self.forms = {"recorded": self.model, "compiled and recorded": self.wrapped}
         self.recorder = cuda_graph.CudaRecorder() if recipe.cuda_graph else None
-        # parts of a step that are recorded one by one leave their gradients where they were
+        # parts of a step that are recorded one by one leave gradients in place
         in_parts = objective.draws or recipe.accumulate > 1 or torch.distributed.is_initialized()
         self.keeps_gradients = bool(recipe.cuda_graph) and in_parts
         self.captured: cuda_graph.CapturedStep | FasterStep | None = None
         self.ways: Ways | None = None  # see `fast.settle`
-        self.total = torch.zeros((), device=device)  # of a step's losses
+        self.total = torch.zeros((), device=device)  # sum of a step's losses
         self.generators = Generators(objective, device)
         self.agreement = Agreement(device)
         self.gradients = Gradients([], self.agreement)
         self.optimizer: torch.optim.SGD | None = None
-        self.first_optimizer: dict | None = None  # state with which the first optimizer begins
+        self.first_optimizer: dict | None = None  # state in which the first optimizer starts
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
         self.epoch, self.step = 0, 0  # epochs done, steps done in the current one
         self.rate, self.started = recipe.lr, time.perf_counter()
-        self.first_step = 0  # of the current epoch, in this process
-        self.estimated = False  # whether it has been said how long training will take
+        self.first_step = 0  # first step of the current epoch in this process
+        self.estimated = False  # whether the remaining time has been printed
 
     @property
     def evaluated(self) -> AdaptiveModel:
-        """The network that is evaluated and saved: the average of the weights where one is kept."""
+        """The network that is evaluated and saved: the average of the weights if one is kept."""
         return self.average if self.average is not None else self.model
 
     def start(self, start: Checkpoint | None) -> None:
-        """Continue where the run's checkpoint stopped, or an older one if that cannot be loaded; else begin afresh."""
+        """Continue from the run's checkpoint, or an older one if that cannot be loaded; otherwise start afresh."""
         while self.run.checkpoint:
             try:
                 self.load_state_dict(self.run.checkpoint)
@@ -140,7 +140,7 @@ class Trainer:
                 if mean is not None:
                     bar.set_postfix_str(f"loss {check_loss(mean, self.run):.3f}", refresh=False)
                 if isinstance(self.captured, FasterStep) and self.captured.kept is None:
-                    running.forget_time()  # a trial, in which steps are compiled
+                    running.forget_time()  # a trial, with compiled steps
                 elif not self.estimated and running.settled():
                     self.estimated = True
                     left = (self.recipe.epochs - self.epoch) * len(train) - self.step
@@ -151,11 +151,11 @@ class Trainer:
         if running.delayed is not None:
             check_loss(running.delayed.read(), self.run)
         self.check_finite(running.sum)
-        if self.captured:  # a replayed graph does not count what it writes, and who looks at the counters would miss it
+        if self.captured:  # a replayed graph does not count its writes, which whoever reads the counters would miss
             torch.autograd.graph.increment_version([*self.model.parameters(), *self.evaluated.parameters()])
 
     def begin_epoch(self) -> None:
-        """Ask the objective what this epoch trains, and make an optimizer where the phase needs a new one."""
+        """Ask the objective what this epoch trains, and make an optimizer if the phase needs a new one."""
         self.model.train()
         phase = self.objective.begin_epoch(self.model, self.epoch)
         fresh = phase.fresh and self.step == 0
@@ -173,7 +173,7 @@ class Trainer:
         self.started = time.perf_counter()
 
     def _make_optimizer(self, groups: list[dict]) -> None:
-        """A fresh optimizer, and with it what steps with it: a recorded step, or gradients that stay in place."""
+        """Make a new optimizer and what depends on it: a recorded step, or gradients that stay in place."""
         self.optimizer = make_optimizer(groups, self.recipe)
         self.gradients.remove()
         trained = trained_parameters(self.optimizer, self.model)
@@ -187,7 +187,7 @@ class Trainer:
             self.captured = self._capture()
 
     def _capture(self) -> cuda_graph.CapturedStep | FasterStep:
-        """A step that is recorded, of the form of the network that turns out to be faster where there are two."""
+        """Return a recorded step; if the network has two forms, of the one that turns out to be faster."""
         means, recorder = self.objective.means, self.recorder
         ways = {
             form: cuda_graph.CapturedStep(partial(self._step_to_capture, network), means, recorder)
@@ -207,7 +207,7 @@ class Trainer:
         seconds, whole = time.perf_counter() - self.started, self.first_step == 0
         means = processes.average(self.objective.means.read(), self.device)
         share_statistics({self.model, self.evaluated}, self.recipe.dist_bn)
-        self.run.writer.wait()  # best files are looked for below, and workers are best forked without a busy thread
+        self.run.writer.wait()  # best files are looked up below, and forking workers is safest without a busy thread
         evaluating = time.perf_counter()
         rows = self._evaluate()
         if rows is None:  # evaluated again when the run is resumed
@@ -241,9 +241,9 @@ class Trainer:
             raise Stopped(stop, self.run.folder)
 
     def _evaluate(self) -> list[Row] | None:
-        """What the network achieves at its watched points on held-out images, or on the test images without any.
+        """Evaluate the network at its watched points on held-out images, or on the test images if there are none.
 
-        None if a signal asked to stop meanwhile.
+        Returns None if a signal asked to stop meanwhile.
         """
         several = isinstance(self.wrapped, Replicas) and self.average is None
         network = self.wrapped if several else self.evaluated
@@ -251,7 +251,7 @@ class Trainer:
         how = {"capture": bool(self.recipe.cuda_graph), "stop": lambda: self.run.stop_signal is not None}
         return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp, **how)
 
-    # A step: a backward for each loss, then the optimizer
+    # A step: a backward pass for each loss, then the optimizer
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch, at the rate of the schedule.
@@ -264,7 +264,7 @@ class Trainer:
         self.step += 1
         images = self.ways.images(images) if self.ways else images
         if (self.recipe.compile or self.captured) and len(images) < self.data.train.batch_size // world_size():
-            # compiling once more for a smaller last batch would cost more than it saves, and a graph has one shape
+            # compiling again for a smaller last batch would cost more than it saves, and a graph has one shape
             return self.make_step(self.model, images, labels)
         return self.captured(images, labels) if self.captured else self.make_step(self.wrapped, images, labels)
 
@@ -281,8 +281,8 @@ class Trainer:
         """`train_step` on the device alone.
 
         Args:
-            model: the form of the network to make it with.
-            run: runs each part of the step that can be recorded by itself, given what tells it from others.
+            model: the form of the network to run.
+            run: runs each part of the step that can be recorded separately, given a key that identifies it.
         """
         self.total.zero_()
         for key, losses in parts_of(self.objective, model, images, labels, self.recipe.amp, self.recipe.sync_bn):
@@ -294,7 +294,7 @@ class Trainer:
         return self.total
 
     def _step_to_capture(self, model: nn.Module, images: Tensor, labels: Tensor, run: cuda_graph.Runner) -> Tensor:
-        """`make_step` as one recording; as one for each part where parts differ or gradients outlast them."""
+        """`make_step` as one recording, or one for each part if parts differ or gradients outlast them."""
         if self.keeps_gradients:
             return self.make_step(model, images, labels, run)
         return run("step", partial(self.make_step, model, images, labels))
@@ -321,7 +321,7 @@ class Trainer:
     # Checkpoints
 
     def _save_within_epoch(self, running: Tensor) -> None:
-        """Save where a signal asked to stop, and every `checkpoint_steps`. Raises Stopped after the former.
+        """Save if a signal asked to stop, and every `checkpoint_steps` steps. Raises Stopped after the former.
 
         Args:
             running: the loss since it was last checked.
@@ -353,11 +353,11 @@ class Trainer:
         check_weights({self.model, self.evaluated}, self.run)
 
     def best_file(self, point: str) -> Path:
-        """The file in which the run keeps the weights with which a point was best."""
+        """The file in which the run keeps the weights at which a point was best."""
         return self.run.folder / ("best.pth" if point == self.model.main_point.name else f"best-{point}.pth")
 
     def state_dict(self) -> dict:
-        """A checkpoint: the authors' four keys, which their code can load, and under `training` what a resume needs.
+        """Return a checkpoint: the authors' four keys, which their code can load, and `training`, for resuming.
 
         All processes must call it.
         """
@@ -377,14 +377,14 @@ class Trainer:
         }
         if self.average is not None:
             training["raw_weights"] = self.model.state_dict()
-        # no optimizer: the run was finished when it was resumed
+        # there is no optimizer if the run was already finished when it was resumed
         optimizer = state_for_file(self.optimizer) if self.optimizer else self.first_optimizer
         return training_content(self.evaluated.state_dict(), optimizer, top1, training)
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
-        """Continue where a checkpoint stopped; on a CPU the run ends with the same bits as an uninterrupted one."""
+        """Continue where a checkpoint stopped; on a CPU, the run ends with the same bits as an uninterrupted one."""
         training = checkpoint.training
-        if not training["step"] <= len(self.data.train):  # equal where a signal came during the evaluation
+        if not training["step"] <= len(self.data.train):  # equal if a signal came during the evaluation
             raise ValueError(f"it is at step {training['step']} of an epoch, which has {len(self.data.train)} now")
         if self.average is not None:
             load_same(self.average, checkpoint.weights, checkpoint.path)

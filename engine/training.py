@@ -1,4 +1,4 @@
-"""A whole training run: from its start, or from where it was stopped, to its last epoch."""
+"""A whole training run, from its start or from where it was stopped, to its last epoch."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def fit(
     device: torch.device,
     start: Checkpoint | None = None,
 ) -> None:
-    """Train; evaluate, record and save after every epoch; continue where `run.checkpoint` stopped.
+    """Train a network, continuing from `run.checkpoint` if there is one; evaluate, record and save after every epoch.
 
     Args:
         data: `data.train` is trained on; the network is evaluated at its `watched` points on `data.valid`, or on
-            `data.test` where nothing was held out, as the authors did.
-        start: the file that the network's weights came from; its optimizer is used too where it fits, as the authors'
-            scripts did.
+            `data.test` if nothing is held out, as the authors did.
+        start: the file that the network's weights came from; its optimizer is used too if it fits, as in the authors'
+            scripts.
 
     Raises:
         Stopped: a signal asked to stop; everything is saved.
-        UserError: the classes are not those that the run began with; or the loss is no longer finite, and the last good
-            checkpoint is named.
+        UserError: the classes are not those that the run began with; or the loss is no longer finite, in which case the
+            message names the last good checkpoint.
     """
     try:
         if run.checkpoint:
@@ -50,7 +50,7 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
     model, data, run, recipe = trainer.model, trainer.data, trainer.run, trainer.recipe
     trainer.start(start)
     fast.settle(trainer)
-    # a best file that stayed in another folder cannot be evaluated at the end
+    # a best file that remained in another folder cannot be evaluated at the end
     kept = processes.from_first(lambda: {point for point in trainer.best if trainer.best_file(point).exists()})
     trainer.best = {point: best for point, best in trainer.best.items() if point in kept}
     with run.stoppable():
@@ -60,7 +60,7 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
                     trainer.train_epoch()
                     trainer.finish_epoch()
                 except RuntimeError:
-                    trainer.check_finite()  # what cannot work without finite weights is not the error to report
+                    trainer.check_finite()  # do not report errors that only follow from weights that are not finite
                     raise
         finally:
             run.writer.wait()
