@@ -1,7 +1,7 @@
-"""Where images come from. The public names are those of `dataloader`; this package implements them.
+"""Loading images. The public names are those of `dataloader`; this package implements them.
 
-data.py         what a data set is: `Data`, as batches; `Arrays`, in memory; `Source`, encoded images on disk
-batches.py      how images are divided into batches, processes, and a held-out part
+data.py         data sets: `Data`, as batches; `Arrays`, in memory; `Source`, encoded images on disk
+batches.py      dividing images into batches, processes, and a held-out part
 normalise.py    uint8 pixels to float32, and the usual mean and standard deviation of each data set
 classes.py      the names of a data set's classes, and their labels
 
@@ -13,11 +13,11 @@ digits/         the embedded digits
 
 imagefolder.py  `imagefolder`: ImageNet, or any set of image files
 folders.py      images in class folders; shards.py: in tar files; fake.py: generated ones
-mapping.py      files that say which class an image is of
+mapping.py      files that give the class of each image
 reading.py      files and folders on disk: which of them count, and the bytes of files
 decoding.py     an encoded image to a tensor
 workers.py      processes that decode images
-processors.py   how many of them by default
+processors.py   their default number
 disk.py         batches of images on disk, decoded by those processes
 files.py        `image_files`: single images as an evaluation sees them
 """

@@ -1,4 +1,4 @@
-"""How the images of a set are divided into batches, processes, and a part that is held out."""
+"""Dividing the images of a set into batches, processes, and a held-out part."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from utils import UserError, rank, world_size
 
 
 class Batches:
-    """A set of images in batches; `len` counts the batches of an epoch.
+    """A set of images in batches; `len` is the number of batches in an epoch.
 
-    With several processes (torchrun) a batch is divided among them: `batch_size` counts the images of all processes,
-    and a process gets every world-th one. Iterating gives every image exactly once, over all processes together,
+    With several processes (torchrun), a batch is divided among them: `batch_size` counts the images of all processes,
+    and each process gets every world-th one. Iterating yields every image exactly once over all processes together,
     without augmentation and always in the same order.
 
     Args:
-        num_images: in this set.
-        batch_size: images in a batch, of all processes together.
+        num_images: number of images in this set.
+        batch_size: number of images in a batch, over all processes.
         shuffle: whether epochs are for training: each has its own order, is augmented, and omits a last batch of one
             image per process, on which batch normalisation cannot train. Other partial batches are kept. Several
             processes get equal parts of each batch: a batch has the largest multiple of their number that
             `batch_size` allows, and the last one loses the remainder.
-        seed: of orders and augmentation.
+        seed: seed of orders and augmentation.
         share: (this process, number of processes); by default as torchrun started them.
 
     Raises:
@@ -44,25 +44,25 @@ class Batches:
         return self.length
 
     def sizes(self) -> list[int]:
-        """Images in each batch of an epoch, of all processes together."""
+        """Number of images in each batch of an epoch, over all processes."""
         return [part.stop - part.start + self.rank for part in self._batches(range(self.num_images))]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of epoch `epoch` (from 0), beginning with batch `start`."""
+        """Yield the batches of epoch `epoch` (from 0), beginning with batch `start`."""
         raise NotImplementedError
 
     def sample(self, images: int, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first `images` images of epoch 0, in batches of `batch_size` whatever the size of this set's own.
+        """Yield the first `images` images of epoch 0 in batches of `batch_size`, whatever this set's own size is.
 
-        Of several processes each gets every world-th batch, whole. A last batch of one image is left out.
+        Of several processes, each gets every world-th batch as a whole. A last batch of one image is left out.
         """
         raise NotImplementedError
 
     def _sampled(self, images: int, batch_size: int) -> list[slice]:
-        """Slices of an epoch's order that are this process's batches of `sample`."""
+        """Slices of an epoch's order: this process's batches of `sample`."""
         count = min(images, self.num_images)
         slices = [slice(first, min(first + batch_size, count)) for first in range(0, count, batch_size)]
         if len(slices) > 1 and count % batch_size == 1:
@@ -70,7 +70,7 @@ class Batches:
         return slices[self.rank :: self.world]
 
     def _batches(self, order: Sequence, training: bool | None = None) -> Iterator[slice]:
-        """Slices of `order` (a permutation of the images) that are this process's part of each batch."""
+        """Slices of `order` (a permutation of the images): this process's part of each batch."""
         training = self.shuffle if training is None else training
         whole = self.batch_size - self.batch_size % self.world if training else self.batch_size
         for first in range(0, len(order), whole):
@@ -84,7 +84,7 @@ class Batches:
 
 
 class LazyBatches(Batches):
-    """The training set of a run that only evaluates: made when a network asks for images to be calibrated on.
+    """The training set of a run that only evaluates: made when a network asks for images to calibrate on.
 
     Args:
         make: lists the images and returns their batches.
@@ -105,20 +105,20 @@ class LazyBatches(Batches):
 
 
 def check_batch_sizes(batch_size: int, eval_batch_size: int | None) -> None:
-    """Raises UserError if one of them is less than 1."""
+    """Raise UserError if either is less than 1."""
     for name, size in (("--batch_size", batch_size), ("the batch size of evaluation", eval_batch_size)):
         if size is not None and size < 1:
             raise UserError(f"{name} {size} must be at least 1 image")
 
 
 def split(total: int, subset: int | None, valid: int | Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the images to train on and to hold out.
+    """Return the positions of the images to train on and of those to hold out.
 
     Args:
-        total: images in the training set.
-        subset: train on the first so many images of a seeded permutation; None trains on all that are not held out,
+        total: number of images in the training set.
+        subset: train on this many images, the first of a seeded permutation; None trains on all that are not held out,
             in the order of the set.
-        valid: hold out the last so many images of the same permutation, or exactly these positions.
+        valid: hold out this many images, the last of the same permutation, or exactly these positions.
 
     Raises:
         UserError: there are not that many images.

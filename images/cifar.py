@@ -47,28 +47,28 @@ def cifar(
     classes: Sequence[str] | None = None,
     share: tuple[int, int] | None = None,
 ) -> Data:
-    """CIFAR-10, CIFAR-100 or the embedded digits, whole on the device.
+    """Load CIFAR-10, CIFAR-100 or the embedded digits, whole, onto the device.
 
-    Training images are padded by 4 pixels (digits: 2), cropped back and mirrored (digits: not) at random.
+    Training images are padded by 4 pixels (digits: 2), cropped back and, except for digits, mirrored at random.
 
     Args:
         dataset: cifar10, cifar100 or digits.
-        path: a folder that holds the data in a known layout, or into which it is downloaded, or an .npz file; None is
-            ./data, made when needed.
-        batch_size: images in a batch, of all processes together.
-        subset: train on the first so many images of a seeded permutation of the training set.
-        valid: hold out the last so many images of the same permutation; or the positions of the images to hold out,
-            as an earlier `Data.valid_index` named them.
-        mean, std: of the three channels; the usual ones of the data set by default.
+        path: a folder that holds the data in a known layout, or into which it is downloaded, or an .npz file; by
+            default ./data, made when needed.
+        batch_size: number of images in a batch, over all processes.
+        subset: train on this many images, the first of a seeded permutation of the training set.
+        valid: hold out this many images, the last of the same permutation; or the positions of the images to hold out,
+            as an earlier `Data.valid_index` gave them.
+        mean, std: of the three channels; by default the usual ones of the data set.
         padding_mode: zeros or reflect.
-        augment: False trains on the images as they are.
-        eval_batch_size: of `test` and `valid`; `batch_size` by default.
-        coarse: the 20 coarse classes of CIFAR-100.
-        classes: the names of the classes of the network that is to be evaluated: labels are those of the network.
-        share: (this process, processes); by default as torchrun started them.
+        augment: with False, train on the images as they are.
+        eval_batch_size: batch size of `test` and `valid`; by default `batch_size`.
+        coarse: use the 20 coarse classes of CIFAR-100.
+        classes: names of the classes of the network to be evaluated: labels are those of the network.
+        share: (this process, number of processes); by default as torchrun started them.
 
     Raises:
-        UserError: a value is out of range, a file is damaged, no source has the data, or it has others than `classes`.
+        UserError: a value is out of range, a file is damaged, no source has the data, or its classes are not `classes`.
     """
     if dataset not in AUGMENTATION:
         raise UserError(f"unknown dataset {dataset!r}; use one of {', '.join(AUGMENTATION)}")
@@ -110,14 +110,14 @@ def cifar(
 
 
 def _to_device(images: np.ndarray, labels: np.ndarray, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Pixels (N, S, S, 4), whose last byte is unused, and int64 labels."""
+    """Pixels (N, S, S, 4) with an unused last byte, and int64 labels."""
     pixels = np.zeros((*images.shape[:3], 4), np.uint8)
     pixels[..., :3] = images
     return torch.from_numpy(pixels).to(device), torch.from_numpy(labels).to(device)
 
 
 def _read_or_download(dataset: str, path: str | os.PathLike | None, coarse: bool) -> Arrays:
-    """CIFAR in `path`, downloaded into it first where it is not there. Of several processes the first one downloads."""
+    """Read CIFAR from `path`, downloading it first if it is not there. Of several processes, the first downloads."""
     if path is not None and not Path(path).exists():
         raise UserError(f"--dataset_path {path} does not exist; create it, or leave the flag out to use ./data")
     path, layout = Path("data" if path is None else path), LAYOUTS[dataset]
@@ -129,7 +129,7 @@ def _read_or_download(dataset: str, path: str | os.PathLike | None, coarse: bool
             download(layout, path)
             arrays = cifar_files.read(path, layout, coarse)
             assert arrays is not None
-    finally:  # where the first process failed, the others must not wait for ever
+    finally:  # if the first process failed, the others must not wait forever
         if rank() == 0 and world_size() > 1:
             dist.barrier()
     return arrays

@@ -1,4 +1,4 @@
-"""The files that CIFAR is published as, and .npz files of the same images."""
+"""The files in which CIFAR is published, and .npz files of the same images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Layout:
         python, python_files: folder and files of the python layout.
         python_names: its file of class names, and their key in it.
         binary, binary_files, binary_names: folder, files and file of class names of the binary layout.
-        train_images, test_images: in each file.
-        label_bytes: before each image of the binary layout.
+        train_images, test_images: number of images in each file.
+        label_bytes: number of bytes before each image of the binary layout.
     """
 
     name: str
@@ -83,11 +83,11 @@ LAYOUTS = {
 
 
 def read(path: Path, layout: Layout, coarse: bool = False) -> Arrays | None:
-    """Read a CIFAR set in the first layout that is found; None if there is none.
+    """Read a CIFAR set in the first layout found; None if there is none.
 
     Args:
         path: an .npz file, a folder of one layout's files, or a folder that holds such a folder or .npz file.
-        coarse: the 20 coarse classes of CIFAR-100.
+        coarse: use the 20 coarse classes of CIFAR-100.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -115,13 +115,13 @@ def _join(parts: list[tuple[np.ndarray, np.ndarray]], names: list[str], source: 
 
 
 def _check_names(names: list[str], classes: int, file: Path) -> None:
-    """Raises UserError if there is not a name of its own for each class."""
+    """Raise UserError unless every class has a name of its own."""
     if len(names) != classes or len(set(names)) != classes:
         raise UserError(f"{file} names {len(set(names))} different classes, but there are {classes}; correct the names")
 
 
 def _images_in(layout: Layout, number: int, files: tuple[str, ...]) -> int:
-    """How many images file `number` of a layout's files must hold."""
+    """Number of images that file `number` of a layout must hold."""
     return layout.test_images if number == len(files) - 1 else layout.train_images
 
 
@@ -147,7 +147,7 @@ def _read_binary(folder: Path, layout: Layout, coarse: bool) -> Arrays:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what CIFAR's python files hold (dictionaries, lists, text, arrays) and calls nothing else."""
+    """Read what CIFAR's python files hold (dictionaries, lists, text, arrays), and call nothing else."""
 
     allowed = {  # noqa: RUF012 - a constant
         ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],

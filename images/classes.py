@@ -1,4 +1,4 @@
-"""The classes of a data set: their names, their labels, and those of a network that is to judge it."""
+"""The classes of a data set: their names, their labels, and those of a network evaluated on it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CIFAR100 = (
 
 
 def class_names(dataset: str, path: str | os.PathLike | None = None, stored: Sequence[str] | None = None) -> list[str]:
-    """Names of a data set's classes, by label.
+    """Return the names of a data set's classes, by label.
 
     Args:
         path: for ilsvrc, a folder whose train/ or val/ has a folder for each class, if there is one.
-        stored: names that a checkpoint kept of the images that it was trained on.
+        stored: names that a checkpoint recorded from its training images.
     """
     if dataset == "digits":
         return list(DIGITS)
@@ -49,12 +49,12 @@ def class_names(dataset: str, path: str | os.PathLike | None = None, stored: Seq
 
 
 def are_synsets(names: Sequence[str]) -> bool:
-    """Whether these are ImageNet's folders: its 1000 classes in their order, each named by a number of WordNet."""
+    """Whether these are ImageNet's folders: its 1000 classes in order, each named by a WordNet number."""
     return len(names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in names)
 
 
 def imagenet_in_part(path: str | os.PathLike | None) -> list[str] | None:
-    """The 1000 classes of ImageNet (ILSVRC 2012), by label, where a folder's val/ has a folder for some of them only.
+    """The 1000 classes of ImageNet (ILSVRC 2012), by label, if val/ in a folder has folders for only some of them.
 
     None for any other folder.
     """
@@ -65,19 +65,19 @@ def imagenet_in_part(path: str | os.PathLike | None) -> list[str] | None:
 
 
 def are_numbers(names: Sequence[str]) -> bool:
-    """Whether classes have no names but their labels."""
+    """Whether classes have no names other than their labels."""
     return list(names) == [str(label) for label in range(len(names))]
 
 
 def positions(names: Sequence[str], known: Sequence[str], where: object) -> np.ndarray:
     """The label that a network gives to each class of a data set: int64, one for each of `names`.
 
-    Names decide. Where the classes of one of the two have none but numbers, their order does.
+    Classes are matched by name or, if those of either side only have numbers, by order.
 
     Args:
-        names: of the classes of the data set, which may be some of the network's.
-        known: of the network's classes, by label.
-        where: what to call the data set in a message.
+        names: names of the data set's classes, which may be some of the network's.
+        known: names of the network's classes, by label.
+        where: name of the data set in messages.
 
     Raises:
         UserError: the network does not know a class.
@@ -98,12 +98,12 @@ def positions(names: Sequence[str], known: Sequence[str], where: object) -> np.n
 
 
 def check_labels(labels: np.ndarray, classes: int, where: object) -> np.ndarray:
-    """Labels as int64 (N,). Raises UserError, with the row, for one that is not an integer from 0 to `classes` - 1.
+    """Labels as int64 (N,). Raises UserError, with the row, if one is not an integer from 0 to `classes` - 1.
 
     Args:
-        where: what to call the labels in a message, such as a file.
+        where: name of the labels in messages, such as a file.
     """
-    wrong = np.arange(min(1, len(labels)))  # text, truth values and the like are wrong from the first row on
+    wrong = np.arange(min(1, len(labels)))  # text, booleans and the like are wrong from the first row
     if labels.dtype.kind in "iuf":
         rows = np.flatnonzero(~((labels >= 0) & (labels < classes) & (labels % 1 == 0)))
         wrong = wrong if labels.dtype.kind == "f" and not len(rows) else rows

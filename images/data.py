@@ -1,4 +1,4 @@
-"""What a data set is: batches on the device, arrays in memory, or encoded images on disk."""
+"""Data sets: batches on the device, arrays in memory, or encoded images on disk."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Data:
     """Images to train on and to evaluate on.
 
     Args:
-        train: shuffled and augmented anew in every epoch.
+        train: images to train on, shuffled and augmented anew in every epoch.
         test: the published test or validation set.
-        valid: images held out of the training set, with the test transform; None unless asked for.
-        classes: their names, by label.
+        valid: images held out from the training set, with the test transform; None unless requested.
+        classes: names of the classes, by label.
         shape: (3, height, width) of an image as the network sees it.
-        source: one line that says where the images came from.
+        source: one line that says where the images come from.
         valid_index: positions in the training set of the images in `valid`, for checkpoints.
-        name: of the data set: cifar10, cifar100, digits, ilsvrc for all classes of ImageNet, or that of the folder.
+        name: name of the data set: cifar10, cifar100, digits, ilsvrc for all classes of ImageNet, or the folder's.
     """
 
     train: Batches
@@ -40,7 +40,7 @@ class Data:
     name: str = ""
 
     def check_classes(self, before: Sequence[str] | None) -> None:
-        """Raises UserError unless the classes are still those that a run began with, as far as these are known."""
+        """Raise UserError unless the classes are still those that a run began with, as far as known."""
         numbers = are_numbers(before or ()) or are_numbers(self.classes)
         if not before or list(before) == self.classes or (numbers and len(before) == len(self.classes)):
             return
@@ -70,27 +70,27 @@ class Source(Protocol):
 
     Args:
         labels: int64 (N,).
-        classes: their names, by label.
+        classes: names of the classes, by label.
     """
 
     labels: np.ndarray
     classes: list[str]
 
     def name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """Return the name of an image for messages."""
 
     def read(self, index: int) -> bytes:
-        """An image as it was encoded. Raises OSError."""
+        """Return the encoded image. Raises OSError if it cannot be read."""
 
 
 class Sources(NamedTuple):
     """Where the images of `imagefolder` are.
 
     Args:
-        train, test: list the images; called when they are needed, because listing takes time. They are given the
-            classes that the labels must be of (None: those that are found) and whether some of these are enough.
+        train, test: functions that list the images, called only when needed, because listing takes time. They are
+            given the classes of the labels (None: those that are found) and whether some of these are enough.
         description: one line that says where they come from.
-        name: of the set.
+        name: name of the set.
     """
 
     train: Callable[[Sequence[str] | None, bool], Source]

@@ -1,4 +1,4 @@
-"""An encoded image to a tensor, and to what an evaluation sees of it."""
+"""Turn an encoded image into a tensor, and into what an evaluation sees of it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ try:
 except ImportError:  # deprecated since torchvision 0.29; Pillow alone takes 1.7 times as long
     decode_jpeg = None
 
-#: what Pillow may take a file for, whatever its name; other formats start programs, or are of no data set
+#: formats as which Pillow may open a file, whatever its name; others start programs, or occur in no data set
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # 179 million, above which Pillow refuses an image
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # 179 million; Pillow refuses larger images
 
 
 def decode(blob: bytes) -> Tensor:
     """Decode an image to uint8 RGB (3, H, W).
 
-    JPEG, PNG, GIF, BMP, WebP, TIFF and PPM are told by their content. 16-bit grey is scaled to 8 bits; of an animation
-    the first frame is taken, transparency is dropped, and the orientation that a camera noted (EXIF) is ignored, as
-    torchvision's data sets do.
+    JPEG, PNG, GIF, BMP, WebP, TIFF and PPM are recognised by their content. 16-bit grey is scaled to 8 bits; only the
+    first frame of an animation is used, transparency is dropped, and the orientation stored by a camera (EXIF) is
+    ignored, as in torchvision's data sets.
 
-    torchvision's JPEG decoder writes straight into a tensor; what it refuses is left to Pillow, whose result is
+    torchvision's JPEG decoder writes directly into a tensor; what it refuses is left to Pillow, whose result is
     identical. The size is checked before an image is decoded.
 
     Raises:
-        ValueError: the image is damaged, is not one, has more than 179 million pixels, or its values have no scale
+        ValueError: the image is damaged, is not an image, has more than 179 million pixels, or its values have no scale
             (floating point, 32-bit integers).
-        MemoryError: there is not enough for it.
+        MemoryError: there is not enough memory for it.
     """
     frame = jpeg_frame(blob)
     if decode_jpeg is not None and frame is not None:
@@ -47,7 +47,7 @@ def decode(blob: bytes) -> Tensor:
             return decode_jpeg(torch.frombuffer(bytearray(blob), dtype=torch.uint8), ImageReadMode.RGB)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are of metadata, which is not used
+            warnings.simplefilter("ignore")  # about metadata, which is not used
             with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
                 _check_size(*image.size)
                 pixels = _to_rgb(image)
@@ -61,17 +61,17 @@ def decode(blob: bytes) -> Tensor:
 
 
 def jpeg_frame(blob: bytes) -> tuple[int, int, int] | None:
-    """Width, height and colours of a JPEG file (ITU-T T.81, annex B.2); None where it does not begin as one should.
+    """Width, height and colours of a JPEG file (ITU-T T.81, annex B.2); None if it does not begin like one.
 
-    It takes a tenth of the time of Pillow's own look at the header, which reads the metadata too.
+    This takes a tenth of the time of Pillow's header parser, which also reads the metadata.
     """
     at = 2 if blob.startswith(b"\xff\xd8\xff") else len(blob)
     while at + 10 <= len(blob) and blob[at] == 0xFF:
         marker = blob[at + 1]
-        if marker == 0xFF:  # a marker may be preceded by any number of these
+        if marker == 0xFF:  # any number of these may precede a marker
             at += 1
             continue
-        if marker < 0xC0 or 0xD0 <= marker <= 0xDA:  # no segment that may stand before the frame
+        if marker < 0xC0 or 0xD0 <= marker <= 0xDA:  # not a segment that may precede the frame
             return None
         if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame
             height, width, colours = struct.unpack_from(">HHB", blob, at + 5)
@@ -81,19 +81,19 @@ def jpeg_frame(blob: bytes) -> tuple[int, int, int] | None:
 
 
 def _check_size(width: int, height: int) -> None:
-    """Raises ValueError for a picture without pixels, and for one that would fill the memory."""
+    """Raise ValueError for an image without pixels, and for one that would fill the memory."""
     if not 0 < width * height <= MOST_PIXELS:
         raise ValueError(f"it has {width:,} x {height:,} pixels; between 1 and {MOST_PIXELS:,} can be read")
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3) of the first frame."""
+    """Convert the first frame to uint8 (H, W, 3)."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "floating-point numbers" if image.mode == "F" else "32-bit or signed integers"
         raise ValueError(f"its values are {kind}, whose black and white are not known; save it with 8 or 16 bits")
     if image.mode[0] != "I":
         return np.array(image.convert("RGB"))
-    # TIFF also knows 12 bits, and white as 0
+    # TIFF also allows 12 bits, and 0 for white
     tags = getattr(image, "tag_v2", {})
     white = 2 ** tags.get(258, (16,))[0] - 1
     grey = np.asarray(image).astype(np.uint32).clip(0, white)
@@ -104,7 +104,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 class Resize(v2.Resize):
-    """Resizes the shorter side as torchvision does. Raises ValueError where the longer one would fill the memory."""
+    """Resize the shorter side as torchvision does. Raises ValueError if the longer one would fill the memory."""
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -114,7 +114,7 @@ class Resize(v2.Resize):
 
 
 def centre_crop(resize: int, crop: int) -> v2.Compose:
-    """The transform of an evaluation: the shorter side is resized, then the centre is cut out.
+    """Return the transform of an evaluation: resize the shorter side, then crop the centre.
 
     Raises:
         UserError: the centre is larger than the image.

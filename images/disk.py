@@ -20,17 +20,17 @@ from utils import UserError, printable
 class DiskBatches(Batches):
     """Images that are decoded and cropped by worker processes as uint8, and normalised on the device.
 
-    An image that cannot be read is an error in evaluation. In training it is named, counted, and replaced by its
-    neighbour in the set, up to a share of `max_unreadable_share` of the set.
+    An unreadable image is an error in evaluation. In training it is named, counted, and replaced by its neighbour in
+    the set, up to a share of `max_unreadable_share` of the set.
 
     Args:
         source: where encoded images come from.
-        index: int64, which of them belong to this set.
+        index: int64, positions of the images that belong to this set.
         train, test: transforms of uint8 images (3, H, W) to one size.
         size: that size.
         mean, std: of the three channels, for pixels from 0 to 1.
-        workers: processes that decode; 0 decodes in this one.
-        on_device: decode on the device what it can; workers then only read.
+        workers: number of processes that decode; with 0, this one does.
+        on_device: decode on the device whatever it can; workers then only read.
     """
 
     max_unreadable_share = 0.001
@@ -57,14 +57,14 @@ class DiskBatches(Batches):
         self.device, self.index, self.size = torch.device(device), index, size
         self.normalise = Normalise(mean, std, size, device)
         self.unreadable: dict[str, str] = {}
-        self.plan: list[list[tuple[int | None, int]]] = []  # keys of the batches that `loader` is to fetch
+        self.plan: list[list[tuple[int | None, int]]] = []  # keys of the batches that `loader` will fetch
         self.busy = False  # whether `loader` is in use
         self.dataset, self.workers = Decoded(source, train, test, seed), workers
         self.decoder = DeviceDecoder(self.dataset, self.device) if on_device else None
         self.loader = self._make_loader(self.plan)
 
     def _make_loader(self, plan: list) -> Loader:
-        generator = torch.Generator()  # its own: drawing from the global one would change a resumed run
+        generator = torch.Generator()  # a separate one: drawing from the global one would change a resumed run
         if self.decoder:
             encoded = Encoded(self.dataset)
             return Loader(encoded, self.workers, 0, batch_sampler=plan, collate_fn=gather, generator=generator)
@@ -90,7 +90,7 @@ class DiskBatches(Batches):
         return self._shuffled(np.random.default_rng((self.seed, epoch)))
 
     def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
-        """A random order: the source's own where it has one."""
+        """A random order; the source's own if it has one."""
         order = getattr(self.dataset.source, "order", None)
         return order(self.index, generator) if order else generator.permutation(self.index)
 
@@ -102,10 +102,10 @@ class DiskBatches(Batches):
     def _fetch(
         self, order: np.ndarray, slices: list[slice], epoch: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images, which are slices of this order; augmented if an epoch is given."""
+        """Yield batches of images: slices of this order, augmented if an epoch is given."""
         training = epoch is not None
         plan = [[(epoch, int(index)) for index in order[part]] for part in slices]
-        reuse = not self.busy  # a second iteration at the same time gets workers of its own
+        reuse = not self.busy  # a second, simultaneous iteration gets its own workers
         if reuse:
             self.busy = True
             self.plan[:] = plan
@@ -114,7 +114,7 @@ class DiskBatches(Batches):
                 pixels, labels, failures = self.decoder(*batch) if self.decoder else batch
                 self._check_failures(failures, training)
                 pixels, labels = torch.as_tensor(pixels), torch.as_tensor(labels)
-                # queued behind the previous step; nothing waits, and copying uint8 is quick
+                # queued after the previous step: nothing waits, and copying uint8 is quick
                 pixels, labels = (values.to(self.device, non_blocking=True) for values in (pixels, labels))
                 yield self.normalise(pixels), labels
         finally:
@@ -122,7 +122,7 @@ class DiskBatches(Batches):
                 self.busy = False
 
     def _check_failures(self, failures: list[Failure], training: bool) -> None:
-        """Report what could not be read. Raises UserError in evaluation, or when it is too much."""
+        """Report what could not be read. Raises UserError in evaluation, or if it is too much."""
         for name, reason, fatal in failures:
             if fatal:
                 raise UserError(f"cannot prepare {name}: {reason}")

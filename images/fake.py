@@ -1,4 +1,4 @@
-"""Generated images, for a trial without data."""
+"""Generated images, for trials without data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NUM_TRAIN, NUM_TEST, NUM_CLASSES = 2000, 1000, 1000
 
 
 class Fake:
-    """Generated images: a coarse coloured pattern for each class, under noise. The same ones every time.
+    """Generated images: a coarse coloured pattern for each class, under noise; the same every time.
 
     Args:
-        count: how many.
-        side: of the square images, in pixels.
-        first: number of the first one; sets with different numbers have different noise.
+        count: number of images.
+        side: side of the square images in pixels.
+        first: number of the first image; sets with different numbers have different noise.
     """
 
     def __init__(self, count: int, classes: int, side: int, first: int):
@@ -42,7 +42,7 @@ class Fake:
 
 
 def fake_sources(side: int) -> Sources:
-    """Generated images to train and to test on, loudly announced."""
+    """Generated images to train and test on, loudly announced."""
     description = f"GENERATED images of {NUM_CLASSES} classes, not ImageNet: no accuracy below means anything"
     say(f"*** --dataset_path fake: {description} ***")
 

@@ -23,15 +23,15 @@ def image_files(
     mean: Iterable[float] | None = None,
     std: Iterable[float] | None = None,
 ) -> Tensor:
-    """Image files as a network sees them in an evaluation: float32 (N, 3, crop, crop), normalised.
+    """Load image files as a network sees them in an evaluation: float32 (N, 3, crop, crop), normalised.
 
     Args:
-        dataset: whose normalisation is the default of `mean` and `std`.
-        resize: shorter side in pixels before the centre is cut out.
-        crop: side of the centre in pixels.
+        dataset: the data set whose normalisation is the default of `mean` and `std`.
+        resize: shorter side in pixels before the centre crop.
+        crop: side of the centre crop in pixels.
 
     Raises:
-        UserError: a file is missing, or is not an image; or no file is named.
+        UserError: a file is missing or is not an image, or no file is named.
     """
     transform, paths = centre_crop(resize, crop), list(paths)
     if not paths:

@@ -20,12 +20,12 @@ from utils import UserError, say
 class Folder:
     """Image files in one folder per class, or in one plain folder with a file that maps images to classes.
 
-    What other programs left in the folders (`reading.is_stray`) is neither an image nor a class.
+    What other programs left behind in the folders (`reading.is_stray`) counts neither as an image nor as a class.
 
     Args:
         root: the folder.
-        classes: names of the classes, by label; None takes them from the folders.
-        some: whether folders of some of these classes are enough.
+        classes: names of the classes, by label; with None they are those of the folders.
+        some: whether folders for some of these classes are enough.
 
     Raises:
         UserError: there is no such folder, it has no images, or its classes are not `classes`.
@@ -51,11 +51,11 @@ class Folder:
                 f"{root} has no class folder and no image in one; it should hold one folder of images per class"
             )
         self.labels = np.array(labels, np.int64)
-        # an array of bytes, not a list: worker processes would copy a list page by page as they count references
+        # an array of bytes: worker processes would copy a list page by page as they count references
         self.names = np.array([os.fsencode(os.path.relpath(path, root)) for path in paths])
 
     def _check_filled(self, empty: list[str]) -> None:
-        """Raises UserError if there are class folders without an image."""
+        """Raise UserError if there are class folders without images."""
         if empty:
             kinds = ", ".join(IMG_EXTENSIONS[:3])
             raise UserError(f"{self.root} has no image of {first_few(empty)} ({kinds}, ...); fill or remove the folder")
@@ -63,7 +63,7 @@ class Folder:
     def _class_positions(
         self, folders: list[str], classes: Sequence[str] | None, some: bool
     ) -> tuple[list[str], Sequence[int]]:
-        """The names of all classes, and the label of each folder. Raises UserError where they disagree."""
+        """The names of all classes, and the label of each folder. Raises UserError if they disagree."""
         if classes is None or folders == classes or not folders:
             return folders, range(len(folders))
         if some:
@@ -89,7 +89,7 @@ class Folder:
 
 
 def folder_sources(path: str) -> Sources:
-    """The images of train/ and val/ in a folder. Raises UserError if one of them must be there and is not."""
+    """The images of train/ and val/ in a folder. Raises UserError if a folder that is required is missing."""
     train, val = Path(path, "train"), Path(path, "val")
     if not val.is_dir():
         missing = [f"{folder.name}/" for folder in (train, val) if not folder.is_dir()]

@@ -47,33 +47,33 @@ def imagefolder(
     cache: str | os.PathLike | None = None,
     on_device: bool = False,
 ) -> Data:
-    """ImageNet, or any set of image files: random resized crops and mirroring to train, centre crops to evaluate.
+    """Load ImageNet or any set of image files: random resized crops and mirroring in training, centre crops otherwise.
 
-    Images are resized as uint8 tensors, whose values are within 2 grey levels of torchvision's Pillow pipeline.
+    Images are resized as uint8 tensors, with values within 2 grey levels of torchvision's Pillow pipeline.
 
     Args:
         path: a folder with train/ and val/, each with one folder per class (val/ may be plain, with a file val.txt that
             has a name and a class on each line); or a brace pattern of WebDataset shards, of which those with `val` in
-            their name are to evaluate on: "/data/{train-{000..146},val-{00..06}}.tar", or its address on a web server;
+            their name are for evaluation: "/data/{train-{000..146},val-{00..06}}.tar", or its address on a web server;
             or `fake` for generated images.
-        batch_size: images in a batch, of all processes together.
-        workers: processes that decode images.
+        batch_size: number of images in a batch, over all processes.
+        workers: number of processes that decode images.
         resize: shorter side in pixels before the centre crop.
         crop: side in pixels of what the network sees.
-        scale: smallest and largest share of an image's area that a random crop takes.
-        jitter: by how much the factors on brightness, contrast and saturation of a training image may differ from 1.
+        scale: smallest and largest share of an image's area in a random crop.
+        jitter: how much the factors on brightness, contrast and saturation of a training image may differ from 1.
         train: whether train/ must exist. If not, the training images are listed only when they are iterated over, with
-            the test transform, and those to hold out are left out of `Data.valid` with a message if they are missing.
-        train_crop: side of augmented training images, where it is not `crop`.
-        classes: without `train`, the names of the classes of the network that is to be evaluated: labels are those of
-            the network, whichever of its classes the images are of.
-        cache: folder for lists of shards, and for shards of a web server; by default torch.hub's.
-        on_device: have the GPU decode JPEG files; where there is none that can, workers do.
-        subset, valid, seed, eval_batch_size, share: as in `cifar`.
+            the test transform, and held-out images that are missing are left out of `Data.valid` with a message.
+        train_crop: side of augmented training images, if not `crop`.
+        classes: without `train`, names of the classes of the network to be evaluated: labels are those of the network,
+            whichever of its classes have images.
+        cache: folder for lists of shards, and for shards from a web server; by default torch.hub's.
+        on_device: let the GPU decode JPEG files; workers do if it cannot.
+        subset, valid, seed, eval_batch_size, share: as for `cifar`.
 
     Raises:
-        UserError: a value is out of range, a folder is missing or empty, the classes of train and val differ,
-            or there are others than `classes`.
+        UserError: a value is out of range, a folder is missing or empty, the classes of train and val differ, or they
+            are not `classes`.
     """
     check_batch_sizes(batch_size, eval_batch_size)
     if workers < 0:
@@ -92,7 +92,7 @@ def imagefolder(
         return DiskBatches(source, index, size, device, shuffle=shuffle, size=side, **transforms, **options)
 
     def training_images(held_out: bool) -> DiskBatches:
-        """Training images for an evaluation: those that the run held out, or the others that it trained on."""
+        """Training images for an evaluation: those that the run held out, or those that it trained on."""
         source = sources.train(classes, classes is not None)
         index = split(len(source.labels), subset, valid, seed)[held_out]
         return batches(source, index, eval_size, shuffle=not held_out)
@@ -127,7 +127,7 @@ def _augmentation(crop: int, scale: tuple[float, float], jitter: float) -> v2.Co
 
 
 def _held_out(list_images: Callable[[], DiskBatches]) -> DiskBatches | None:
-    """The images that a run held out; None, with a message, where they are missing."""
+    """The images that a run held out; None, with a message, if they are missing."""
     try:
         return list_images()
     except UserError as error:
@@ -136,7 +136,7 @@ def _held_out(list_images: Callable[[], DiskBatches]) -> DiskBatches | None:
 
 
 def data_set_name(source: Source, own: str) -> str:
-    """What to call a data set: ilsvrc where its images are of all classes of ImageNet, else by its own name.
+    """The name of a data set: ilsvrc if it has images of all classes of ImageNet, else its own name.
 
     Args:
         own: name of the folder, or fake.

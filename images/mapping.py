@@ -1,4 +1,4 @@
-"""Files that say which class the images of a plain folder are of."""
+"""Files that give the classes of the images in a plain folder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ def find_mapping(root: Path) -> Path | None:
 
 
 def mapped_labels(mapping: Path, root: Path, images: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """The label of each image of a plain folder, from a file in Caffe's, Kaggle's or Tiny ImageNet's form, or your own.
+    """The label of each image in a plain folder, from a file in the format of Caffe, Kaggle or Tiny ImageNet, or yours.
 
-    A line has the name of an image, with or without its folder and ending, and its class, by name or as a number. They
-    are separated by a tab, a comma, a semicolon or blanks, and may be quoted. Other columns and a first line of
-    headings are skipped.
+    A line has the name of an image, with or without its folder and extension, and its class, as a name or a number.
+    They are separated by a tab, a comma, a semicolon or spaces, and may be quoted. Other columns and a header line are
+    skipped.
 
     Args:
         images: paths below `root`.
 
     Raises:
-        UserError: the file cannot be read, names what is not a class, or does not have one class for each image.
+        UserError: the file cannot be read, names something that is not a class, or lacks a class for an image or has
+            several.
     """
     labels = {name: label for label, name in enumerate(classes)}
     if not any(name.isdigit() for name in classes):
@@ -55,9 +56,9 @@ def mapped_labels(mapping: Path, root: Path, images: Sequence[str], classes: Seq
 
 
 def _rows(mapping: Path) -> list[tuple[int, list[str]]]:
-    """Lines that are not empty: their number, from 1, and their columns."""
+    """Non-empty lines: their number, from 1, and their columns."""
     number = 1
-    try:  # bytes that are no UTF-8 are read as they are in the names of files
+    try:  # bytes that are not UTF-8 are decoded as in file names
         text = mapping.read_text(encoding="utf-8-sig", errors="surrogateescape")
         lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         form = {"delimiter": next((mark for mark in "\t,;" if all(mark in line for _, line in lines)), " ")}
@@ -74,14 +75,14 @@ def _rows(mapping: Path) -> list[tuple[int, list[str]]]:
 
 
 def _name_and_class(columns: Sequence[str], known: set[str], classes: Container[str], folder: str) -> tuple[str, str]:
-    """The name of an image and its class in a line; "" for a class that is missing.
+    """The name of an image and its class in a line; "" for a missing class.
 
     Args:
-        known: spellings of the names of images.
+        known: spellings of image names.
         classes: spellings of classes.
-        folder: which names may begin with.
+        folder: the folder that names may begin with.
     """
-    for count in range(len(columns) - 1, 0, -1):  # blanks may separate the words of a name too
+    for count in range(len(columns) - 1, 0, -1):  # spaces may also separate the words of a name
         name = " ".join(columns[:count]).removeprefix("./").removeprefix(f"{folder}/")
         if name in known:
             break

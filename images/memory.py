@@ -1,4 +1,4 @@
-"""Images in memory: a whole set on the training device, augmented there a batch at a time."""
+"""Images in memory: a whole set on the training device, augmented there batch by batch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def augment(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: in
 
     Args:
         pixels: uint8 (N, S, S, 4): red, green, blue and one unused byte.
-        top, left: int64 (N,), the crop's corner in the padded image: 0 to 2 * padding.
-        flip: bool (N,), which images are mirrored after the crop.
-        mode: zeros, or reflect (mirror images at the border, whose own pixels are not repeated).
+        top, left: int64 (N,), corner of the crop in the padded image: 0 to 2 * padding.
+        flip: bool (N,), the images that are mirrored after the crop.
+        mode: zeros, or reflect (mirroring at the border without repeating its pixels).
     """
     count, side = pixels.shape[:2]
     span = torch.arange(side, device=pixels.device)
@@ -44,7 +44,7 @@ def _planes(pixels: Tensor) -> Tensor:
 
 
 class MemoryBatches(Batches):
-    """Images that lie on the training device as one uint8 tensor.
+    """Images on the training device, as one uint8 tensor.
 
     The order, crops and flips of a whole epoch are drawn at once on the host and copied asynchronously, so that an
     epoch never waits for the device.
@@ -52,12 +52,12 @@ class MemoryBatches(Batches):
     Args:
         pixels: uint8 (all images, S, S, 4); may be shared with other sets.
         labels: int64 (all images,), on the same device.
-        index: int64, which of the images belong to this set, in its order.
+        index: int64, positions of the images that belong to this set, in its order.
         mean, std: of the three channels, for pixels from 0 to 1.
         padding, padding_mode, mirror: augmentation in shuffled epochs; 0 and False switch it off.
 
     Raises:
-        UserError: a label is negative, which torch's losses would skip or crash on.
+        UserError: a label is negative; torch's losses would skip it or crash.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class MemoryBatches(Batches):
         self.padding, self.padding_mode, self.mirror = padding, padding_mode, mirror
 
     def draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The images of an epoch in their order, and for each the crop's top and left and whether it is mirrored."""
+        """Draw the order of an epoch's images, and for each the crop's top and left and whether it is mirrored."""
         random = np.random.default_rng((self.seed, epoch))
         order = random.permutation(self.index)
         top, left = random.integers(0, 2 * self.padding + 1, (2, len(order)))
@@ -98,7 +98,7 @@ class MemoryBatches(Batches):
         return self._run(0, self._sampled(images, batch_size))
 
     def _run(self, epoch: int, slices: list[slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of an epoch, augmented; `slices` of its order."""
+        """Yield augmented batches of an epoch, for `slices` of its order."""
         order, *changes = self.draw(epoch) if self.shuffle else (self.index,)
         order, *changes = (self._to_device(values) for values in (order, *changes))
         for part in slices:

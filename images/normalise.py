@@ -12,7 +12,7 @@ from utils import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-#: the usual mean and standard deviation of data sets; ImageNet's serve for any other
+#: the usual mean and standard deviation of data sets; ImageNet's are used for any other
 USUAL = {
     "cifar10": (IMAGENET_MEAN, IMAGENET_STD),  # as the shared-basis authors normalised it
     "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
@@ -21,13 +21,13 @@ USUAL = {
 
 
 class Normalise:
-    """uint8 images (N, 3, H, W) to float32 in channels-last layout.
+    """Normalise uint8 images (N, 3, H, W) to float32 in channels-last layout.
 
-    The arithmetic is torchvision's (ToTensor, Normalize) in the same order, so its results are the same bits.
+    The arithmetic is that of torchvision (ToTensor, Normalize), in the same order, so results are bit-identical.
 
     Args:
         mean, std: of the three channels, for pixels from 0 to 1.
-        width: of the images, in pixels.
+        width: width of the images in pixels.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device | str):
@@ -45,10 +45,10 @@ class Normalise:
 def normalisation(
     dataset: str, mean: Iterable[float] | None = None, std: Iterable[float] | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of pixels from 0 to 1: as given, or the usual values of the data set.
+    """Return mean and standard deviation of pixels from 0 to 1: as given, or the usual values of the data set.
 
     Raises:
-        UserError: there are not three finite numbers of each, or a standard deviation is not positive.
+        UserError: either is not three finite numbers, or a standard deviation is not positive.
     """
     usual_mean, usual_std = USUAL.get(dataset, (IMAGENET_MEAN, IMAGENET_STD))
     return _three("--mean", mean or usual_mean), _three("--std", std or usual_std)

@@ -1,4 +1,4 @@
-"""JPEG files that the GPU decodes: workers only read them."""
+"""JPEG files decoded by the GPU: workers only read them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ try:
 except ImportError:  # as in images.decoding
     ImageReadMode = None
 
-Key = tuple[int | None, int]  # epoch, or None in an evaluation, and position in the source
-AT_ONCE = 1 << 26  # pixels that are decoded in one call, 200 MB
+Key = tuple[int | None, int]  # epoch (None in an evaluation), and position in the source
+AT_ONCE = 1 << 26  # pixels decoded in one call, 200 MB
 
 
 class Encoded(torch.utils.data.Dataset):
-    """The keys of `Decoded` with the file of each, as it is on disk; None where it cannot be read."""
+    """The keys of `Decoded`, each with its file as it is on disk; None if it cannot be read."""
 
     def __init__(self, decoded: Decoded):
         self.source = decoded.source
@@ -33,24 +33,24 @@ class Encoded(torch.utils.data.Dataset):
         try:
             return key, self.source.read(key[1])
         except (OSError, ValueError, MemoryError):
-            return key, None  # the main process reads it again, and says why
+            return key, None  # the main process reads it again and says why
 
 
 def gather(samples: list[tuple[Key, bytes | None]]) -> tuple[list[Key], list[int], np.ndarray]:
-    """Keys, sizes of files (-1 for none), and all their bytes in one array, which goes through a pipe."""
+    """Keys, sizes of files (-1 for none), and all their bytes in one array, to go through a pipe."""
     keys, files = zip(*samples)
     sizes = [-1 if file is None else len(file) for file in files]
     return list(keys), sizes, np.frombuffer(b"".join(file or b"" for file in files), np.uint8)
 
 
 class DeviceDecoder:
-    """Decodes and crops what `Encoded` has read, on the device. Images, order and labels are those of `Decoded`.
+    """Decode and crop what `Encoded` has read, on the device. Images, order and labels are those of `Decoded`.
 
-    Files that are no JPEG of three colours, and those that the device refuses, are left to `Decoded`, which also finds
-    neighbours for what is unreadable. Random crops are the same; pixels differ a little, as a GPU rounds otherwise.
+    Files that are not three-colour JPEGs, and those that the device refuses, are left to `Decoded`, which also finds
+    neighbours for unreadable ones. Random crops are the same; pixels differ a little, as a GPU rounds differently.
 
     Args:
-        decode: from files as uint8 tensors to images as uint8 (3, H, W), both in lists.
+        decode: maps files as uint8 tensors to images as uint8 (3, H, W), both in lists.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DeviceDecoder:
         self.decode = decode or (lambda files: decode_jpeg(files, ImageReadMode.RGB, device=device))
 
     def __call__(self, keys: list[Key], sizes: list[int], files: np.ndarray) -> tuple:
-        """uint8 (N, 3, S, S) on the device, or None where an image is missing; int64 (N,); and what is unreadable."""
+        """uint8 (N, 3, S, S) on the device, or None if an image is missing; int64 (N,); and what is unreadable."""
         ends = np.cumsum(np.maximum(sizes, 0))
         files = [None if size < 0 else files[end - size : end] for size, end in zip(sizes, ends, strict=True)]
         pixels: list[Tensor | None] = [None] * len(keys)
@@ -81,7 +81,7 @@ class DeviceDecoder:
         return whole, torch.tensor(labels), failures
 
     def _decode(self, files: list[np.ndarray]) -> list[Tensor | None]:
-        """The images of files; None for those that cannot be decoded, which fail a call for all."""
+        """Decode files; None for those that cannot be decoded, as one of them fails a call for all."""
         tensors = [torch.from_numpy(file.copy()) for file in files]
         try:
             return list(self.decode(tensors))
@@ -94,7 +94,7 @@ class DeviceDecoder:
             return self._decode(files[:middle]) + self._decode(files[middle:])
 
     def _prepare(self, image: Tensor, key: Key) -> Tensor | None:
-        """The image as the network sees it; None where it is refused, as one too narrow to be resized."""
+        """The image as the network sees it; None if it is refused, such as one too narrow to be resized."""
         try:
             return self.decoded.prepare(image, *key)
         except ValueError:
@@ -102,7 +102,7 @@ class DeviceDecoder:
 
 
 def _chunks(files: Sequence[np.ndarray | None]) -> Iterator[list[int]]:
-    """Positions of the files that a device can decode, as many at once as have `AT_ONCE` pixels together."""
+    """Positions of the files that a device can decode, in chunks of up to `AT_ONCE` pixels."""
     chunk, pixels = [], 0
     for place, file in enumerate(files):
         frame = None if file is None else jpeg_frame(file.tobytes())
@@ -118,7 +118,7 @@ def _chunks(files: Sequence[np.ndarray | None]) -> Iterator[list[int]]:
 
 
 def can_decode(device: torch.device) -> bool:
-    """Whether a device decodes JPEG files; says why not."""
+    """Whether a device can decode JPEG files; prints why not."""
     reason = "there is no GPU"
     if device.type == "cuda":
         try:

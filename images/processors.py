@@ -1,4 +1,4 @@
-"""How many processors this process may use, and so how many workers it starts."""
+"""The number of processors that this process may use, and thus of workers that it starts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ MOST_WORKERS = 16  # more do not help a single GPU
 
 
 def usable_processors(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processors that this process may use: those of its affinity, or fewer where its control group gets less time.
+    """Number of processors that this process may use: those of its affinity, or fewer if its control group limits it.
 
-    A container that may use two processors of 64 is such a group. Both versions of Linux's control groups are known.
+    A container that may use two of 64 processors is such a group. Both versions of Linux's control groups are handled.
 
     Args:
         proc, root: where Linux describes the groups.
@@ -23,7 +23,7 @@ def usable_processors(proc: Path = Path("/proc/self/cgroup"), root: Path = Path(
         return allowed
     for _, controllers, path in groups:
         if not controllers or "cpu" in controllers.split(","):
-            # the limits of the groups above hold too; in a container only these may exist
+            # the limits of parent groups apply too; in a container only these may be visible
             names = Path(path.lstrip("/")).parts
             for count in range(len(names) + 1):
                 for hierarchy in ("", controllers):
@@ -32,7 +32,7 @@ def usable_processors(proc: Path = Path("/proc/self/cgroup"), root: Path = Path(
 
 
 def _quota(group: Path) -> int | None:
-    """Whole processors that a control group's quota pays for, at least one; None where it has no quota."""
+    """Whole processors within a control group's quota, at least one; None if it has no quota."""
     try:
         if (group / "cpu.max").is_file():
             quota, period = (group / "cpu.max").read_text().split()
@@ -44,5 +44,5 @@ def _quota(group: Path) -> int | None:
 
 
 def default_workers() -> int:
-    """Workers to start by default: the usable processors, shared among the processes that torchrun started here."""
+    """Default number of workers: the usable processors, divided among the processes that torchrun started here."""
     return max(1, min(MOST_WORKERS, usable_processors() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-MOST_BYTES = 1 << 30  # of a file; no image within Pillow's limit of pixels and no file of CIFAR has more
+MOST_BYTES = 1 << 30  # of a file; neither an image within Pillow's pixel limit nor a CIFAR file has more
 
-#: what file managers, archives and network drives leave in folders, beside names that begin with a dot
+#: what file managers, archives and network drives leave in folders, besides names that begin with a dot
 STRAY = frozenset(
     {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "__pycache__"}
     | {"lost+found"}
@@ -17,17 +17,17 @@ STRAY = frozenset(
 
 
 def is_stray(name: str) -> bool:
-    """Whether a file or folder of this name is no part of a data set: hidden, or left there by another program."""
+    """Whether a file or folder of this name does not belong to a data set: hidden, or left there by another program."""
     return name in STRAY or (name.startswith(".") and name not in (".", ".."))
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
-        OSError: it cannot be read, is larger than 1 GB, or is a pipe, a socket or a device: those may never end.
+        OSError: it cannot be read, is larger than 1 GB, or is a pipe, a socket or a device, which may never end.
     """
-    # a pipe that nobody writes to would already wait in open()
+    # open() itself would wait for a pipe that nobody writes to
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -38,13 +38,13 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def class_folders(root: str | os.PathLike) -> list[str]:
-    """The names of the folders in a folder, sorted: their positions are the labels. Stray ones are left out."""
+    """The sorted names of the folders in a folder; their positions are the labels. Stray ones are left out."""
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if not is_stray(entry.name) and _is(entry.is_dir))
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """What `is_dir` or `is_file` says; False for a link that leads to itself, as for one that leads nowhere."""
+    """The result of `is_dir` or `is_file`; False for a link to itself, as for a broken one."""
     try:
         return test()
     except OSError:
@@ -52,9 +52,9 @@ def _is(test: Callable[[], bool]) -> bool:
 
 
 def image_paths(folder: str | os.PathLike) -> list[str]:
-    """The image files in a folder and in those below it, in the order of torchvision's ImageFolder.
+    """The image files in a folder and its subfolders, in the order of torchvision's ImageFolder.
 
-    Files count by the ending of their name. Stray ones, pipes, sockets and devices are left out.
+    Files count by their extension. Stray ones, pipes, sockets and devices are left out.
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS  # takes seconds to import
 
@@ -68,7 +68,7 @@ def _walk(
     """Folders with the names of their image files.
 
     Args:
-        endings: of an image file's name, in lower case.
+        endings: extensions of image files, in lower case.
         above: device and inode of the folders on the way here, because a link may lead back to one of them.
     """
     status = folder.stat()

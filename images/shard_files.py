@@ -1,4 +1,4 @@
-"""The files of shards on this machine: their indexes, and copies of those that lie on a web server."""
+"""The files of shards on this machine: their indexes, and copies of shards on a web server."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ import torch
 from utils import UserError, printable, read_json, replacing
 
 TIMEOUT = 30  # seconds without an answer after which a server counts as unreachable
-TRIES, WAIT = 3, 1.0  # downloads of a file, seconds between them
-ENDING = ".index"  # of the file beside a shard that lists its images
+TRIES, WAIT = 3, 1.0  # attempts to download a file, and seconds between them
+ENDING = ".index"  # name ending of the file beside a shard that lists its images
 
 Place = tuple[int, int, int]  # offset and size in bytes of an image in a shard, and its label
 
 
 class ShardError(UserError):
-    """A shard cannot be had, whichever of its images is asked for."""
+    """A shard is unavailable, whichever of its images is requested."""
 
 
 class Index(NamedTuple):
-    """What a shard holds.
+    """The content of a shard.
 
     Args:
-        images: in the order of the shard.
-        size: of the shard in bytes.
-        changed: when the shard was last written, in ns; 0 where only its content counts.
-        sha256: of the shard; "" where nobody has computed it.
+        images: places of the images, in the order of the shard.
+        size: size of the shard in bytes.
+        changed: when the shard was last written, in ns; 0 if only its content counts.
+        sha256: sha256 of the shard; "" if it has not been computed.
     """
 
     images: list[Place]
@@ -53,21 +53,21 @@ def is_remote(path: str) -> bool:
 
 
 def names_shards(path: str) -> bool:
-    """Whether a path is a brace pattern, a tar file or an address on a web server, and no folder of such a name."""
+    """Whether a path is a brace pattern, a tar file or a web address, and not a folder of such a name."""
     return is_remote(path) or (("{" in path or path.endswith(".tar")) and not os.path.isdir(path))
 
 
 class ShardFiles:
-    """The shards of a data set as files of this machine.
+    """The shards of a data set as files on this machine.
 
-    A shard is listed once, and the list is kept in a folder of this machine, until the shard changes. A list that lies
-    beside the shard under its name and `.index`, as `tools/make_shards.py` writes it, is used instead. A shard of a web
-    server is downloaded when one of its images is first read, and kept. Several processes may do all of this at once:
+    A shard is listed once, and the list is kept in a folder on this machine until the shard changes. A list beside the
+    shard, with its name plus `.index` as `tools/make_shards.py` writes it, is used instead. A shard on a web server is
+    downloaded when one of its images is first read, and kept. Several processes may do all of this at the same time:
     each shard is listed, and downloaded, by one of them.
 
     Args:
-        cache: folder that gets a folder `shards` for lists and downloads; by default torch.hub's, which `TORCH_HOME`
-            moves.
+        cache: folder in which a folder `shards` is made for lists and downloads; by default torch.hub's, which
+            `TORCH_HOME` moves.
         list_images: lists the images of a shard on this machine.
     """
 
@@ -76,7 +76,7 @@ class ShardFiles:
         self.list_images = list_images
 
     def index(self, shard: str) -> list[Place]:
-        """The images of a shard, in its order. Raises UserError where it cannot be read."""
+        """Return the images of a shard, in order. Raises UserError if it cannot be read."""
         beside = self._beside(shard)
         if beside is not None:
             return beside.images
@@ -87,12 +87,12 @@ class ShardFiles:
                 return kept.images
             images = self.list_images(path)
             if status is not None:
-                with contextlib.suppress(UserError):  # a list that cannot be kept is made again by the next run
+                with contextlib.suppress(UserError):  # the next run lists again what cannot be kept
                     write_index(self._kept(shard), Index(images, *status))
             return images
 
     def local(self, shard: str) -> str:
-        """The file of a shard on this machine, downloaded if need be. Raises ShardError where that fails."""
+        """Return the file of a shard on this machine, downloaded if necessary. Raises ShardError if that fails."""
         if not is_remote(shard) or self._copy(shard).exists():
             return self._fetch(shard)
         with self._alone(shard):
@@ -108,10 +108,10 @@ class ShardFiles:
         return str(copy)
 
     def _beside(self, shard: str) -> Index | None:
-        """The list that lies beside a shard; None where there is none that fits it."""
+        """The list beside a shard; None if there is none that fits it."""
         if not is_remote(shard):
             index, own, listed = _read_index(Path(shard + ENDING)), _status(shard), _status(shard + ENDING)
-            # a shard that was written anew with the same size would be read at the wrong places
+            # a shard that has been rewritten with the same size would be read at the wrong places
             fits = index and own and listed and index.size == own[0] and listed[1] >= own[1]
             return index if fits else None
         kept = self._kept(shard)
@@ -123,7 +123,7 @@ class ShardFiles:
         return index if index and index.sha256 else None
 
     def _alone(self, shard: str) -> contextlib.AbstractContextManager:
-        """A lock on what is kept of a shard; nothing where the folder cannot be written to."""
+        """A lock on what is kept for a shard; none if the folder is not writable."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             return filelock.FileLock(self._kept(shard).with_suffix(".lock")).acquire()
@@ -139,20 +139,20 @@ class ShardFiles:
         return self._copy(shard).with_suffix(ENDING)
 
     def _copy(self, shard: str) -> Path:
-        """Where the download of a shard is kept; the hash tells shards of equal names apart."""
+        """Where the download of a shard is kept; the hash distinguishes shards of equal names."""
         where = shard if is_remote(shard) else os.path.abspath(shard)
         digest = hashlib.sha256(where.encode(errors="surrogateescape")).hexdigest()[:16]
         return self.folder / f"{Path(urlsplit(where).path).stem[:100]}-{digest}.tar"
 
 
 def write_index(path: str | os.PathLike, index: Index) -> None:
-    """Write what a shard holds, atomically."""
+    """Write the index of a shard atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(index._asdict(), separators=(",", ":")) + "\n")
 
 
 def _read_index(path: Path) -> Index | None:
-    """What a file says a shard holds; None where there is no such file, or it is none."""
+    """Read the index of a shard; None if there is no such file, or if it is not an index."""
     try:
         index = Index(**read_json(path))
         images = [(int(offset), int(size), int(label)) for offset, size, label in index.images]
@@ -166,7 +166,7 @@ def _read_index(path: Path) -> Index | None:
 
 
 def _status(path: str) -> tuple[int, int] | None:
-    """Size of a file, and when it was last written, in ns; None where it cannot be known."""
+    """Size of a file, and when it was last written, in ns; None if unknown."""
     try:
         status = os.stat(path)
     except OSError:
@@ -175,13 +175,13 @@ def _status(path: str) -> tuple[int, int] | None:
 
 
 def _with_ending(url: str) -> str:
-    """The address of the list beside a shard; a query, such as a signature, stays where it is."""
+    """The address of the list beside a shard; a query, such as a signature, stays at the end."""
     parts = urlsplit(url)
     return parts._replace(path=parts.path + ENDING).geturl()
 
 
 def _download(url: str, target: Path, expected: Index | None = None) -> None:
-    """Download a file, whole or not at all. Raises ShardError after some tries, at once where the server has none."""
+    """Download a file completely or not at all. Raises ShardError after some tries, or at once if there is no file."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     for last in (*[False] * (TRIES - 1), True):
         try:
@@ -202,7 +202,7 @@ def _download(url: str, target: Path, expected: Index | None = None) -> None:
 
 
 def _receive(response: http.client.HTTPResponse, path: Path, expected: Index | None) -> None:
-    """Write what a server sends. Raises OSError where it is not all, or not what is expected."""
+    """Write what a server sends. Raises OSError if it is incomplete or not what is expected."""
     digest, size = hashlib.sha256(), 0
     with open(path, "wb") as file:
         while block := response.read(1 << 20):

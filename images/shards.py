@@ -19,26 +19,26 @@ from images.reading import first_few, is_stray
 from images.shard_files import ENDING, Place, ShardFiles, is_remote
 from utils import UserError, rank, say, world_size
 
-MOST_CLASSES = 100_000  # where nothing else says how many there are; a wrong label must not make a list of 10^10 names
+MOST_CLASSES = 100_000  # if nothing says how many there are; a wrong label must not make a list of 10^10 names
 MOST_SHARDS = 1_000_000
-LANES = 16  # sequences in which shards of a server are read
-CONNECTIONS = 8  # to a server, while shards are listed
+LANES = 16  # number of sequences in which shards on a server are read
+CONNECTIONS = 8  # to a server while listing shards
 
 
 class Shards:
     """Tar files in WebDataset's layout: KEY.jpg (or another image) beside KEY.cls, its label in digits.
 
-    The webdataset package says which files a pattern names and which members make a sample. Their positions are listed
-    once and read directly, so that an epoch has every image exactly once over all processes, and can be resumed at any
-    batch. A stream from a pipe can promise none of this.
+    The webdataset package decides which files a pattern names and which members make up a sample. Their positions are
+    listed once and read directly, so that an epoch has every image exactly once over all processes and can be resumed
+    at any batch. A stream from a pipe can guarantee none of this.
 
     Args:
-        paths: of the tar files, or their addresses on web servers.
-        classes: names of the classes, by label; None takes as many as the largest label asks for.
-        cache: for lists and downloads, see `ShardFiles`.
+        paths: paths of the tar files, or their addresses on web servers.
+        classes: names of the classes, by label; with None there are as many as the largest label requires.
+        cache: folder for lists and downloads, see `ShardFiles`.
 
     Raises:
-        UserError: a file cannot be read, an image has no label or two, or a label is no class.
+        UserError: a file cannot be read, an image has no label or two, or a label is not a class.
     """
 
     def __init__(self, paths: list[str], classes: Sequence[str] | None = None, cache: str | os.PathLike | None = None):
@@ -60,7 +60,7 @@ class Shards:
         self.classes = list(classes or map(str, range(self.labels.max() + 1)))
 
     def _list(self) -> list[list[Place]]:
-        """The images of each shard. Processes begin at different shards, so that each lists, or fetches, a part."""
+        """List the images of each shard. Processes begin at different shards, so that each lists, or fetches, some."""
         first = len(self.paths) * rank() // world_size()
         with ThreadPoolExecutor(CONNECTIONS if self.remote else 1) as threads:
             lists = list(threads.map(self.files.index, self.paths[first:] + self.paths[:first]))
@@ -77,11 +77,11 @@ class Shards:
             return file.read(size)
 
     def order(self, index: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """An order for an epoch: any, where all shards are on this machine.
+        """Return an order for an epoch; any order if all shards are on this machine.
 
-        Of shards on a server, `LANES` sequences are taken in turns, each of which goes through shards of its own, one
-        after the other, in a random order and shuffled inside. Of 1, 2, 4, 8 or 16 processes, each has sequences of its
-        own and so reads its own shards; the order is the same for any number of them.
+        With shards on a server, images come from `LANES` sequences in turns. Each sequence goes through its own shards
+        one by one, in random order, with the images of each shuffled. With 1, 2, 4, 8 or 16 processes, each has its own
+        sequences and thus reads its own shards; the order is the same for any number of processes.
         """
         if not self.remote:
             return generator.permutation(index)
@@ -94,7 +94,7 @@ class Shards:
 
 
 def list_images(path: str, classes: int) -> list[Place]:
-    """Offset, size and label of each image of a shard, in the order of the images."""
+    """Return offset, size and label of each image of a shard, in order."""
     from webdataset.tariterators import base_plus_ext
 
     images, labels = {}, {}
@@ -126,7 +126,7 @@ def list_images(path: str, classes: int) -> list[Place]:
 
 
 def _label(content: bytes, classes: int, name: str) -> int:
-    """The label in a .cls file. Raises UserError if it is no class."""
+    """The label in a .cls file. Raises UserError if it is not a class."""
     text = content.strip().decode("ascii", "backslashreplace")
     if not text.isdigit() or len(text) > 10 or int(text) >= classes:
         raise UserError(f"{name} holds {text[:20]!r}, which is no class; labels are integers from 0 to {classes - 1}")
@@ -134,7 +134,7 @@ def _label(content: bytes, classes: int, name: str) -> int:
 
 
 def _count_shards(pattern: str) -> int:
-    """The most files that a brace pattern can name: the product of the lengths of its ranges and lists."""
+    """Upper limit on the files that a brace pattern names: the product of the lengths of its ranges and lists."""
     count, commas = 1, []
     for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern):
         count *= abs(int(last) - int(first)) + 1
@@ -149,10 +149,10 @@ def _count_shards(pattern: str) -> int:
 
 
 def shard_sources(pattern: str, cache: str | os.PathLike | None = None) -> Sources:
-    """The images of the shards that a brace pattern names. Raises UserError if a shard is missing.
+    """Return the images of the shards that a brace pattern names. Raises UserError if a shard is missing.
 
     Args:
-        cache: for lists and downloads, see `ShardFiles`.
+        cache: folder for lists and downloads, see `ShardFiles`.
     """
     try:
         from webdataset.shardlists import expand_urls

@@ -24,17 +24,17 @@ from images.decoding import decode
 from images.shard_files import ShardError
 from utils import UserError, say
 
-#: why a worker or an image failed that may be quite in order
+#: why a worker or an image failed without being at fault itself
 FULL = "the memory is full: use fewer --workers or a smaller --batch_size"
 
 
 class Failure(NamedTuple):
-    """What could not be read.
+    """An image that could not be read.
 
     Args:
-        name: of the image.
-        reason: why.
-        fatal: whether it is not the image that is at fault.
+        name: name of the image.
+        reason: why it could not be read.
+        fatal: whether the fault is not the image's.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Failure(NamedTuple):
 
 
 class Decoded(torch.utils.data.Dataset):
-    """The images that workers make of keys (epoch, index), where evaluation has None for the epoch.
+    """The images that workers make from keys (epoch, index); in evaluation the epoch is None.
 
-    Items are a uint8 image (3, S, S), its label, and what could not be read. In training, neighbours stand in for an
-    unreadable image; where none can be read the item is (None, -1, failures). No error leaves a worker as an exception,
+    An item is a uint8 image (3, S, S), its label, and what could not be read. In training, neighbours stand in for an
+    unreadable image; if none can be read, the item is (None, -1, failures). No error leaves a worker as an exception,
     because it would arrive without its cause.
 
     Args:
         source: where encoded images come from.
         train, test: transforms of uint8 images (3, H, W) to one size.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
     """
 
     tries = 20  # an unreadable image and the neighbours that may stand in for it
@@ -68,7 +68,7 @@ class Decoded(torch.utils.data.Dataset):
             try:
                 pixels = decode(self.source.read(which))
                 if epoch is None:
-                    pixels = self.prepare(pixels, epoch, index)  # which refuses what is too narrow to be resized
+                    pixels = self.prepare(pixels, epoch, index)  # refuses images too narrow to be resized
             except ShardError as error:
                 return None, -1, [Failure(self.source.name(which), str(error), fatal=True)]
             except (OSError, ValueError) as error:
@@ -86,11 +86,11 @@ class Decoded(torch.utils.data.Dataset):
         return None, -1, failures
 
     def prepare(self, pixels: Tensor, epoch: int | None, index: int) -> Tensor:
-        """An image as the network sees it: augmented in an epoch, with draws that depend on seed, epoch and index."""
+        """The image as the network sees it: augmented in an epoch, with draws that depend on seed, epoch and index."""
         return self.test(pixels) if epoch is None else self._augment(pixels, epoch, index)
 
     def _augment(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
-        """Augment with draws that depend on the seed, epoch and index alone; torch's generator stays as it was."""
+        """Augment with draws that depend only on seed, epoch and index; torch's generator is left unchanged."""
         generator = torch.random.default_generator
         state = generator.get_state()
         generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
@@ -101,11 +101,11 @@ class Decoded(torch.utils.data.Dataset):
 
 
 def collate(samples: list[tuple[Tensor | None, int, list[Failure]]], share: bool, pipes: bool) -> tuple:
-    """uint8 (N, 3, S, S), or None where an image is missing; int64 (N,); and what could not be read.
+    """Return uint8 (N, 3, S, S), or None if an image is missing; int64 (N,); and what could not be read.
 
     Args:
-        share: move tensors into shared memory. Left to torch it would happen too late for an error to be noticed.
-        pipes: return arrays, which travel through a pipe; done too where shared memory turns out to be full.
+        share: move tensors into shared memory; torch would do so too late for an error to be noticed.
+        pipes: return arrays, which go through a pipe; also done if shared memory turns out to be full.
     """
     pixels, labels, failures = zip(*samples)
     failures = [failure for found in failures for failure in found]
@@ -122,22 +122,22 @@ def collate(samples: list[tuple[Tensor | None, int, list[Failure]]], share: bool
 
 
 class Loader(torch.utils.data.DataLoader):
-    """A DataLoader whose worker processes leave a signal to the main process, and are killed when that exits.
+    """A DataLoader whose worker processes leave signals to the main process, and are killed when it exits.
 
-    A signal to the whole process group, such as Ctrl-C, is the main process's to handle: it may finish a step and save
-    before it ends, for which it needs its workers.
+    A signal to the whole process group, such as Ctrl-C, is for the main process to handle: it may finish a step and
+    save before it ends, for which it needs its workers.
 
-    Iterating raises UserError where workers cannot be started, or one of them has died.
+    Iterating raises UserError if workers cannot be started or one of them has died.
 
     Args:
-        workers: how many; 0 works in the main process.
-        batch_bytes: of the images of a batch; where /dev/shm has no room for those under way, they go through pipes.
+        workers: number of workers; with 0, the main process does the work.
+        batch_bytes: size of a batch of images; if /dev/shm has no room for those in flight, they go through pipes.
         options: as for DataLoader.
     """
 
-    prefetch = 4  # batches under way for each worker
+    prefetch = 4  # batches in flight per worker
     #: how workers start: forked on Linux in every version of Python, so that they start at once, share the list of
-    #: images and are children, whose death is noticed; elsewhere as Python chooses
+    #: images, and are children whose death is noticed; elsewhere Python's default
     start = "fork" if sys.platform == "linux" else None
 
     def __init__(self, dataset: torch.utils.data.Dataset, workers: int, batch_bytes: int, **options):
@@ -159,12 +159,12 @@ class Loader(torch.utils.data.DataLoader):
 
     def _batches(self):
         before = set(multiprocessing.active_children())
-        # this also takes back the handler that torch installs, which raises wherever the main process happens to be
+        # this also removes the handler that torch installs, which raises wherever the main process happens to be
         with _noticing_deaths(self._own), _signals_waiting():
             iterator = super().__iter__()
         started = set(multiprocessing.active_children()) - before
         if started:
-            # the collector of cycles closes queues before torch can tell workers through them to end
+            # the cycle collector closes queues before torch can use them to tell workers to end
             multiprocessing.util.Finalize(iterator, _kill, (started,))
         self._own.update(started)
         _workers.update(started)
@@ -179,8 +179,8 @@ class Loader(torch.utils.data.DataLoader):
 
 @contextlib.contextmanager
 def _noticing_deaths(workers: Iterable[multiprocessing.Process]):
-    """Within this context the death of a worker raises RuntimeError, at once even where a pipe is being read."""
-    if threading.current_thread() is not threading.main_thread():  # only that may handle signals
+    """Within this context, the death of a worker raises RuntimeError, at once even while a pipe is being read."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
 
@@ -200,14 +200,14 @@ def _noticing_deaths(workers: Iterable[multiprocessing.Process]):
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Say in one line what went wrong."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return FULL
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
 
 
 def _explain(error: Exception, workers: Iterable[multiprocessing.Process]) -> str:
-    """One sentence on why workers could not be started, or stopped working."""
+    """Explain in one sentence why workers could not be started or stopped working."""
     died = [-worker.exitcode for worker in workers if worker.exitcode]
     if signal.SIGBUS in died:
         return "the shared memory is full: give the container more (docker run --shm-size=8g), or use --workers=0"
@@ -223,9 +223,9 @@ def _explain(error: Exception, workers: Iterable[multiprocessing.Process]) -> st
 
 
 def _fits_shared_memory(size: int) -> bool:
-    """Whether /dev/shm has room for so many bytes of images under way; containers often have 64 MB.
+    """Whether /dev/shm has room for this many bytes of images in flight; containers often have 64 MB.
 
-    Half of what is free is left to others, and the processes that torchrun started share the rest.
+    Half of what is free is left to others; the processes that torchrun started share the rest.
     """
     try:
         free = shutil.disk_usage("/dev/shm").free if os.access("/dev/shm", os.W_OK) else 0
@@ -245,13 +245,13 @@ def _announce_pipes(free: int) -> None:
     )
 
 
-#: what asks a run to stop
+#: signals that ask a run to stop
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @contextlib.contextmanager
 def _signals_waiting():
-    """Within this context signals that stop a run wait; they are blocked in the processes that are started here."""
+    """Within this context, signals that stop a run wait; they stay blocked in processes that are started here."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -263,17 +263,17 @@ def _signals_waiting():
 
 
 def _leave_signals(_: int) -> None:
-    # however long the main process needs: torch ends workers whose main process has ended
+    # however long the main process takes: torch ends workers whose main process has ended
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
-_workers: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()  # that loaders of this module started
+_workers: weakref.WeakSet[multiprocessing.Process] = weakref.WeakSet()  # those started by loaders of this module
 
 
 @functools.cache
 def _kill_at_exit() -> None:
-    """Have multiprocessing kill workers before it sends its children the signal that they ignore, and waits."""
+    """Make multiprocessing kill workers before it sends its children a signal that they ignore, and waits for them."""
     multiprocessing.util.Finalize(None, _kill, (_workers,), exitpriority=0)
 
 
