@@ -1,7 +1,7 @@
-"""Results of runs beside published numbers: tables, pictures, and the pages made of them.
+"""Results of runs compared with published numbers: tables, pictures, and the pages made from them.
 
-`plot` draws what `engine.evaluate` returned; `python3 -m reporting` is the command line. Nothing here draws before it
-is asked to: matplotlib is imported by the functions that draw.
+`plot` draws what `engine.evaluate` returned; `python3 -m reporting` is the command line. Only the functions that draw
+import matplotlib.
 """
 
 from reporting.pictures import plot

@@ -1,4 +1,4 @@
-"""Tables and pictures: runs beside each other, and published numbers beside what this code counts and measures.
+"""Tables and pictures: comparisons of runs, and of published numbers with what this code counts and measures.
 
 python3 -m reporting tables [SYSTEM]                         # published tables, with what is counted and measured here
 python3 -m reporting compare RUN [NAME=RUN ...] [--out DIR]  # evaluated runs in one picture and one table
@@ -18,21 +18,21 @@ from reporting.compare import compare
 
 
 def command_line() -> cli.Parser:
-    """The commands and their flags."""
+    """Return the parser of the commands and their flags."""
     parser = cli.Parser(
         "python3 -m reporting", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("tables", help="published tables, counted")
+    one = commands.add_parser("tables", help="print published tables with our counts")
     one.add_argument("system", nargs="?")
-    two = commands.add_parser("compare", help="evaluated runs beside each other")
+    two = commands.add_parser("compare", help="compare evaluated runs")
     two.add_argument("runs", nargs="+", metavar="RUN", help="a folder with evaluation.json; NAME=folder names it")
     two.add_argument("--out", default="reports/compare", help="folder for table and picture (default: %(default)s)")
-    two.add_argument("--batch", type=positive, default=1, metavar="N", help="whose latency is drawn (default: 1)")
+    two.add_argument("--batch", type=positive, default=1, metavar="N", help="batch size of the latencies (default: 1)")
     two.add_argument("--no_published", action="store_true", help="leave out the published curves")
     three = commands.add_parser("keep", help="copy a finished run's numbers to results/measured/")
     three.add_argument("run", metavar="RUN", help="the run's folder")
-    three.add_argument("name", metavar="NAME", help="the recipe's name if it follows one, else short-<what>")
+    three.add_argument("name", metavar="NAME", help="the recipe's name if the run follows one, else short-<what>")
     commands.add_parser("page", help="write results/README.md and the table in README.md")
     commands.add_parser("zoo", help="write the table and the picture of the networks in models/weights/")
     return parser

@@ -1,4 +1,4 @@
-"""Evaluated runs beside each other: one table, one picture, one CSV file."""
+"""Compare evaluated runs in one table, one picture and one CSV file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from reporting.run_report import latency_columns, latency_note
 def compare(runs: Sequence[str], out: str, batch: int = 1, published: bool = True) -> None:
     """Print evaluated runs in one table; write it as CSV, and a picture as PNG and SVG.
 
-    Training runs that differ in their seeds only are shown as their mean and standard deviation.
+    Training runs that differ only in their seeds are shown by their mean and standard deviation.
 
     Args:
         runs: RUN or NAME=RUN.
         out: folder to write to.
-        batch: size for which latency is drawn.
-        published: draw what the authors of the runs' systems published for the same images and networks.
+        batch: batch size whose latency is drawn.
+        published: also draw what the authors of the runs' systems published for the same images and networks.
     """
     records = named_runs(runs)
     folder = utils.make_folder(out, "--out")
@@ -43,9 +43,9 @@ def compare(runs: Sequence[str], out: str, batch: int = 1, published: bool = Tru
 
 
 def named_runs(runs: Sequence[str]) -> list[dict]:
-    """The evaluations of RUN or NAME=RUN, each with a unique "name", seeds of one command merged into their mean.
+    """Load the evaluations of RUN or NAME=RUN, each with a unique "name", with seeds of one command merged.
 
-    A name is the one given, else the network and what tells it apart: flags of its own, or the folder.
+    A name is the given one, or else the network and what distinguishes it: its own flags, or the folder.
     """
     records = []
     for run in runs:
@@ -70,7 +70,7 @@ def named_runs(runs: Sequence[str]) -> list[dict]:
 
 
 def _same_names(records: Sequence[dict]) -> list[tuple[tuple, list[dict]]]:
-    """Groups of runs on one data set that have the same name."""
+    """Groups of runs on the same data set with the same name."""
     found = collections.defaultdict(list)
     for record in records:
         found[record["name"], data_title(record)].append(record)
@@ -78,12 +78,12 @@ def _same_names(records: Sequence[dict]) -> list[tuple[tuple, list[dict]]]:
 
 
 def _batches(records: Sequence[dict]) -> list[int]:
-    """The batch sizes for which any latency was measured."""
+    """The batch sizes at which any latency was measured."""
     return sorted({timing["batch"] for record in records for row in record["rows"] for timing in row["latency"]})
 
 
 def _frontier_rows(records: Sequence[dict]) -> set[int]:
-    """Identities of those rows that no cheaper row of the same images beats, whichever run it is from."""
+    """Identities of the rows that no cheaper row for the same images beats, from whichever run."""
     best = set()
     for title in {data_title(record) for record in records}:
         rows = [row for record in records if data_title(record) == title for row in record["rows"]]
@@ -92,7 +92,7 @@ def _frontier_rows(records: Sequence[dict]) -> set[int]:
 
 
 def _text(records: Sequence[dict], best: set[int]) -> str:
-    """The table for the screen, as wide as the terminal at most."""
+    """The table for the screen, at most as wide as the terminal."""
     rows = [row for record in records for row in record["rows"]]
     columns = [
         screen.Column("", [f"{'*' if id(row) in best else ' '} {row['point']}" for row in rows], left=True),

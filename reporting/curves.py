@@ -1,4 +1,4 @@
-"""Curves of accuracy against cost: those of evaluated networks and of published systems."""
+"""Curves of accuracy against cost, of evaluated networks and of published systems."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from models import registry
 from reporting.evaluations import data_title, network_dataset
 from reporting.style import system_name
 
-#: what else than a latency may be on the horizontal axis of a picture, and its label
+#: costs other than latencies that may be on the horizontal axis of a picture, and their labels
 COSTS = {"macs": "multiply-accumulates of an image (M)", "params": "parameters (M)"}
 
 
 def latency_cost(batch: int) -> str:
-    """The name, among the costs of a curve's rows, of the latency with this batch size."""
+    """The name of the latency at this batch size among the costs of a curve's rows."""
     return f"ms{batch}"
 
 
 def cost_label(cost: str) -> str:
-    """What an axis says of a cost, with its unit."""
+    """The axis label of a cost, with its unit."""
     return COSTS.get(cost) or f"latency at batch {cost.removeprefix('ms')} (ms)"
 
 
@@ -28,14 +28,14 @@ class Curve:
     """The points of one network, or of a published system, in a picture.
 
     Args:
-        dataset: the images that it is evaluated on, as they are named in titles.
-        system: the family of the network, which has the curve's colour.
+        dataset: the images that it is evaluated on, as named in titles.
+        system: the family of the network, which gives the curve its colour.
         rows: "point", "top1", for several seeds "spread" (their standard deviation), "where" latencies were measured,
-            and costs by the names of `COSTS` and `latency_cost`, each a (value, low, high) in the unit of its axis.
+            and costs by the names in `COSTS` and of `latency_cost`, each a (value, low, high) in the unit of its axis.
         published: whether others measured it.
-        others: rows that are shown, but belong to no line.
-        note: what the legend says behind the name.
-        color: instead of the system's.
+        others: rows that are shown but belong to no line.
+        note: text after the name in the legend.
+        color: replaces the colour of the system.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Curve:
 
     @classmethod
     def of(cls, record: dict, name: str) -> Curve:
-        """The points of an evaluation."""
+        """Make the curve of an evaluation."""
         system = system_of_record(record)
         note = f"(mean \u00b1 std of {len(record['seeds'])} seeds)" if "seeds" in record else ""
         return cls(name, data_title(record), system, rows_of(record), note=note)
@@ -72,13 +72,13 @@ def rows_of(record: dict) -> list[dict]:
 
 
 def machines(times: Iterable[dict]) -> list[str]:
-    """Where latencies were measured: each device with its number of threads once."""
+    """Where latencies were measured: each device and number of threads once."""
     places = {(timing["device"], timing["threads"]): None for timing in times}  # a set that keeps its order
     return [f"{device}, {count} thread{'s' * (count != 1)}" for device, count in places]
 
 
 def frontier(rows: Sequence[dict], cost: str = "macs") -> list[dict]:
-    """Rows that are more accurate than every cheaper one, cheapest first; rows without that cost are left out."""
+    """Rows more accurate than every cheaper one, cheapest first; rows without that cost are left out."""
     best = []
     for row in sorted((row for row in rows if cost in row), key=lambda row: (row[cost], -row["top1"])):
         if not best or row["top1"] > best[-1]["top1"]:
@@ -87,7 +87,7 @@ def frontier(rows: Sequence[dict], cost: str = "macs") -> list[dict]:
 
 
 def system_of(model: str, dataset: str) -> str:
-    """The family of a network, as published tables are named; "" where the network is no longer registered."""
+    """The family of a network, as in the names of published tables; "" if it is no longer registered."""
     try:
         return system_name(registry.entry(model, dataset).system)
     except ValueError:
@@ -100,7 +100,7 @@ def system_of_record(record: dict) -> str:
 
 
 def own_flags(record: dict) -> dict[str, object]:
-    """Flags of an evaluation's network and of its objective, by name; empty where it is no longer registered."""
+    """Flags of an evaluation's network and objective, by name; empty if it is no longer registered."""
     try:
         entry = registry.entry(record["model"], network_dataset(record))
     except ValueError:
@@ -110,7 +110,7 @@ def own_flags(record: dict) -> dict[str, object]:
 
 
 def network_label(record: dict, without: Container[str] = ()) -> str:
-    """The network of an evaluation, and those of its own flags that differ from their defaults."""
+    """The network of an evaluation, with its own flags that differ from their defaults."""
     try:
         own = registry.entry(record["model"], network_dataset(record)).model_flags()
     except ValueError:
@@ -122,10 +122,10 @@ def network_label(record: dict, without: Container[str] = ()) -> str:
 
 
 def flag_text(name: str, value: object) -> str:
-    """A flag and its value, as short as they can be typed."""
+    """A flag and its value, as short as possible."""
     return f"{name}={'-'.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
 
 
 def _plain(value: object) -> object:
-    """A default as JSON has it."""
+    """A default as it is in JSON."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Evaluations on disk: read, checked, and safe to print."""
+"""Evaluations on disk: reading, checking, and making them safe to print."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import utils
 from models import registry
 from utils import UserError, number, typed
 
-#: data sets as they are written in titles and tables
+#: names of data sets in titles and tables
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits (8x8)", "ilsvrc": "ImageNet"}
 
 
 def load_run(path: str | Path) -> dict:
-    """The evaluation in a run's folder, or in the JSON file itself.
+    """Load the evaluation from a run's folder, or from the JSON file itself.
 
     Returns:
         The record that `run_report.write` wrote. Control characters in its texts are escaped, and the latencies of a
@@ -25,7 +25,7 @@ def load_run(path: str | Path) -> dict:
     """
     path = Path(path)
     file = path / "evaluation.json" if os.path.isdir(path) else path
-    if not os.path.isfile(file):  # unlike Path's, false for names that no file can have
+    if not os.path.isfile(file):  # unlike Path's, False for names that no file can have
         raise UserError(f"there is no evaluation in {path}; evaluate the run first")
     try:
         record = _printable(utils.read_json(file))
@@ -38,12 +38,12 @@ def load_run(path: str | Path) -> dict:
 
 
 def network_dataset(record: dict) -> str:
-    """The data set that the network of an evaluation is registered for; the images may be a user's own."""
+    """The data set for which the network of an evaluation is registered; the images may be a user's own."""
     return record["flags"].get("dataset", record["dataset"])
 
 
 def own_images(record: dict) -> str | None:
-    """What to call the images of an evaluation that are not a published data set, or not all of it; else None."""
+    """The name of an evaluation's images if they are not a published data set, or not all of it; otherwise None."""
     name, classes = record["dataset"], record.get("classes")
     if name not in DATA_NAMES:
         return name
@@ -53,12 +53,12 @@ def own_images(record: dict) -> str | None:
 
 
 def data_title(record: dict) -> str:
-    """The data set of an evaluation as it is written in titles and tables."""
+    """The data set of an evaluation, as named in titles and tables."""
     return own_images(record) or DATA_NAMES[record["dataset"]]
 
 
 def _printable(value):
-    """A JSON value whose texts have no control characters."""
+    """A JSON value without control characters in its texts."""
     if isinstance(value, dict):
         return {key: _printable(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -66,13 +66,13 @@ def _printable(value):
     return utils.printable(value) if isinstance(value, str) else value
 
 
-# What an evaluation has to hold
+# What an evaluation must hold
 
 
 def check(record: object) -> None:
-    """Raise ValueError, which says what is wrong, unless tables and pictures can be made of an evaluation.
+    """Raise a ValueError that says what is wrong unless tables and pictures can be made from an evaluation.
 
-    Rows are completed: "top5" may be missing, "latency" is a list afterwards.
+    Rows are completed: "top5" may be missing, and "latency" becomes a list.
     """
     record = typed(record, dict, "it")
     for key in ("model", "dataset"):
@@ -89,10 +89,10 @@ def _check_row(row: dict, where: str) -> None:
     for key in ("params", "macs", "images"):
         number(row.get(key), where + key, lowest=1)
     number(row.get("top1"), where + "top1", highest=100)
-    if row.setdefault("top5", None) is not None:  # where there are five classes or fewer
+    if row.setdefault("top5", None) is not None:  # None if there are five classes or fewer
         number(row["top5"], where + "top5", highest=100)
     times = row.get("latency") or []
-    row["latency"] = [times] if isinstance(times, dict) else times  # the first files had one batch size only
+    row["latency"] = [times] if isinstance(times, dict) else times  # the first files had only one batch size
     for timing in typed(row["latency"], list, where + "latency"):
         typed(timing, dict, where + "latency")
         for key in ("median", "low", "high"):

@@ -1,4 +1,4 @@
-"""The tables and figures that a network's `report` returns (`models.figures`), written to files."""
+"""Write the tables and figures that a network's `report` returns (`models.figures`) to files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from reporting.evaluations import data_title
 
 
 def write(parts: Iterable[Table | figures.Figure], folder: str | Path, record: dict | None = None) -> list[Path]:
-    """Write tables as CSV or JSON and figures as PNG into a folder; returns the files.
+    """Write tables as CSV or JSON and figures as PNG into a folder. Returns the files.
 
     Without matplotlib there are no figures.
 
     Args:
-        record: the evaluation that they belong to: figures have its network and data set in their titles, and the
-            colour of its system.
+        record: the evaluation they belong to, which gives figures the network and data set in their titles and the
+            colour of the system.
     """
     files = []
     subject = f"{network_label(record)} on {data_title(record)}" if record else ""
@@ -89,7 +89,7 @@ def _draw_lines(part: figures.LinePlot, color: str):
 
 
 def _draw_share_panels(part: figures.SharePanels, color: str):
-    """The reference has the system's colour; the lines that are compared with it have others."""
+    """Draw the reference in the system's colour, and the lines that are compared with it in others."""
     from matplotlib import colormaps
 
     count = len(next(iter(part.panels.values()))[part.reference])
@@ -151,7 +151,7 @@ def _draw_contact_sheet(part: figures.ContactSheet, color: str):
         for axes in row:
             axes.axis("off")
         for axes, (caption, image) in zip(row, images, strict=False):
-            low, high = image.amin(), image.amax()  # stretched to the range that can be shown
+            low, high = image.amin(), image.amax()  # stretched to the displayable range
             axes.imshow(((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0).numpy())
             axes.set_title("\n".join(map(utils.printable, caption.split("\n"))), fontsize=7)
     return figure

@@ -1,4 +1,4 @@
-"""Runs that belong together: seeds of one command, and runs whose cost was chosen by a flag in training."""
+"""Runs that belong together: seeds of one command, and runs whose cost was chosen by a training flag."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOOKKEEPING = Run.MAY_CHANGE | {"fallback", "report", "latency_batch", "list_mod
 
 
 def merge_seeds(records: Iterable[dict]) -> list[dict]:
-    """Evaluations in which training runs that differ in nothing but their seeds are one, their mean.
+    """Merge the evaluations of training runs that differ only in their seeds into their mean.
 
     Runs with different names ("given") stay apart.
     """
@@ -31,10 +31,10 @@ def merge_seeds(records: Iterable[dict]) -> list[dict]:
 
 
 def mean_over_seeds(group: Sequence[dict]) -> dict:
-    """The first of these evaluations, with means over all of them.
+    """Return the first of these evaluations, with means over all of them.
 
-    A row has the mean of top-1, top-5 and MACs, and in "spread" the standard deviation of top-1; its latency is that of
-    the first run. "seeds" lists the seeds.
+    A row has the means of top-1, top-5 and MACs, and in "spread" the standard deviation of top-1; its latency is that
+    of the first run. "seeds" lists the seeds.
     """
     first, rows = group[0], []
     if len(group) == 1:
@@ -48,10 +48,10 @@ def mean_over_seeds(group: Sequence[dict]) -> dict:
 
 
 def curves(records: Sequence[dict]) -> list[Curve]:
-    """A curve for each evaluation, under its "name".
+    """Make a curve for each evaluation, under its "name".
 
-    Runs of one network, of the same size, that agree in all flags but one of their own whose value changes what they
-    cost (a target rate, for example) are one curve: accuracy against cost over the values of that flag.
+    Runs of one network, of the same size, that differ in a single flag of the network whose value changes their cost (a
+    target rate, for example) become one curve: accuracy against cost over the values of that flag.
     """
     drawn, left = [], list(records)
     while left:
@@ -62,7 +62,7 @@ def curves(records: Sequence[dict]) -> list[Curve]:
 
 
 def _sweep(records: Sequence[dict]) -> tuple[list[dict], str | None]:
-    """The runs that form one curve with the first, and the flag that they differ in; alone the first and None."""
+    """The runs that form one curve with the first, and the flag in which they differ; or only the first, and None."""
     first = records[0]
     for flag, value in own_flags(first).items():
         if not _is_number(value):
@@ -88,7 +88,7 @@ def _sweep_curve(group: Sequence[dict], flag: str) -> Curve:
 
 
 def _varied(group: Sequence[dict]) -> set[str]:
-    """Points whose cost differs between runs of one size; none where sizes differ."""
+    """Points whose cost differs between runs of the same size; none if sizes differ."""
     if len({row["params"] for record in group for row in record["rows"]}) > 1:
         return set()
     macs: dict[str, set] = {}
@@ -99,7 +99,7 @@ def _varied(group: Sequence[dict]) -> set[str]:
 
 
 def _all_but(record: dict, *names: str) -> str:
-    """What identifies a run, but for these flags."""
+    """What identifies a run, apart from these flags."""
     skipped = BOOKKEEPING | set(names)
     flags = {name: value for name, value in record["flags"].items() if name not in skipped}
     given = None if "given" in names else record.get("given")

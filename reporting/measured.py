@@ -1,4 +1,4 @@
-"""Our own runs: evaluations on disk, and the runs that are kept in results/measured/."""
+"""Our own runs: evaluations on disk, and the runs kept in results/measured/."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECIPES, MEASURED = ROOT / "recipes", RESULTS / "measured"
 
 @dataclass(frozen=True)
 class KeptRun:
-    """A training run in results/measured/<name>/: evaluation.json, and log.jsonl with a record for each epoch."""
+    """A training run in results/measured/<name>/: evaluation.json, and log.jsonl with a record per epoch."""
 
     name: str
     record: dict
@@ -31,17 +31,17 @@ class KeptRun:
 
     @property
     def is_short(self) -> bool:
-        """Whether it follows no published recipe; a run that does has the recipe's name."""
+        """Whether it follows no published recipe; runs that do have the recipe's name."""
         return not (RECIPES / without_seed(self.name)).is_file()
 
     def errors(self, point: str) -> list[float]:
-        """Top-1 errors after each epoch, on the images that the run evaluated then; empty for another point."""
+        """Top-1 error after each epoch, on the images that the run evaluated then; empty for other points."""
         evaluated = [record.get("test") or record["valid"] for record in self.log]
         return [100 - points[point]["top1"] for points in evaluated if point in points]
 
     @property
     def watched(self) -> str:
-        """The most expensive of the points that were evaluated after every epoch."""
+        """The most expensive point that was evaluated after every epoch."""
         return max((row for row in self.record["rows"] if self.errors(row["point"])), key=lambda r: r["macs"])["point"]
 
 
@@ -51,7 +51,7 @@ def kept_runs() -> list[KeptRun]:
 
 
 def read_run(folder: Path, name: str) -> KeptRun:
-    """The evaluation and the log in a run's folder. Raises UserError where one of them is missing or damaged."""
+    """Read the evaluation and the log in a run's folder. Raises UserError if either is missing or damaged."""
     record, log = load_run(folder), folder / "log.jsonl"
     flags = {"epochs", "starting_epoch", "seed", "subset", "valid"} - record["flags"].keys()
     if flags or {"command", "code", "device"} - record.keys() or not log.is_file():
@@ -67,7 +67,7 @@ def read_run(folder: Path, name: str) -> KeptRun:
 
 
 def by_command(runs: Iterable[KeptRun]) -> dict[str, list[KeptRun]]:
-    """Runs that differ in their seeds only, by the name that they share."""
+    """Group runs that differ only in their seeds, by the name they share."""
     groups = {}
     for run in runs:
         groups.setdefault(without_seed(run.name), []).append(run)
@@ -75,12 +75,12 @@ def by_command(runs: Iterable[KeptRun]) -> dict[str, list[KeptRun]]:
 
 
 def without_seed(name: str) -> str:
-    """The name that runs of one command with several seeds share: NAME, NAME-seed1, NAME-seed2."""
+    """The name shared by runs of one command with several seeds: NAME, NAME-seed1, NAME-seed2."""
     return re.sub(r"-seed\d+$", "", name)
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation of several numbers; a single number alone."""
+    """Mean and sample standard deviation of several numbers; a single number by itself."""
     mean = f"{statistics.fmean(values):.2f}"
     return f"{mean} \u00b1 {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
@@ -92,7 +92,7 @@ def keep(run: str, name: str) -> None:
         name: letters, digits, ".", "_" and "-".
 
     Raises:
-        UserError: the run is not finished or was evaluated by another command, or the name is taken or not valid.
+        UserError: the run is not finished or was evaluated by another command, or the name is taken or invalid.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
         raise UserError(f"{name!r} cannot name a folder in results/measured; use letters, digits, '.', '_' and '-'", 2)
@@ -110,7 +110,7 @@ def keep(run: str, name: str) -> None:
 
 
 def without_paths(value):
-    """A JSON value in which absolute paths are cut to their last part: a machine's folders are not a result."""
+    """A JSON value with absolute paths cut to their last part: a machine's folders are not a result."""
     if isinstance(value, dict):
         return {key: without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -122,7 +122,7 @@ def without_paths(value):
 
 
 def evaluations_of(row: PublishedRow) -> list[tuple[dict, dict]]:
-    """Pairs (point, evaluation): the row's point in every kept evaluation of its recipe, with any seed."""
+    """Pairs (point, evaluation): the row's point in every kept evaluation of its recipe, for any seed."""
     found = []
     files = sorted(MEASURED.glob(f"{row.recipe}*/*.json")) if row.recipe else []
     for file in [file for file in files if without_seed(file.parent.name) == row.recipe]:
@@ -134,7 +134,7 @@ def evaluations_of(row: PublishedRow) -> list[tuple[dict, dict]]:
 
 
 def measured_errors(row: PublishedRow) -> str:
-    """Errors of a row that were measured here, and with whose weights; for several seeds mean and spread."""
+    """Errors of a row measured here, and whose weights were used; for several seeds, mean and spread."""
     found, trained = [], {}
     for point, record in evaluations_of(row):
         error = 100 - point["top1"]
@@ -150,11 +150,11 @@ def measured_errors(row: PublishedRow) -> str:
 
 
 def authors_weights(record: dict) -> str | None:
-    """Name of the published checkpoint that was evaluated, as typed; None where the weights were trained here."""
+    """Name of the published checkpoint that was evaluated, as typed; None if the weights were trained here."""
     given = str(record["flags"].get("pretrained"))
     return given if published.find(given) and "epochs" not in record["flags"] else None
 
 
 def training_text(record: dict) -> str:
-    """How long a run trained, in words."""
+    """How long a run was trained, in words."""
     return f"{record['flags']['epochs']} epochs, seed {record['flags']['seed']}"

@@ -50,7 +50,7 @@ FULL = "Runs of the published recipes, under the recipes' names; their errors ar
 
 
 def sections() -> list[tuple[str, str, str, list[KeptRun]]]:
-    """Title, stem of the pictures' names, introduction and runs of each part of the page that has runs."""
+    """Title, stem of the picture names, introduction and runs of each section of the page that has runs."""
     runs = kept_runs()
     short = [run for run in runs if run.is_short]
     full = [run for run in runs if not run.is_short]

@@ -1,4 +1,4 @@
-"""One panel of a picture: accuracy, or error, against one cost."""
+"""A panel of a picture: accuracy, or error, against one cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from reporting.curves import Curve, cost_label, frontier
 
 FRONTIER = "the best of all runs here"
-#: a curve with more points than this has names at its ends only
+#: curves with more points than this have names only at their ends
 FEW = 8
 
 
@@ -19,7 +19,7 @@ class Panel:
     """Curves of one data set against one cost.
 
     Args:
-        styles: of each curve, by its name: color, marker, and so on.
+        styles: style of each curve, by its name: color, marker, and so on.
         error: draw 100 - top-1 instead of top-1.
     """
 
@@ -30,7 +30,7 @@ class Panel:
     error: bool = False
 
     def draw(self) -> None:
-        """Draw the curves, the frontier of those that were measured here, and the axes."""
+        """Draw the curves, the frontier of those measured here, and the axes."""
         self.axes.set_xlabel(self._label())
         self.axes.set_xscale("log")
         measured = [curve for curve in self.curves if not curve.published]
@@ -53,7 +53,7 @@ class Panel:
         return list(dict.fromkeys(row["where"] for row in self._rows(published=False)))
 
     def visible(self) -> list[dict]:
-        """Rows within the limits of the axes."""
+        """Rows within the axis limits."""
         (left, right), (low, high) = self.axes.get_xlim(), sorted(self.axes.get_ylim())
         places = [(row, *self._place(row)) for row in self._rows()]
         return [row for row, x, y in places if left <= x <= right and low <= y <= high]
@@ -78,7 +78,7 @@ class Panel:
         return [x for x, _ in places], [y for _, y in places]
 
     def _draw_curve(self, curve: Curve) -> None:
-        """A line through the curve's frontier, with spread and quartiles, and its other points faint."""
+        """Draw a line through the curve's frontier, with spread and quartiles, and its other points faint."""
         style = {"markersize": 5} | self.styles[curve.name]
         best = frontier(curve.rows, self.cost)
         if len({row.get("where") for row in best}) > 1 and self.cost.startswith("ms"):
@@ -96,27 +96,27 @@ class Panel:
             self.axes.errorbar(xs, ys, xerr=quartiles, **bars)
 
     def _set_limits(self) -> None:
-        """Limits that follow the measured points; published ones widen them by a quarter on each side at most."""
+        """Fit the limits to the measured points; published ones widen them by at most a quarter on each side."""
         own = self._rows(published=False) or self._rows()
-        xs, all_xs = [x for row in own for x in row[self.cost]], self._places(self._rows())[0]  # with their quartiles
-        room = max(math.log(1.2), (math.log(2) - math.log(max(xs) / min(xs))) / 2)  # a factor of two at least
+        xs, all_xs = [x for row in own for x in row[self.cost]], self._places(self._rows())[0]  # including quartiles
+        room = max(math.log(1.2), (math.log(2) - math.log(max(xs) / min(xs))) / 2)  # at least a factor of two
         left, right = math.log(min(xs)) - room, math.log(max(xs)) + room
         left, right = _widened(left, right, [math.log(x) for x in all_xs], 0.05)
         _set_log_limits(self.axes, math.exp(left), math.exp(right))
-        of_all = [row for curve in self.curves for row in curve.all_rows]  # panels beside each other share this axis
-        if len(of_all) == 1:  # one number is shown on the whole scale
+        of_all = [row for curve in self.curves for row in curve.all_rows]  # panels side by side share this axis
+        if len(of_all) == 1:  # a single number is shown on the whole scale
             self.axes.set_ylim(0, 100)
             return
         own = [row for curve in self.curves if not curve.published for row in curve.all_rows] or of_all
         heights = {id(row): 100 - row["top1"] if self.error else row["top1"] for row in of_all}
         low = min(heights[id(row)] - row.get("spread", 0.0) for row in own)
         high = max(heights[id(row)] + row.get("spread", 0.0) for row in own)
-        room = max(0.15 * (high - low), (4 - (high - low)) / 2, 0.5)  # four points of accuracy at least
+        room = max(0.15 * (high - low), (4 - (high - low)) / 2, 0.5)  # at least four points of accuracy
         low, high = _widened(low - room, high + room, list(heights.values()), 0.5)
         self.axes.set_ylim(max(low, 0), min(high, 100.5))
 
     def _mark_single(self, row: dict) -> None:
-        """Lines from the only point to both axes, and its values beside it."""
+        """Draw lines from the only point to both axes, and its values beside it."""
         x, y = self._place(row)
         lines = {"color": "0.6", "linewidth": 0.7, "linestyle": ":", "zorder": 0}
         self.axes.plot([x, x, self.axes.get_xlim()[0]], [self.axes.get_ylim()[0], y, y], **lines)
@@ -127,9 +127,9 @@ class Panel:
         self.axes.annotate(text, (x, y), (7, 5 if above else -5), **place)
 
     def name_points(self) -> None:
-        """Write the names of points beside them: all of a curve with few, else its ends; none covers another point.
+        """Write the names of points beside them, for all points of a short curve or the ends of a long one.
 
-        Names come after all panels are laid out, which they depend on.
+        No name covers another point. Names are written after all panels are laid out, as they depend on that.
         """
         visible = self.visible()
         if len(visible) == 1:
@@ -144,14 +144,14 @@ class Panel:
             for row in self._named(curve, visible):
                 dot = dots[id(row)]
                 if any(math.dist(dot, other) < reach for other in named if curve.published or row in curve.others):
-                    continue  # reproduced here, and named so
+                    continue  # reproduced here, with a name there
                 named.append(dot)
                 text = textwrap.fill(curve.name, 24) if several and len(curve.all_rows) == 1 else row["point"]
                 beaten = row not in frontier(curve.rows, self.cost)
                 self._write_name(text, row, self.styles[curve.name]["color"], boxes, distances, beaten)
 
     def _named(self, curve: Curve, visible: Sequence[dict]) -> list[dict]:
-        """Rows of a curve that get names, the most important first; none where they all cost the same."""
+        """Rows of a curve that get names, most important first; none if they all cost the same."""
         rows = [row for row in curve.all_rows if any(row is seen for seen in visible)]
         best = [row for row in frontier(curve.rows, self.cost) if row in rows]
         if len(rows) > 1 and len({row[self.cost][0] for row in rows}) == 1:
@@ -164,12 +164,12 @@ class Panel:
     def _write_name(
         self, text: str, row: dict, color: str, boxes: list[tuple], distances: Sequence[int], beaten: bool
     ) -> None:
-        """Write a name at the nearest free place, with a thin line to its point where that is not beside it.
+        """Write a name at the nearest free place, with a thin line to its point if that is not beside it.
 
         Args:
-            boxes: what must stay visible, to which the name's place is added.
-            distances: from the point, in points of paper.
-            beaten: the name belongs on the side of the worse points, away from the line.
+            boxes: boxes that must stay visible, to which that of the name is added.
+            distances: distances from the point to try, in typographic points.
+            beaten: whether the name belongs on the side of the worse points, away from the line.
         """
         axes, renderer = self.axes, self.axes.figure.canvas.get_renderer()
         angles = (315, 270, 0, 225, 45, 135, 90, 180) if beaten else (135, 90, 180, 45, 225, 315, 270, 0)
@@ -182,7 +182,7 @@ class Panel:
                 align = {"ha": _side(dx, "left", "right"), "va": _side(dy, "bottom", "top")}
                 place = {"xytext": (dx, dy), "textcoords": "offset points", "arrowprops": arrow, **align}
                 note = axes.annotate(text, self._place(row), fontsize=6.5, color=color, bbox=paper, **place)
-                note.set_in_layout(False)  # a long name may not squeeze the axes
+                note.set_in_layout(False)  # a long name must not squeeze the axes
                 box = _text_box(note, renderer)
                 if _contains(axes.bbox.extents, box) and not any(_overlap(box, other) for other in boxes):
                     boxes.append(box)
@@ -191,7 +191,7 @@ class Panel:
 
 
 def _widened(low: float, high: float, values: Sequence[float], margin: float) -> tuple[float, float]:
-    """An interval that also holds those values that lie within a quarter of its length on either side."""
+    """Widen an interval to values that lie within a quarter of its length on either side."""
     reach = (high - low) / 4
     near = [value for value in values if low - reach <= value <= high + reach]
     return min([low, *(value - margin for value in near)]), max([high, *(value + margin for value in near)])
@@ -218,7 +218,7 @@ def _contains(outer: Sequence[float], inner: tuple) -> bool:
 
 
 def _set_log_limits(axes, low: float, high: float) -> None:
-    """Set the limits of a log axis, and at most six ticks labelled 50, 100, 200 instead of powers of ten."""
+    """Set the limits of a log axis, and at most six ticks, labelled 50, 100, 200 instead of powers of ten."""
     from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

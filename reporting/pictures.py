@@ -43,19 +43,19 @@ def plot(
     error: bool = False,
     title: str = "Top-1 accuracy against cost",
 ) -> Figure:
-    """Draw what `engine.evaluate` returned: accuracy against cost, a curve for each network.
+    """Draw what `engine.evaluate` returned: accuracy against cost, with a curve for each network.
 
     Args:
-        rows: of one network, or of several by their names in the legend.
+        rows: rows of one network, or of several by their names in the legend.
         path: a PNG or SVG file to write as well.
-        cost: macs, params, or ms1 for the latency at batch 1, ms64 for that at batch 64, where it was measured.
+        cost: macs, params, or, if measured, ms1 for the latency at batch 1, ms64 for that at batch 64.
         error: draw the top-1 error instead.
 
     Returns:
-        The figure, which a notebook shows.
+        The figure, which notebooks display.
 
     Raises:
-        UserError: there are no rows, or they have no such cost.
+        UserError: there are no rows, or they lack this cost.
     """
     named = rows if isinstance(rows, Mapping) else {"network": rows}
     colours = itertools.cycle(COLOURS)
@@ -84,16 +84,16 @@ def draw_curves(
 
 
 def curves_figure(curves: Sequence[Curve], costs: Sequence[str], error: bool = False, title: str = "") -> Figure:
-    """Top-1 accuracy against costs (log axes): a row of panels for each data set, a panel for each cost.
+    """Draw top-1 accuracy against costs (log axes): a row of panels for each data set, a panel for each cost.
 
-    A curve's line joins those of its points that no cheaper one beats; its other points are faint. A broad grey line
-    is the frontier of all curves that were measured here, left out where the latencies of a panel are of different
-    machines. Published curves are dashed and hollow; the axes follow what was measured here.
+    The line of a curve joins its points that no cheaper one beats; its other points are faint. A broad grey line is the
+    frontier of all curves measured here; it is left out if the latencies of a panel are from different machines.
+    Published curves are dashed and hollow; the axes are fitted to what was measured here.
 
     Args:
         costs: names of costs in the rows of the curves.
         error: draw top-1 error instead of accuracy.
-        title: of the picture; by default it says what is drawn, of which images.
+        title: title of the picture; by default it says what is drawn, for which images.
     """
     datasets = list(dict.fromkeys(curve.dataset for curve in curves))
     what = "top-1 error" if error else "top-1 accuracy"
@@ -133,7 +133,7 @@ def curves_figure(curves: Sequence[Curve], costs: Sequence[str], error: bool = F
 
 
 def curve_styles(curves: Sequence[Curve]) -> dict[str, dict]:
-    """Colour, marker and line of each curve, by its name: colours are those of the systems, markers differ."""
+    """Colour, marker and line of each curve, by its name: colours are by system, markers differ."""
     colours = system_colours()
     markers, baselines = itertools.cycle(MARKERS), itertools.cycle(BASELINE_MARKERS)
     styles = {}
@@ -148,14 +148,14 @@ def curve_styles(curves: Sequence[Curve]) -> dict[str, dict]:
 
 
 def _legend_labels(curves: Iterable[Curve], characters: int) -> dict[str, str]:
-    """Texts of the legend by the names of the curves; what starts with "_" would be left out of it."""
+    """Legend texts by the names of the curves; matplotlib would leave out texts that start with "_"."""
     names = {curve.name: f"{curve.name} {curve.note}".strip() for curve in curves} | {FRONTIER: FRONTIER}
     texts = {name: textwrap.fill(text, characters) for name, text in names.items()}
     return {name: f" {text}" if text.startswith("_") else text for name, text in texts.items()}
 
 
 def _outside(curves: Iterable[Curve], panels: Sequence[Panel]) -> dict[str, str]:
-    """Legend texts of published curves that lie outside all panels, whose axes follow what was measured here."""
+    """Legend texts of published curves outside all panels, whose axes are fitted to what was measured here."""
     seen = {id(row) for panel in panels for row in panel.visible()}
     texts = {}
     for curve in curves:
@@ -167,7 +167,7 @@ def _outside(curves: Iterable[Curve], panels: Sequence[Panel]) -> dict[str, str]
 
 
 def _most_lines(texts: Sequence[str], columns: int) -> float:
-    """Lines of text in the highest column of a legend, the gaps between its entries included."""
+    """Lines of text in the tallest column of a legend, including the gaps between entries."""
     heights = [text.count("\n") + 1.4 for text in texts]
     rows = math.ceil(len(heights) / columns)
     return max(sum(heights[start : start + rows]) for start in range(0, len(heights), rows))
@@ -179,7 +179,7 @@ def _most_lines(texts: Sequence[str], columns: int) -> float:
 def draw_runs(runs: Sequence[KeptRun], stem: Path) -> None:
     """Draw error against epoch (<stem>-epochs.png) and accuracy against cost (<stem>-costs.png).
 
-    Runs of one command with several seeds are drawn as their mean and standard deviation.
+    Runs of one command with several seeds are drawn by their mean and standard deviation.
     """
     draw_errors(runs, stem.with_name(stem.name + "-epochs.png"))
     commands = by_command(runs).items()
@@ -188,7 +188,7 @@ def draw_runs(runs: Sequence[KeptRun], stem: Path) -> None:
 
 
 def draw_errors(runs: Sequence[KeptRun], path: Path) -> None:
-    """Draw the error after each epoch; of several seeds the mean, in a band of one standard deviation."""
+    """Draw the error after each epoch; for several seeds the mean, in a band of one standard deviation."""
     commands = by_command(runs)
     records = {name: group[0].record for name, group in commands.items()}
     systems = {name: system_of_record(record) for name, record in records.items()}

@@ -1,4 +1,4 @@
-"""Published tables: the rows of results/published/*.csv, and what this code counts for their networks."""
+"""Published tables: the rows of results/published/*.csv, and this code's counts for their networks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from utils import UserError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PUBLISHED = RESULTS / "published"
-#: image shapes for which the tables count
+#: image shapes for which the tables give costs
 SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 224)}
 UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table; every field is text, as printed there.
+    """A row of a published table; every field is text, as printed there.
 
     Args:
         ratio: percent of the FLOPs of the plain network above it, whose own ratio is 100.0; only in some tables.
@@ -52,13 +52,13 @@ class PublishedRow:
     ratio: str = ""
 
     def build(self) -> AdaptiveModel:
-        """The row's network, without weights."""
+        """Build the row's network, without weights."""
         return _build(self.model, self.dataset, self.flags)
 
     def count(self) -> tuple[int, int | None, float | None]:
-        """Parameters, MACs, and the count by the convention of the published FLOPs (None where none are published).
+        """Return parameters, MACs, and the count by the convention of the published FLOPs (None if there are none).
 
-        Where the cost depends on the image both counts are None: only an evaluation can count.
+        If the cost depends on the image, both counts are None: only an evaluation can count.
         """
         return _count(self.model, self.dataset, self.flags, self.point, self.flops_means if self.flops else None)
 
@@ -76,7 +76,7 @@ def _count(name: str, dataset: str, flags: str, point: str, means: str | None) -
 
 @functools.lru_cache(maxsize=8)
 def _build(name: str, dataset: str, flags: str) -> AdaptiveModel:
-    """Cached, because neighbouring rows are often points of one network, which remembers what it counted."""
+    """Cached, because neighbouring rows are often points of one network, which caches its counts."""
     entry = registry.entry(name, dataset)
     parser = cli.Parser(allow_abbrev=False)
     names = cli.add_flags(parser, entry.model_flags())
@@ -87,7 +87,7 @@ def _build(name: str, dataset: str, flags: str) -> AdaptiveModel:
 
 
 def published_rows(system: str | None = None) -> list[PublishedRow]:
-    """Rows of results/published/<system>-<table>.csv. Raises UserError for an unknown system."""
+    """Return the rows of results/published/<system>-<table>.csv. Raises UserError for an unknown system."""
     rows = []
     for file in sorted(PUBLISHED.glob("*.csv")):
         with open(file, newline="") as stream:
@@ -99,12 +99,12 @@ def published_rows(system: str | None = None) -> list[PublishedRow]:
 
 
 def parse_amount(printed: str) -> float:
-    """The number that is printed as "0.31M" or "4.11G"."""
+    """Return the number that is printed as "0.31M" or "4.11G"."""
     return float(printed[:-1]) * UNITS[printed[-1]]
 
 
 def agrees(counted: float, printed: str) -> bool:
-    """Whether a count, rounded or truncated to the printed digits, equals what was printed ("0.31M", "4.11G")."""
+    """Whether a count, rounded or truncated to the printed digits, equals the printed one ("0.31M", "4.11G")."""
     digits = len(printed[:-1].partition(".")[2])
     step = 10.0**-digits
     value, difference = float(printed[:-1]), (counted - parse_amount(printed)) / UNITS[printed[-1]]
@@ -112,8 +112,8 @@ def agrees(counted: float, printed: str) -> bool:
 
 
 def curves_beside(records: Iterable[dict]) -> list[Curve]:
-    """Published curves that evaluations can be compared with: of the same images at the same size, for networks that
-    have as many parameters as one of those evaluated."""
+    """Published curves to compare evaluations with: for the same images at the same size, and for networks with as many
+    parameters as one of those evaluated."""
     sizes: dict[tuple[str, str], set[int]] = {}
     for record in records:
         shape = SHAPES.get(record["dataset"])
@@ -125,7 +125,7 @@ def curves_beside(records: Iterable[dict]) -> list[Curve]:
 
 
 def _sizes(record: dict) -> set[int]:
-    """Parameters of an evaluated network, as trained: folding changes what its evaluation counts."""
+    """Parameters of an evaluated network as trained; folding changes what its evaluation counts."""
     if not record["flags"].get("fold"):
         return {row["params"] for row in record["rows"]}
     names = {flag.name for flag in registry.entry(record["model"], record["dataset"]).model_flags()}
@@ -141,10 +141,10 @@ def _hashable(value: object) -> object:
 def published_curves(system: str, dataset: str, params: Container[int] | None = None) -> list[Curve]:
     """What a system's authors published for their own networks: one curve, or none without accuracies and costs.
 
-    MACs are counted here; where they depend on the image they are the published ones.
+    MACs are counted here; if they depend on the image, the published ones are used.
 
     Args:
-        params: of the networks to show; by default all.
+        params: numbers of parameters of the networks to show; by default all networks.
     """
     points = []
     for row in published_rows():

@@ -1,4 +1,4 @@
-"""The report of one run: its results at each of its points, as text, JSON and a picture."""
+"""The report of a run: its results at each point, as text, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reporting.pictures import draw_curves
 
 
 def of_run(model: AdaptiveModel, data: Data, run: engine.Run) -> None:
-    """Evaluate the best checkpoint of a finished run at all of its points, and write the report into its folder."""
+    """Evaluate the best checkpoint of a finished run at all points, and write the report into its folder."""
     best = Checkpoint.open(run.folder / "best.pth")
     if utils.rank() == 0:
         best.load_into(model)
@@ -43,13 +43,13 @@ def write(
     model: AdaptiveModel,
     code: str | None = None,
 ) -> dict:
-    """Print a table of evaluated points, write it as JSON, and draw accuracy against MACs if matplotlib is there.
+    """Print a table of evaluated points, write it as JSON, and draw accuracy against MACs if matplotlib is installed.
 
     Args:
         folder: created if it does not exist.
         flags: all flags of the command, kept in the JSON.
-        model: also counted with thop, as a cross-check.
-        code: the version of the code behind the weights and the rows; by default the present one.
+        model: the network, also counted with thop as a cross-check.
+        code: the version of the code behind the weights and the rows; by default the current one.
 
     Returns:
         What was written as JSON.
@@ -57,7 +57,7 @@ def write(
     folder = utils.make_folder(folder)
     record = {
         "model": flags["model"],
-        "dataset": data.name or flags["dataset"],  # of the images; that of the network is among the flags
+        "dataset": data.name or flags["dataset"],  # of the images; the network's is among the flags
         "flags": flags,
         "command": shlex.join(["python3", *sys.argv]),
         "code": code or utils.code_version(),
@@ -79,7 +79,7 @@ def write(
 
 
 def results_table(rows: Sequence[engine.Row], model: AdaptiveModel, shape: Sequence[int]) -> str:
-    """The table for the screen, as wide as the terminal at most: a line for each point."""
+    """The table for the screen, at most as wide as the terminal: a line for each point."""
     times = [[dataclasses.asdict(timing) for timing in row.latency] for row in rows]
     counts = [thop_macs(model, shape, row.point) for row in rows]
     columns = [
@@ -99,11 +99,11 @@ def results_table(rows: Sequence[engine.Row], model: AdaptiveModel, shape: Seque
 
 
 def latency_columns(times: Sequence[Iterable[dict]], batches: Iterable[int]) -> list[screen.Column]:
-    """Columns of medians and quartiles in milliseconds, in a narrow terminal of medians, one for each batch size.
+    """Columns of medians and quartiles in milliseconds, one for each batch size; only medians in a narrow terminal.
 
     Args:
-        times: of each line of the table, fields of `profile.Latency`, as an evaluation's JSON has them; a line without
-            one for a batch size gets "-".
+        times: for each line of the table, fields of `profile.Latency` as in an evaluation's JSON; a line without a time
+            for a batch size gets "-".
     """
     columns = []
     for batch in batches:
@@ -123,7 +123,7 @@ def latency_columns(times: Sequence[Iterable[dict]], batches: Iterable[int]) -> 
 
 
 def noise_mark(timing: dict) -> str:
-    """A question mark behind a noisy latency; an older JSON does not say whether it is."""
+    """A question mark after a noisy latency; older JSON files do not say whether it is noisy."""
     return " ?" if timing.get("noisy") else ""
 
 
@@ -135,7 +135,7 @@ def latency_note(times: Iterable[dict]) -> str:
 
 
 def thop_macs(model: AdaptiveModel, shape: Sequence[int], point: str) -> float | None:
-    """MACs counted by the thop package; None if it is not installed or counts hardly any of the layers."""
+    """MACs counted by the thop package; None if it is not installed or counts hardly any layers."""
     try:
         counted = profile.count_thop(model, shape, model.point(point))
         return counted if counted > 0.01 * profile.count_macs(model, shape, model.point(point)) else None

@@ -13,8 +13,8 @@ class Column:
     """A column of a table.
 
     Args:
-        brief: head and cells that take less room, if there are any; the first thing that a narrow terminal gets.
-        rank: columns of higher rank are left out where even those do not fit; 0 is always kept.
+        brief: shorter head and cells, if there are any, which a narrow terminal gets first.
+        rank: if even those do not fit, columns of higher rank are left out; 0 is always kept.
         left: align to the left.
     """
 
@@ -35,12 +35,12 @@ class Column:
 
 
 def terminal_width() -> int:
-    """Characters in a line of the terminal; what is written to a file or a pipe is not cut."""
+    """Characters in a line of the terminal; output to a file or a pipe is not cut."""
     return shutil.get_terminal_size((200, 24)).columns
 
 
 def table(columns: Sequence[Column], width: int | None = None) -> list[str]:
-    """Lines of a table, its head first, none longer than `width` (by default the terminal's)."""
+    """Lines of a table, head first, none longer than `width` (by default the terminal's)."""
     width = terminal_width() if width is None else width
     chosen = list(columns)
     if _total(chosen) > width:
@@ -57,7 +57,7 @@ def _total(columns: Sequence[Column]) -> int:
 
 
 def shorten(text: str, width: int | None = None) -> str:
-    """A line cut to the width of the terminal, "..." at its end where something is missing."""
+    """Cut a line to the width of the terminal, with "..." at the end if something is missing."""
     width = terminal_width() if width is None else width
     return text if len(text) <= width else text[: max(width - 3, 1)] + "..."
 
@@ -68,5 +68,5 @@ def note(text: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """An accuracy; "-" for what was not measured, as top-5 of five classes or fewer."""
+    """Format an accuracy; "-" if it was not measured, like top-5 with five classes or fewer."""
     return "-" if value is None else f"{value:.2f}%"

@@ -1,4 +1,4 @@
-"""The picture of a stream of images as several policies served it: arrivals, points, latencies, right answers."""
+"""A picture of a stream of images as served by several policies: arrivals, points, latencies, correct answers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from reporting.style import COLOURS, figure_file
 
 #: seconds over which arrivals and answers are averaged
 BIN = 0.25
-#: names of points that fit beside their panel
+#: number of point names that fit beside their panel
 MOST_NAMES = 10
 
 
 @dataclass
 class Stream:
-    """What one policy made of a stream.
+    """A stream as served by one policy.
 
     Args:
-        name: of the policy.
-        came: seconds at which the images came, rising.
-        latencies: seconds that each took.
+        name: name of the policy.
+        came: seconds at which the images arrived, in ascending order.
+        latencies: seconds from the arrival of each image to its answer.
         points: names of the points at which they were run.
         right: whether each was classified correctly.
     """
@@ -37,13 +37,13 @@ class Stream:
 def draw_streams(
     streams: Sequence[Stream], points: Sequence[str], deadline: float, capacity: float, path: str | Path, title: str
 ) -> None:
-    """Draw one stream over the time at which images came, a panel for each question.
+    """Draw a stream over the arrival times of its images, with a panel for each question.
 
     Args:
-        streams: the first one's points are drawn; latencies and right answers are those of all.
+        streams: points are drawn for the first one; latencies and correct answers for all.
         points: names, from the bottom up.
-        deadline: seconds.
-        capacity: images in a second that the full network serves.
+        deadline: deadline in seconds.
+        capacity: images per second that the full network serves.
     """
     from matplotlib.ticker import FormatStrFormatter
 
@@ -60,7 +60,7 @@ def draw_streams(
         places = [points.index(point) for point in first.points]
         chosen.step(first.came, places, where="post", linewidth=0.6, alpha=0.5, **styles[first.name])
         chosen.plot(first.came, places, ".", markersize=2.5, **styles[first.name])
-        named = range(len(points) - 1, -1, -math.ceil(len(points) / MOST_NAMES))[::-1]  # the dearest in any case
+        named = range(len(points) - 1, -1, -math.ceil(len(points) / MOST_NAMES))[::-1]  # always the dearest
         chosen.set_yticks(named, [points[place] for place in named])
         chosen.set_ylim(-0.5, len(points) - 0.5)
         chosen.set_ylabel(f"point of\nthe {first.name}")
@@ -78,7 +78,7 @@ def draw_streams(
         latency.axhline(1e3 * deadline, color="0.3", linestyle="--", linewidth=0.9)
         latency.annotate("deadline", (0, 1e3 * deadline), (2, 2), textcoords="offset points", fontsize=7)
         latency.set_yscale("log")
-        latency.yaxis.set_major_formatter(FormatStrFormatter("%g"))  # powers would be mathematics, which is off
+        latency.yaxis.set_major_formatter(FormatStrFormatter("%g"))  # powers would need math text, which is off
         latency.set_ylabel("latency (ms)")
         right.set_ylim(-4, 104)
         right.set_ylabel("right and\nin time (%)")
@@ -90,7 +90,7 @@ def draw_streams(
 
 
 def _binned(came: Sequence[float], values: Iterable[float]) -> tuple[list[float], list[float]]:
-    """Edges of intervals of `BIN` seconds, and the sum of the values of the images that came in each."""
+    """Edges of intervals of `BIN` seconds, and the sum of the values of the images that arrived in each."""
     sums = [0.0] * (int(came[-1] / BIN) + 1)
     for moment, value in zip(came, values, strict=True):
         sums[int(moment / BIN)] += value

@@ -1,4 +1,4 @@
-"""How pictures look: one colour for each system in every picture, and the files that they are written to."""
+"""The style of pictures, with one colour per system in all of them, and the files they are written to."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from models import registry
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: distinct for colour-blind readers (Okabe and Ito), without black, and without the yellow that is too faint on paper
+#: distinct for colour-blind readers (Okabe and Ito), without black and without yellow, which is too faint on paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^v<>ph"
-#: what the systems are compared with is black and has markers of its own
+#: the baselines of the systems are black and have their own markers
 BASELINE_COLOUR, BASELINE_MARKERS = "black", "XP*"
-#: where published tables lie, each named <system>-<table>.csv
+#: folder of the published tables, named <system>-<table>.csv
 TABLES = Path(__file__).parents[1] / "results" / "published"
-#: said where there is none
+#: printed without matplotlib
 NEEDED = "pictures need matplotlib: python3 -m pip install matplotlib"
-#: of networks that are no longer registered
+#: for networks that are no longer registered
 UNKNOWN_COLOUR = "0.5"
 STYLE = {
     "font.size": 8,
@@ -36,14 +36,14 @@ STYLE = {
 
 
 def system_name(folder: str) -> str:
-    """A family's folder as published tables and legends name it."""
+    """A family's folder, as named by published tables and legends."""
     return folder.replace("_", "-")
 
 
 def system_colours() -> dict[str, str]:
-    """The colour of each system, by its name: black for baselines, others in the order of the registry.
+    """The colour of each system, by its name: black for baselines, the others in the order of the registry.
 
-    Systems with published tables come first, so that a further one leaves them their colours.
+    Systems with published tables come first, so that they keep their colours when another is added.
     """
     baselines = {system_name(folder) for folder in registry.baselines()}
     systems = [system_name(folder) for folder in registry.systems()]
@@ -64,7 +64,7 @@ def can_draw() -> bool:
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """The style of all pictures, for figures that are made and written inside.
+    """A context with the style of all pictures, in which figures are made and written.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -79,8 +79,8 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of that size in inches."""
-    from matplotlib import figure as drawn  # no pyplot: nothing global, no display
+    """Make a figure of this size in inches."""
+    from matplotlib import figure as drawn  # not pyplot: nothing global, no display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = drawn.Figure(figsize=(width, height), layout="constrained")
@@ -89,7 +89,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG or SVG; the same figure gives the same bytes."""
+    """Write a figure as PNG or SVG; equal figures give equal bytes."""
     form = Path(path).suffix[1:]
     with utils.replacing(path) as temporary:
         figure.savefig(temporary, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
@@ -97,7 +97,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def figure_file(path: str | Path, size: tuple[float, float]) -> Iterator:
-    """A figure of that size in inches, written to a PNG or SVG file at the end."""
+    """A context with a figure of this size in inches, written to a PNG or SVG file at the end."""
     with drawing():
         figure = new_figure(*size)
         yield figure

@@ -1,4 +1,4 @@
-"""Markdown tables: published rows beside what is counted and measured here, and the runs that are kept."""
+"""Markdown tables: published rows with what is counted and measured here, and the kept runs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from reporting.published import PublishedRow, published_rows
 
 
 def published_tables(system: str | None = None) -> str:
-    """Markdown of every published table, with parameters and FLOPs counted here and errors measured here.
+    """Return Markdown of every published table, with parameters and FLOPs counted here and errors measured here.
 
-    A table with FLOPs ratios has those beside the ratios of our own counts.
+    FLOPs ratios are shown beside the ratios of our own counts.
     """
     lines = []
     for (_, title), group in itertools.groupby(published_rows(system), key=lambda row: (row.system, row.table)):
@@ -31,7 +31,7 @@ def published_tables(system: str | None = None) -> str:
         head = ["row", "params published", "counted", "FLOPs published (means)", "counted so", "MACs counted", *ratios]
         head += ["top-1 error published", "measured here", "note"]
         lines += [f"\n### {title}\n", table_row(*head), "|" + "---|" * len(head)]
-        baseline = None  # MACs of the plain network that ratios are taken of
+        baseline = None  # MACs of the plain network to which ratios refer
         for row in rows:
             params = flops = ""
             macs = None
@@ -51,13 +51,13 @@ def published_tables(system: str | None = None) -> str:
 
 
 def _ratio(row: PublishedRow, macs: int | None, baseline: int | None) -> str:
-    """Percent of the baseline's MACs: as counted, or the means that evaluations of ours measured."""
+    """Percent of the baseline's MACs, as counted or as the mean of our evaluations."""
     spent = [macs] if macs is not None else [point["macs"] for point, _ in evaluations_of(row)]
     return ", ".join(f"{100 * value / baseline:.1f} %" for value in spent) if row.ratio and baseline else ""
 
 
 def checkpoints_table() -> str:
-    """Markdown of the published rows that were measured here: the table in README.md."""
+    """Markdown of the published rows measured here: the table in README.md."""
     lines = [
         "| row | weights | params | MACs | 2xMACs | top-1 error published | measured here |",
         "|---|---|---|---|---|---|---|",
@@ -82,7 +82,7 @@ def _escaped(text: str) -> str:
 
 
 def runs_table(runs: Sequence[KeptRun]) -> str:
-    """Markdown of kept runs and their commands: a row for each point that was watched, and some of the frontier."""
+    """Markdown of kept runs and their commands: a row for each watched point, and some of the frontier."""
     head = ("run", "point", "params", "MACs", "epochs", "images", "seed", "test error, best checkpoint", "last epoch")
     lines = [table_row(*head, "seconds an epoch", "device", "commit"), "|" + "---|" * 12]
     for run in runs:
@@ -112,19 +112,19 @@ def runs_table(runs: Sequence[KeptRun]) -> str:
 
 
 def _shown(run: KeptRun) -> list[dict]:
-    """Points of a run for its table: those that were watched, and up to five of the frontier."""
+    """The points of a run for its table: the watched ones, and up to five of the frontier."""
     rows = run.record["rows"]
     best = some_of(rows)
     return [row for row in rows if row in best or run.errors(row["point"])]
 
 
 def some_of(rows: Sequence[dict]) -> Sequence[dict]:
-    """Rows for a table: all where they are few, else five of the frontier."""
+    """Rows for a table: all if they are few, else five of the frontier."""
     return rows if len(rows) <= 6 else _evenly_spaced(frontier(rows), 5)
 
 
 def seeds_table(runs: Sequence[KeptRun]) -> str:
-    """Markdown of test errors over seeds, for commands that were run with several; empty if there are none."""
+    """Markdown of test errors over seeds, for commands run with several; empty if there are none."""
     lines = []
     for name, group in by_command(runs).items():
         for shown in _shown(group[0]) if len(group) > 1 else []:
@@ -147,13 +147,13 @@ def table_row(*cells: object) -> str:
 
 
 def _trained_on(flags: dict) -> str:
-    """Which of the training images, in words."""
+    """Which training images were used, in words."""
     text = f"{flags['subset']:,}" if flags["subset"] else "all"
     return text + (f" but {flags['valid']:,}" if flags["valid"] else "")
 
 
 def _evenly_spaced(rows: Sequence, count: int) -> list:
-    """At most `count` of the rows, both ends among them."""
+    """At most `count` of the rows, including both ends."""
     if len(rows) <= count:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]

@@ -2,27 +2,27 @@
 
 Each network has a file models/weights/<name>.json with the keys
 
-    name          of the network in the zoo, as the file is called
-    model         its published name, and with `dataset` its key in the registry
+    name          name of the network in the zoo, which is that of the file
+    model         its published name, which with `dataset` is its key in the registry
     dataset       cifar10, ...
     flags         flags of the network and its objective that differ from their defaults: {"shared_rank": 8}
     sha256        of the file of its weights, 64 hexadecimal digits
-    command       that trained it
-    commit        of the code that it was trained with
-    machine       on which it was trained
+    command       the command that trained it
+    commit        the commit of the code that trained it
+    machine       the machine on which it was trained
     torch         version of PyTorch
     epochs, seed  of its training
-    parameters    their number
+    parameters    number of parameters
     points        what was measured at each point on the test images, cheapest first: a list of
-                      name     of the point
+                      name     name of the point
                       macs     multiply-accumulates of an image, or their mean over the test images
                       top1     percent correct
                       latency  optional, a list with an entry for each batch size, as in evaluation.json: batch,
                                median, low and high (seconds of a forward pass), device, threads
-    more_seeds    optional, trainings by the same command with other seeds whose weights are not kept: a list of
+    more_seeds    optional, runs of the same command with other seeds, whose weights are not kept: a list of
                       seed, and points with name and top1
 
-Other keys are left to those who write them. `python3 -m reporting zoo` writes the pages and the picture.
+Other keys may be added freely. `python3 -m reporting zoo` writes the pages and the picture.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from reporting.pictures import draw_curves
 from reporting.published import RESULTS, ROOT
 from utils import UserError
 
-#: batch sizes whose latency the table and the picture show
+#: batch sizes whose latencies the table and the picture show
 BATCHES = (1, 64)
 PICTURE = RESULTS / "zoo.png"
-#: in both pages the zoo is written between these
+#: marks between which the zoo is written in both pages
 START, END = "<!-- written by: python3 -m reporting zoo -->", "<!-- end -->"
 TEXTS = ("name", "model", "dataset", "sha256", "command", "commit", "machine", "torch")
 
 
 def networks() -> list[dict]:
-    """The networks of the zoo by system and name, each an evaluation as `reporting.evaluations.load_run` returns it,
-    with the keys of its JSON file besides.
+    """The networks of the zoo by system and name, each as an evaluation like those of
+    `reporting.evaluations.load_run`, plus the keys of its JSON file.
 
     Raises:
         UserError: a file is damaged or lacks a key.
@@ -100,7 +100,7 @@ def _mean(record: dict) -> dict:
 
 
 def table(records: Sequence[dict]) -> str:
-    """Markdown of networks: a row for each point, of networks with many for some of the best."""
+    """Markdown of networks: a row for each point or, for networks with many, for some of the best."""
     heads = ["system", "network", "point", "parameters", "MACs", *(f"ms, batch {batch}" for batch in BATCHES)]
     heads += ["top-1 error", "epochs", "seeds"]
     lines = [tables.table_row(*heads), "|" + "---|" * len(heads)]
@@ -116,7 +116,7 @@ def table(records: Sequence[dict]) -> str:
 
 
 def _trained(records: Sequence[dict]) -> str:
-    """On what, and for how long."""
+    """On what and for how long they were trained."""
     images = ", ".join(dict.fromkeys(evaluations.data_title(record) for record in records))
     epochs = [record["epochs"] for record in records]
     least = f"{min(epochs)} to " if min(epochs) < max(epochs) else ""
@@ -128,7 +128,7 @@ def _picture(path: str) -> str:
 
 
 def short_block() -> str:
-    """Markdown of the zoo on the front page: its names and its picture; nothing where there are no networks."""
+    """Markdown of the zoo for the front page: its names and its picture; empty if there are no networks."""
     records = networks()
     if not records:
         return ""
@@ -140,7 +140,7 @@ def short_block() -> str:
 
 
 def block() -> str:
-    """Markdown of the zoo on the page of results; nothing where there are no networks."""
+    """Markdown of the zoo for the page of results; empty if there are no networks."""
     records = networks()
     if not records:
         return ""
@@ -162,7 +162,7 @@ def marked(text: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """The texts of the pages with the zoo brought up to date, by their files; none where there are no networks."""
+    """The texts of the pages with the zoo brought up to date, by file; none if there are no networks."""
     texts = {}
     if not networks():
         return texts
@@ -176,7 +176,7 @@ def pages() -> dict[Path, str]:
 
 
 def draw(path: Path) -> None:
-    """Draw error against MACs, and against latency where it was measured.
+    """Draw error against MACs and, where it was measured, against latency.
 
     The legend names the epochs of networks that were trained for fewer than others.
     """
@@ -194,7 +194,7 @@ def draw(path: Path) -> None:
 
 
 def write_zoo() -> None:
-    """Write the zoo into results/README.md and README.md, and its picture; nothing where there are no networks."""
+    """Write the zoo into results/README.md and README.md, and its picture; does nothing without networks."""
     texts = pages()
     if not texts:
         print(f"there are no networks in {WEIGHTS}; nothing was written")
