@@ -1,1 +1,1 @@
-"""Tools that made data of this repository; nothing else needs them."""
+"""Tools that made data in this repository; nothing else needs them."""

@@ -1,9 +1,9 @@
-"""Add a finished training of small images to the zoo: its weights in models/weights/, and what they reach.
+"""Add a finished training run on small images to the zoo: its weights in models/weights/, and their results.
 
     python3 -m tools.add_to_zoo checkpoint/zoo/ResNet20
 
-The weights are those of the last epoch, so that none were chosen on the test images. They are evaluated as they are
-kept, in 16 bits, and folded where the network can be; a row that is there already is replaced.
+The weights are those of the last epoch, so that none are chosen on the test images. They are evaluated as they are
+stored, in 16 bits, and folded if the network can be; an existing row is replaced.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from reporting.curves import machines
 from reporting.evaluations import load_run
 from utils import UserError
 
-#: bytes of a file of weights at most: a clone has all of them
+#: maximum bytes of a file of weights, as every clone contains them all
 LARGEST = 1_500_000
-#: flags that say where a training ran and how often it was saved, not what it did
+#: flags that say where a run was trained and how often it was saved, not what it did
 PLACES = ("dataset_path", "save", "resume", "visible_device", "cache", "checkpoint_steps")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the training; its name becomes that of the network")
+    parser.add_argument("run", type=Path, help="folder of the run; its name becomes that of the network")
     parser.add_argument("--dataset_path", help="as for eval_cifar10.py")
     parser.add_argument("--point", metavar="NAME,..", help="points to keep (default: those of an evaluation)")
     args = parser.parse_args(argv)
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         "torch": run["torch"],
         "epochs": flags["epochs"],
         "seed": flags["seed"],
-        "parameters": profile.count_params(last.build()),  # folding may part those that points share
+        "parameters": profile.count_params(last.build()),  # folding may separate those that points share
         "classes": training["classes"],
         "transforms": {"size": 32, "mean": mean, "std": std},
         "points": [_point(row) for row in evaluation["rows"]],
@@ -82,7 +82,7 @@ def _read_json(file: Path) -> dict:
 
 
 def network_flags(flags: dict) -> dict:
-    """The flags of a training that say what the network is and how its images were loaded."""
+    """The flags of a training run that say what the network is and how its images were loaded."""
     names = {flag.name for flag in registry.entry(flags["model"], flags["dataset"]).model_flags()}
     names |= {"model", *run_images.COMMON, *run_images.RECORDED}
     return {name: value for name, value in flags.items() if name in names}
@@ -96,7 +96,7 @@ def _unusual(flags: dict) -> dict:
 
 
 def _evaluate(content: dict, **flags: str | None) -> dict:
-    """Evaluate weights as they are kept, and add what the evaluation prepares for them to `content`."""
+    """Evaluate weights as they are stored, and add what the evaluation prepares for them to `content`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "weights.pth")
         utils.write_tensors(file, content)
@@ -105,19 +105,19 @@ def _evaluate(content: dict, **flags: str | None) -> dict:
         kept = file.with_name(f"{file.name}.prepared")
         if kept.is_file():
             prepared = checkpoint_files.read(kept)
-            prepared["images"].pop("dataset_path")  # the images are as published, wherever they lie
+            prepared["images"].pop("dataset_path")  # the images are the published ones, wherever they are
             content["prepared"] = prepared
         return load_run(folder)
 
 
 def _point(row: dict) -> dict:
-    """A row of an evaluation as the zoo has it."""
+    """A row of an evaluation in the zoo's form."""
     kept = {key: row[key] for key in ("macs", "top1", "latency")}
     return {"name": row["point"], **kept}
 
 
 def command_of(command: str) -> str:
-    """The command of a training without what concerns the machine that it ran on alone."""
+    """The command of a training run, without what only concerns the machine it ran on."""
     return re.sub(rf" --(?:{'|'.join(PLACES)})(?:=\S+| (?!--|@)\S+)?", "", command)
 
 

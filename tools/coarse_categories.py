@@ -1,6 +1,6 @@
 """Derive the coarse categories of ImageNet that `models/dmnn/coarse.py` reads, from the WordNet hierarchy.
 
-DMNN's authors (arXiv 1902.10949) used 58 groups of the 1000 ILSVRC classes and never published them. This rule yields
+DMNN's authors (arXiv 1902.10949) used 58 groups of the 1000 ILSVRC classes but never published them. This rule yields
 58 groups that anyone can reproduce:
 
     python3 tools/coarse_categories.py wordnet.is_a.txt classes.txt --names words.txt > models/dmnn/coarse_ilsvrc.json
@@ -25,7 +25,7 @@ NODES = {
 
 
 class Hierarchy:
-    """The part of WordNet's noun hierarchy that lies above a set of classes.
+    """The part of WordNet's noun hierarchy above a set of classes.
 
     Args:
         is_a: (parent, child) pairs of WordNet ids.
@@ -37,7 +37,7 @@ class Hierarchy:
         self.parents: dict[str, set[str]] = defaultdict(set)
         for parent, child in is_a:
             self.parents[child].add(parent)
-        self.below: dict[str, set[str]] = defaultdict(set)  # node -> classes that are it or lie under it
+        self.below: dict[str, set[str]] = defaultdict(set)  # node -> classes at or below it
         for wnid in self.classes:
             for node in self._ancestors(wnid):
                 self.below[node].add(wnid)
@@ -53,7 +53,7 @@ class Hierarchy:
         return seen
 
     def path(self, wnid: str) -> list[str]:
-        """From the root to a class, at every fork through the parent with most classes (then the smaller id)."""
+        """From the root to a class, at every fork through the parent with the most classes (then the smaller id)."""
         chain = [wnid]
         while self.parents[chain[-1]]:
             chain.append(min(self.parents[chain[-1]], key=lambda node: (-len(self.below[node]), node)))
@@ -62,10 +62,10 @@ class Hierarchy:
         return chain[::-1]
 
     def split(self, count: int) -> list[tuple[str, set[str]]]:
-        """Divide the classes into `count` groups (node, members), the largest first.
+        """Divide the classes into `count` groups (node, members), largest first.
 
-        The largest group is divided at its node's children; their largest part becomes a group of its own, unless it
-        is the whole group, which then moves down to that child.
+        The largest group is divided at its node's children, and the largest part becomes a group of its own; if that is
+        the whole group, the group moves down to that child instead.
         """
         paths = {wnid: self.path(wnid) for wnid in self.classes}
         groups = {ROOT: set(self.classes)}
@@ -84,7 +84,7 @@ class Hierarchy:
 
     @staticmethod
     def _next(path: list[str], node: str) -> str:
-        """The path's element after `node`; the node itself where the path ends there."""
+        """The path's element after `node`; the node itself if the path ends there."""
         return path[min(path.index(node) + 1, len(path) - 1)]
 
 
@@ -105,9 +105,9 @@ def derive(
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Derive the 58 coarse groups of the 1000 ILSVRC classes.")
-    parser.add_argument("is_a", help="WordNet 3.0 noun relation: a line 'parent child' of ids (wordnet.is_a.txt)")
+    parser.add_argument("is_a", help="WordNet 3.0 noun relation: lines 'parent child' of ids (wordnet.is_a.txt)")
     parser.add_argument("classes", help="file with the 1000 WordNet ids, or the folder of images with one folder each")
-    parser.add_argument("--names", help="file with a line 'id<tab>name, other name' per node (words.txt)")
+    parser.add_argument("--names", help="file with a line 'id<tab>name, other name' for each node (words.txt)")
     parser.add_argument("--groups", type=int, default=58, help="number of groups (default: 58)")
     args = parser.parse_args(argv)
     pairs = [tuple(line.split()) for line in Path(args.is_a).read_text().splitlines() if line.strip()]

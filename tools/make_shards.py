@@ -1,20 +1,20 @@
-"""Write a folder of images as tar shards, with the images made smaller, so that they are decoded more quickly.
+"""Write a folder of images as tar shards, with smaller images that are faster to decode.
 
     python3 tools/make_shards.py /data/ILSVRC2012 /data/shards --side=400
     python3 train_ilsvrc.py --dataset_path="/data/shards/{train-{0000..0256},val-{0000..0009}}.tar" ...
 
-`train/` and `val/` are read as `--dataset_path` reads them (docs/images.md). The shorter side of an image becomes
-`--side` pixels, as an evaluation resizes it, and the image is encoded as JPEG of `--quality`; a JPEG whose shorter side
-is not longer than that stays as it is, byte for byte. Training images are shuffled once, so that each shard is a fair
-sample. Beside each shard lies the list of its images, `SHARD.index`.
+`train/` and `val/` are read as by `--dataset_path` (docs/images.md). The shorter side of an image becomes `--side`
+pixels, resized as in an evaluation, and the image is encoded as JPEG of `--quality`; a JPEG whose shorter side is no
+longer than that is kept byte for byte. Training images are shuffled once, so that each shard is a fair sample. The list
+of a shard's images, `SHARD.index`, is written beside it.
 
-Every shard is read back, and every image in it decoded, before it gets its name. A command that was stopped goes on
-where it was when it is repeated, and a finished one changes nothing then. The last line is the pattern to train on.
+Every shard is read back, and every image in it decoded, before it gets its name. Repeating a command that was stopped
+continues where it was; repeating a finished one changes nothing. The last line is the pattern to train on.
 
-What it means for accuracy: an evaluation with `--resize` of the same side sees images that were encoded once more, and
-nothing else changes; with a larger `--resize` it sees enlarged images. A training cuts random crops, of down to 8 % of
-an image's area, which then have fewer pixels of their own: the smaller the side, the more of them are enlarged. Nothing
-of this has been measured here. Name side and quality beside a result that was trained or evaluated on such shards.
+Effect on accuracy: an evaluation with `--resize` of the same side sees images that were encoded once more, and nothing
+else changes; with a larger `--resize` it sees enlarged images. Training takes random crops of as little as 8 % of an
+image's area, which then have fewer original pixels: the smaller the side, the more crops are enlarged. None of this has
+been measured here. State side and quality with any result trained or evaluated on such shards.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ from images.shard_files import ENDING, Index, Place, write_index
 from utils import UserError, make_folder, replacing, write_json
 
 SETTINGS = "shards.json"
-START = "spawn"  # of worker processes: threads of this one, such as torch's, cannot be forked
-DIGITS = 4  # of a shard's number
+START = "spawn"  # method for worker processes: threads of this one, such as torch's, cannot be forked
+DIGITS = 4  # in a shard's number
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Making:
     """How shards are made.
 
     Args:
-        side: of the shorter side of an image, in pixels.
-        quality: of JPEG, from 1 to 100.
-        images: in a shard.
-        seed: of the order of the training images.
+        side: shorter side of an image in pixels.
+        quality: JPEG quality, from 1 to 100.
+        images: number of images in a shard.
+        seed: seed of the order of the training images.
     """
 
     side: int
@@ -76,14 +76,14 @@ class Making:
 
 
 def smaller(blob: bytes, making: Making) -> bytes:
-    """An image as it is stored. Raises ValueError where it cannot be decoded."""
+    """Return an image as it will be stored. Raises ValueError if it cannot be decoded."""
     pixels = decode(blob)
     if min(pixels.shape[-2:]) > making.side:
         pixels = Resize(making.side, antialias=True)(pixels)
     elif jpeg_frame(blob) is not None:
         return blob
     file = io.BytesIO()
-    # without subsampling: colour is not blurred a second time
+    # no subsampling, so that colour is not blurred a second time
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=making.quality, subsampling=0)
     return file.getvalue()
 
@@ -93,8 +93,8 @@ class Part:
     """The images of a shard.
 
     Args:
-        files: their paths.
-        labels, keys: int64, the latter to name them in the shard.
+        files: paths of the images.
+        labels, keys: int64; keys name the images in the shard.
     """
 
     files: list[str]
@@ -103,10 +103,10 @@ class Part:
 
 
 def write_shard(path: Path, part: Part, making: Making) -> int:
-    """Write a shard and its list, and read it back. Returns the number of images; a shard that is there stays as it is.
+    """Write a shard and its list, and read it back. Returns the number of images. An existing shard is left unchanged.
 
     Raises:
-        UserError: an image cannot be read, the disk is full, or what was read back is not what was written.
+        UserError: an image cannot be read, the disk is full, or what is read back is not what was written.
     """
     if path.exists() and Path(f"{path}{ENDING}").exists():
         return len(part.files)
@@ -129,13 +129,13 @@ def write_shard(path: Path, part: Part, making: Making) -> int:
         with open(temporary, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    # after the shard, because a list must not be older
+    # after the shard, because its list must not be older
     write_index(f"{path}{ENDING}", Index(images, size, 0, digest.hexdigest()))
     return len(part.files)
 
 
 def _read_back(written: Path, path: Path, labels: np.ndarray, digests: list[bytes]) -> list[Place]:
-    """The images of a shard. Raises UserError unless they are those that were written, and can be decoded."""
+    """Read the images of a shard. Raises UserError unless they are those that were written and can be decoded."""
     images = shards.list_images(str(written), shards.MOST_CLASSES)
     if [label for _, _, label in images] != labels.tolist():
         raise UserError(f"{path} does not hold the labels that were written to it: is the disk in order?")
@@ -150,7 +150,7 @@ def _read_back(written: Path, path: Path, labels: np.ndarray, digests: list[byte
 
 
 def parts(source: Source, making: Making, shuffle: bool) -> list[Part]:
-    """What is in each shard."""
+    """Divide the images into shards."""
     count = len(source.labels)
     order = np.random.default_rng(making.seed).permutation(count) if shuffle else np.arange(count)
     pieces = np.array_split(order, max(1, round(count / making.images)))
@@ -158,10 +158,10 @@ def parts(source: Source, making: Making, shuffle: bool) -> list[Part]:
 
 
 def make(path: str, target: Path, making: Making, workers: int) -> dict[str, int]:
-    """Write all shards, with 1 worker in this process. Returns how many there are of each set.
+    """Write all shards; a single worker is this process. Returns the number of shards of each set.
 
     Raises:
-        UserError: the folder holds other shards, or one cannot be written; those that are done stay.
+        UserError: the folder holds other shards, or one cannot be written; finished ones stay.
     """
     sources = folder_sources(path)
     train = sources.train(None, False)
@@ -169,7 +169,7 @@ def make(path: str, target: Path, making: Making, workers: int) -> dict[str, int
     found = {"train": parts(train, making, shuffle=True), "val": parts(val, making, shuffle=False)}
     _check_folder(make_folder(target, "the second argument"), found, making, train.classes)
     for left in target.glob(".*.tmp"):
-        left.unlink(missing_ok=True)  # of a command that was killed
+        left.unlink(missing_ok=True)  # left by a command that was killed
     jobs = [
         (target / f"{name}-{number:0{DIGITS}d}.tar", part, making)
         for name, parts_of_one in found.items()
@@ -182,7 +182,7 @@ def make(path: str, target: Path, making: Making, workers: int) -> dict[str, int
 
 
 def _written(jobs: list[tuple[Path, Part, Making]], workers: int) -> Iterator[int]:
-    """Write shards, in several processes if there are several workers. Yields the number of images of each."""
+    """Write shards, in several processes if there are several workers. Yields the number of images in each."""
     if workers == 1:
         yield from itertools.starmap(write_shard, jobs)
         return
@@ -195,12 +195,12 @@ def _written(jobs: list[tuple[Path, Part, Making]], workers: int) -> Iterator[in
     finally:
         processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:  # after an error or Ctrl-C; what they write has no name yet
+        for process in processes:  # after an error or Ctrl-C; what they are writing has no name yet
             process.terminate()
 
 
 def _check_folder(target: Path, found: dict[str, list[Part]], making: Making, classes: list[str]) -> None:
-    """Write down what the folder holds. Raises UserError where it holds shards of other images or settings."""
+    """Record what the folder holds. Raises UserError if it holds shards of other images or settings."""
     digest = hashlib.sha256()
     for part in (part for parts_of_one in found.values() for part in parts_of_one):
         digest.update(part.labels.tobytes())
@@ -216,7 +216,7 @@ def _check_folder(target: Path, found: dict[str, list[Part]], making: Making, cl
 
 
 def _prepare() -> None:
-    """Of a worker: Ctrl-C is the main process's to handle, and the others have processors of their own."""
+    """Prepare a worker: the main process handles Ctrl-C, and the other workers have their own processors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
@@ -227,9 +227,9 @@ def main(argv: list[str] | None = None) -> None:
     add("source", metavar="SOURCE", help="folder with train/ and val/")
     add("target", metavar="TARGET", type=Path, help="folder for the shards")
     add("--side", type=flags.positive, default=400, metavar="PIXELS", help="shorter side (default: %(default)s)")
-    add("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100", help="of JPEG (%(default)s)")
+    add("--quality", type=int, choices=range(1, 101), default=95, metavar="1-100", help="JPEG quality (%(default)s)")
     add("--images", type=flags.positive, default=5000, metavar="N", help="images in a shard, about (%(default)s)")
-    add("--seed", type=flags.natural, default=0, help="of the order of the training images (default: 0)")
+    add("--seed", type=flags.natural, default=0, help="seed of the order of the training images (default: 0)")
     add("--workers", type=flags.positive, default=default_workers(), metavar="N", help="processes (%(default)s)")
     args = parser.parse_args(argv)
     if not all(Path(args.source, name).is_dir() for name in ("train", "val")):

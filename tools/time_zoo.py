@@ -2,8 +2,8 @@
 
     python3 -m tools.time_zoo
 
-A machine's speed drifts, so networks that were timed on different days do not compare. Here all of them are timed in
-turns, several rounds long; of each latency the round with the median is kept. Leave the machine idle meanwhile.
+A machine's speed drifts, so times from different days cannot be compared. Here all networks are timed in turns, for
+several rounds; for each latency, the round with the median is kept. Leave the machine otherwise idle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models import AdaptiveModel, Checkpoint, profile, zoo
 from models.profile import Latency
 from reporting.zoo import BATCHES
 
-#: times that all networks are timed
+#: number of times that each network is timed
 ROUNDS = 15
 
 
@@ -55,13 +55,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prepared(name: str, dataset_path: str | None) -> tuple[AdaptiveModel, torch.Tensor]:
-    """A network of the zoo as an evaluation with --fold runs it, and a batch of test images."""
+    """A network of the zoo in the form that an evaluation with --fold runs, and a batch of test images."""
     checkpoint = Checkpoint.open(name)
     described, network = checkpoint.describe(), checkpoint.build()
     how = {key: described[key] for key in ("mean", "std") if key in described}
     data = dataloader.cifar(described["dataset"], dataset_path, max(BATCHES), torch.device("cpu"), **how)
     images, _ = next(iter(data.test))
-    with contextlib.suppress(ValueError):  # not every network has something to merge
+    with contextlib.suppress(ValueError):  # some networks have nothing to merge
         network = network.fold([images[:batch] for batch in BATCHES])
     network.to(memory_format=torch.channels_last)
     checkpoint.load_prepared(network, {})
@@ -71,7 +71,7 @@ def prepared(name: str, dataset_path: str | None) -> tuple[AdaptiveModel, torch.
 
 
 def timed(network: AdaptiveModel, images: torch.Tensor, point: dict, batch: int) -> Latency:
-    """Time a pass of `batch` of these images at a point of the zoo's JSON."""
+    """Time a pass over `batch` of these images at a point of the zoo's JSON."""
     return profile.latency(network, images, point["name"], batch, seconds=0.2)
 
 
