@@ -1,1 +1,1 @@
-"""Speed against the plain way of doing the same; each ratio is from one run. docs/speed.md tells how to read them."""
+"""Speed compared with the plain way of doing the same; each ratio is from one run. docs/speed.md explains them."""

@@ -1,4 +1,4 @@
-"""All benchmarks, or those named: one table, and their lines in results/measured/benchmarks.csv.
+"""Run all benchmarks, or those named: prints one table, and writes their lines to results/measured/benchmarks.csv.
 
     python3 -m benchmarks                  # all: half an hour on two cores
     python3 -m benchmarks input embedded   # some; the file keeps the lines of the others
@@ -34,10 +34,10 @@ COLUMNS = (
 
 
 def record(path: Path, name: str, results: Iterable[timing.Result], commit: str) -> None:
-    """Write the results of a benchmark in place of those that the file has of it and this machine.
+    """Write the results of a benchmark, replacing those that the file has for it on this machine.
 
     Args:
-        commit: of the code that was measured, asked for before this file made the folder differ from it.
+        commit: commit of the measured code, determined before this file made the folder differ from it.
     """
     run = {
         "command": f"python3 -m benchmarks {name}",

@@ -1,10 +1,10 @@
-"""Images that really leave at an exit, over a stream of batches, against their ideal and against waiting for nobody.
+"""Images that really leave at exits, over a stream of batches, compared with the ideal and with no waiting.
 
     OMP_NUM_THREADS=1 python3 benchmarks/early_exit.py                 # MSDNet of CIFAR-100, 7 exits: minutes
     python3 benchmarks/early_exit.py --model=IMTA_MSDNet --batches 1 32
 
-The ideal is the sum over the images of what the exits that they visit cost an image of a full batch, measured in the
-same rounds. `infer_stream` lets images that stay wait for a full batch; `infer` runs each batch alone. Weights and
+The ideal is the sum over the images of what the exits that they visit cost per image of a full batch, measured in the
+same rounds. With `infer_stream`, images that stay wait for a full batch; `infer` runs each batch by itself. Weights and
 images are random; thresholds are found on other random images, so that exits get the shares of the published sweep's p.
 
 Aims: at most 1.10 of the ideal, 1.12 at batch 1.
@@ -25,7 +25,7 @@ from models.multi_exit import Exit
 
 NETWORK = {"nBlocks": 7, "base": 4, "step": 2, "stepmode": "even", "nChannels": 16}
 QUICK = {"nBlocks": 2, "base": 1, "step": 1, "stepmode": "even", "nChannels": 8}
-#: the most that the time over the ideal should be, at batch 1 and at others
+#: maximum ratio of time to ideal, at batch 1 and at larger batches
 AIM_ALONE, AIM = 1.12, 1.10
 
 
@@ -36,9 +36,9 @@ def images_in_batches(count, batch, side, device, seed):
 
 
 def compare(model, plain, points, batch, count, rounds, device, quick):
-    """Results of a network and its unfolded form `plain` on `count` images in batches."""
+    """Results for a network and its unfolded form `plain` on `count` images in batches."""
     batches = images_in_batches(count, batch, model.image_shape[1], device, seed=1)
-    few = batches[: max(1, 64 // batch)]  # what each exit costs is timed on these
+    few = batches[: max(1, 64 // batch)]  # the cost of each exit is timed on these
 
     def walk(run, batches=batches):
         return [run(images) for images in batches]
@@ -68,7 +68,7 @@ def compare(model, plain, points, batch, count, rounds, device, quick):
 
 
 def leaving(model, point, batches) -> dict[Exit, int]:
-    """How many images leave at each exit, as points that run the same heads."""
+    """Number of images that leave at each exit, by points that run the same heads."""
     macs = torch.cat([macs for _, macs in model.infer_stream(batches, point)])
     heads, counts = (), {}
     for stage in model.stages(point, model.image_shape):
@@ -104,7 +104,7 @@ def add_flags(add):
     add("--model", choices=("msdnet", "IMTA_MSDNet"))
     add("--batches", type=int, nargs="+", help="batch sizes (default: %(default)s)")
     add("--budgets", type=int, nargs="+", help="p of the sweep, 1 to 40 (default: %(default)s)")
-    add("--images", type=int, help="minimum number, timed in each round (default: %(default)s)")
+    add("--images", type=int, help="minimum number to time in each round (default: %(default)s)")
     add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 

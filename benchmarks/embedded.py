@@ -1,8 +1,8 @@
-"""What embedding costs: each point beside a plain network of just its layers, a training step beside plain steps.
+"""What embedding costs: each point compared with a plain network of just its layers, training steps with plain steps.
 
     OMP_NUM_THREADS=1 python3 benchmarks/embedded.py
 
-The plain networks are torchvision's, or this project's baselines, with as many blocks.
+The plain networks are torchvision's or this project's baselines, with as many blocks.
 
 Aim: at most 1.05 everywhere.
 """
@@ -25,7 +25,7 @@ AIM = 1.05
 
 
 def counts(model, point) -> list[int]:
-    """Blocks that each stage runs."""
+    """Number of blocks that each stage runs."""
     stages = zip(model.stages(), model.paths, point.skip)
     return [len(path.kept) if skip else len(blocks) for blocks, path, skip in stages]
 
@@ -73,7 +73,7 @@ def noise(batch: int, side: int, device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def latencies(name, batch, rounds, device, quick):
-    """Every point, or the ends where there are many, over plain networks."""
+    """Every point, or the first and last of many, relative to plain networks."""
     dataset, side, plain_of = NETWORKS[name]
     model = prepared(create_model(name, dataset), device).eval()
     images = noise(batch, side, device)
@@ -85,7 +85,7 @@ def latencies(name, batch, rounds, device, quick):
 
 @torch.no_grad()
 def switching(name, batch, rounds, device, quick):
-    """Ten passes that change the point each time, over the same passes point by point."""
+    """Ten passes that change the point each time, relative to the same passes point by point."""
     dataset, side, _ = NETWORKS[name]
     model = prepared(create_model(name, dataset), device).eval()
     images = noise(batch, side, device)
@@ -101,7 +101,7 @@ def switching(name, batch, rounds, device, quick):
 
 
 def step(name, batch, rounds, device, quick):
-    """One step over both networks, over a labels-only step of each plain network with its own optimizer."""
+    """One step over both networks, relative to a labels-only step of each plain network with its own optimizer."""
     dataset, side, plain_of = NETWORKS[name]
     model = prepared(create_model(name, dataset), device).train()
     objective = create_objective(name, dataset)
@@ -135,9 +135,9 @@ def measure(
 
 
 def add_flags(add):
-    add("--model", choices=NETWORKS, help="measure this one only")
-    add("--batch", type=int, help="images of a forward pass (default: %(default)s)")
-    add("--step_batch", type=int, help="images of a training step (default: %(default)s)")
+    add("--model", choices=NETWORKS, help="measure only this one")
+    add("--batch", type=int, help="images per forward pass (default: %(default)s)")
+    add("--step_batch", type=int, help="images per training step (default: %(default)s)")
     add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 

@@ -1,23 +1,23 @@
-"""A training step of a network of every system: the plain way, this code, and this code with --fast.
+"""A training step for a network of every system: the plain way, this code, and this code with --fast.
 
     python3 benchmarks/fast.py                     # all systems; compiling takes minutes each
     python3 benchmarks/fast.py --only dmnn         # one
 
-Plain is eager, contiguous, float32, with torch's default SGD, and the network in its original's form (train_step.py has
-that of shared bases). This code's sides are the engine's own steps of a recipe's command, without and with --fast. All
-sides start from the same weights and draw the same sub-networks, because each step starts from the same seed; their
-first losses are compared. Between the two are steps that have one change after the other, so that it can be seen what
-each of them brings: this code's form of the network, one fused optimizer step, channels-last (all of it is what this
-code does without flags), generated code, bf16; on a GPU also a CUDA graph.
+Plain is eager, contiguous, float32, with torch's default SGD, and with the network in its original form (train_step.py
+has that of shared bases). This code's sides are the engine's own steps for a recipe's command, without and with --fast.
+All sides start from the same weights and draw the same sub-networks, because each step starts from the same seed; their
+first losses are compared. In between are steps that add one change at a time, to show what each contributes: this
+code's form of the network, one fused optimizer step, channels-last (together, what this code does without flags),
+generated code, bf16; on a GPU also a CUDA graph.
 
-Compilation is not in the times but in the notes, as is the number of operations that a step gives to the device: tensor
-operations that are neither views nor allocations (a convolution's backward is one), and the kernels that were generated
-in the place of others.
+Compilation time is not in the times but in the notes, as is the number of operations that a step launches on the
+device: tensor operations that are neither views nor allocations (a convolution's backward is one), and the kernels
+generated in place of others.
 
-On a GPU the notes have the launches that CUDA counts, and a floor as well: the bytes that the convolutions and matrix
-products of an eager step read and write in the precision of --fast, each operand once, over the bandwidth of a large
-copy. All else could be fused into them, so no step in this form can be quicker; batch normalisation in training makes
-the real floor higher.
+On a GPU, the notes also have the launches that CUDA counts, and a floor: the bytes that the convolutions and matrix
+products of an eager step read and write in the precision of --fast, each operand once, divided by the bandwidth of a
+large copy. Everything else could be fused into them, so no step in this form can be quicker; batch normalisation in
+training raises the real floor.
 
 Aims: with --fast 1.8 times as many steps on a CPU; on a GPU 3 times as many, or at most twice the floor's time.
 """
@@ -64,8 +64,8 @@ class System:
     Args:
         recipe: the command's argument file.
         quick: further arguments that make the network small.
-        original: the plain way's network from this code's, where they differ; both have the same parameters.
-        original_loss: likewise its objective.
+        original: makes the plain way's network from this code's, if they differ; both have the same parameters.
+        original_loss: likewise for its objective.
     """
 
     recipe: str
@@ -75,10 +75,10 @@ class System:
 
 
 def with_lone_bottlenecks(model: nn.Module) -> nn.Module:
-    """MSDNet with a convolution for every bottleneck, as published; for training only."""
+    """MSDNet with a separate convolution for every bottleneck, as published; for training only."""
     for layer in model.modules():
         if isinstance(layer, Layer):
-            layer.training = False  # only the layer, not its modules: it then joins no convolutions
+            layer.training = False  # only the layer, not its modules, so that it joins no convolutions
     return model
 
 
@@ -91,17 +91,17 @@ SYSTEMS = {
     "embedded": System("cifar10-resnet32-adn"),
     "slimmable": System("cifar10-mutualnet-wrn16-2", "--depth=10 --widen_factor=1"),
 }
-#: how far first losses may differ from the plain one's: eager; compiled, which may draw other noise and round to bf16
+#: tolerance of first losses against the plain one's: eager; compiled, which may draw other noise and round to bf16
 TOLERANCE, LOOSE = 1e-3, 0.1
 PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
 KERNEL_CALL = re.compile(r"^\s+(?:cpp_fused\w*|triton_\w+\.run)\(", re.MULTILINE)
-#: not the recipe's rate: losses on noise should neither grow nor vanish in the rounds that are timed
+#: not the recipe's rate: losses on noise should neither grow nor vanish in the timed rounds
 RATE = 0.001
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations that run inside, and the bytes that products read and write (operands and results)."""
+    """Count the operations that run inside, and the bytes that products read and write (operands and results)."""
 
     def __init__(self):
         super().__init__()
@@ -124,14 +124,14 @@ class Operations(TorchDispatchMode):
 
 
 def operations(step: Callable) -> Operations:
-    """What one step does; kernels that were generated are not seen."""
+    """Count what one step does; generated kernels are not seen."""
     with Operations() as counted:
         step()
     return counted
 
 
 def launches(step: Callable) -> int:
-    """How often one step starts something on the GPU, as CUDA's own tracing counts it; 0 where that is not there."""
+    """Number of launches of one step on the GPU, by CUDA's own tracing; 0 if that is not available."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as traced:
         step()
         torch.cuda.synchronize()
@@ -140,7 +140,7 @@ def launches(step: Callable) -> int:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that a large copy reads and writes."""
+    """Bytes per second that a large copy reads and writes."""
     source = torch.empty(1 << 28, device=device)
     target = torch.empty_like(source)
     (seconds,) = race([lambda: target.copy_(source)], device)
@@ -148,7 +148,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def command(system: System, batch_size: int, quick: bool, device: torch.device) -> Namespace:
-    """The flags of the recipe with --fast; a batch size of 0 leaves the recipe's."""
+    """The flags of the recipe with --fast; a batch size of 0 keeps the recipe's."""
     words = [f"@{RECIPES / system.recipe}", "--fast"]
     words += system.quick.split() if quick else []
     words += [f"--batch_size={batch_size}"] if batch_size else []
@@ -158,7 +158,7 @@ def command(system: System, batch_size: int, quick: bool, device: torch.device) 
 
 
 def noise(batch_size: int, device: torch.device) -> dataloader.Data:
-    """One batch of random pixels, as training has them."""
+    """One batch of random pixels in the form used in training."""
     pixels = torch.randint(256, (batch_size, 32, 32, 4), dtype=torch.uint8, device=device)
     labels, index = torch.randint(10, (batch_size,), device=device), np.arange(batch_size)
     mean, std = dataloader.IMAGENET_MEAN, dataloader.IMAGENET_STD
@@ -174,7 +174,7 @@ def build(args: Namespace) -> tuple[nn.Module, Objective]:
 
 
 def seeded(step: Callable) -> Callable:
-    """The step, drawing the same each time."""
+    """Make the step draw the same each time."""
 
     def job():
         torch.manual_seed(0)
@@ -184,10 +184,10 @@ def seeded(step: Callable) -> Callable:
 
 
 def plain_step(system: System, args: Namespace, images: Tensor, labels: Tensor, ours=False, fused=None) -> Callable:
-    """A step as a plain loop makes it: with this code's network if `ours`, with one operation to update all weights if
+    """A step as in a plain loop: with this code's network if `ours`, and with one operation to update all weights if
     `fused`."""
     model, objective = build(args)
-    objective.restrict_draws()  # as compiled networks draw
+    objective.restrict_draws()  # draw as for compiled networks
     groups = objective.begin_epoch(model.to(images.device).train(), 0).groups
     if system.original and not ours:
         model, objective = system.original(model), system.original_loss or objective
@@ -197,7 +197,7 @@ def plain_step(system: System, args: Namespace, images: Tensor, labels: Tensor, 
 
 
 def engine_step(args: Namespace, data: dataloader.Data, images: Tensor, labels: Tensor, **changes) -> Callable:
-    """A step as the engine makes it for the command, but for `changes` in the recipe."""
+    """A step as the engine makes it for the command, except for `changes` in the recipe."""
     model, objective = build(args)
     recipe = replace(engine.Recipe.of(args), lr=RATE, warmup_epochs=0.0, **(dict(compile=True, fast=False) | changes))
     trainer = engine.Trainer(model, objective, data, None, recipe, images.device)  # no run: nothing is written
@@ -205,7 +205,7 @@ def engine_step(args: Namespace, data: dataloader.Data, images: Tensor, labels: 
     trainer.begin_epoch()
 
     def step():
-        trainer.step = 0  # always the epoch's first
+        trainer.step = 0  # always the first of the epoch
         return trainer.train_step(images, labels)
 
     return seeded(step)
@@ -213,13 +213,13 @@ def engine_step(args: Namespace, data: dataloader.Data, images: Tensor, labels: 
 
 @dataclass(frozen=True)
 class Variant:
-    """A step that has one change more than the one before it.
+    """A step with one more change than the previous one.
 
     Args:
         change: what is new.
         step: makes the step.
-        compiled, captured: whether there is code to be generated, a graph to be recorded.
-        goal: whether the aim is meant for it.
+        compiled, captured: whether code has to be generated, and whether a graph has to be recorded.
+        goal: whether the aim applies to it.
     """
 
     change: str
@@ -232,7 +232,7 @@ class Variant:
 def variants_of(
     system: System, args: Namespace, data: dataloader.Data, images: Tensor, labels: Tensor
 ) -> list[Variant]:
-    """From the plain step to --fast, and on a GPU beyond it."""
+    """From the plain step to --fast and, on a GPU, beyond it."""
     plain = partial(plain_step, system, args, images, labels)
     ours = partial(engine_step, args, data, images, labels)
     variants = [
@@ -257,7 +257,7 @@ def variants_of(
 
 
 def compare(system: System, args: Namespace, rounds: int, device: torch.device, quick: bool) -> Iterator[Result]:
-    """A result for each variant of one system's steps but the plain one, which is what they are compared with."""
+    """A result for each variant of a system's steps except the plain one, with which they are compared."""
     data = noise(args.batch_size, device)
     images, labels = next(data.train.epoch(0))
     variants = variants_of(system, args, data, images, labels)
@@ -300,17 +300,17 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
 def measure(device: torch.device, quick: bool = False, only: str = "", batch_size: int = 0, rounds: int = 5):
     if not batch_size and device.type == "cpu":
         batch_size = 64
-    torch.compiler.config.force_disable_caches = not quick  # compilation is timed, too
+    torch.compiler.config.force_disable_caches = not quick  # compilation is timed too
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
     for name in [only] if only else ["msdnet"] if quick else SYSTEMS:  # the quickest to compile
         system = SYSTEMS[name]
         args = command(system, 4 if quick else batch_size, quick, device)
         yield from compare(system, args, rounds, device, quick)
-        torch._dynamo.reset()  # the next system gets its memory
+        torch._dynamo.reset()  # frees memory for the next system
 
 
 def add_flags(add):
-    add("--only", choices=SYSTEMS, help="measure this system only")
+    add("--only", choices=SYSTEMS, help="measure only this system")
     add("--batch_size", type=int, help="0: the recipe's on a GPU, 64 on a CPU (default: %(default)s)")
     add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 

@@ -1,13 +1,13 @@
-"""Real skipping against everything executed and against masking; a training step against that of a plain ResNet.
+"""Real skipping compared with executing everything and with masking; a training step with that of a plain ResNet.
 
     OMP_NUM_THREADS=1 python3 benchmarks/gated.py    # all: about an hour on one core
     OMP_NUM_THREADS=1 python3 benchmarks/gated.py --only execution --networks ConvNet-AIG-110 --batches 1 8
 
-Gates are drawn at random, per image and path, so that the executed share is near the line's rate. To be quick, batches
-of 64 have images of 96 pixels where others have 224, training steps of 192, and of 32 in the forms for CIFAR.
+Gates are drawn at random, per image and path, so that the executed share is near the rate of the line. To save time,
+batches of 64 have images of 96 pixels instead of 224, training steps of 192, and networks for CIFAR of 32.
 
-Aims: time ratio at most MAC ratio + 0.08 over `all`, both folded; over masks, not folded, + 0.08 at batch 1 and + 0.15
-at batch 64; training step at equal MACs at most 1.25.
+Aims: time ratio at most MAC ratio + 0.08 relative to `all`, both folded; relative to masks, not folded, + 0.08 at batch
+1 and + 0.15 at batch 64; training step at equal MACs at most 1.25.
 """
 
 import copy
@@ -26,7 +26,7 @@ from models import create_model, create_objective, profile
 from models.dmnn.network import GatedPoint
 
 REAL, MASKED = GatedPoint("real", execution="real"), GatedPoint("masked", execution="masked")
-#: name here: name in the registry, dataset, flags
+#: name used here: name in the registry, dataset, flags
 NETWORKS = {
     "DMNN-50 N=2": ("dmnn50", "ilsvrc", {}),
     "DMNN-50 N=4, CIFAR-100": ("dmnn50", "cifar100", {"num_paths": 4}),
@@ -36,13 +36,13 @@ NETWORKS = {
 }
 #: batch, side of the images for ILSVRC, rounds
 SETTINGS = ((1, 224, 9), (8, 224, 5), (64, 96, 5))
-#: how far the time ratio may be above the MAC ratio: over everything executed; over masks, by batch
+#: how far the time ratio may exceed the MAC ratio: relative to executing everything; relative to masks, by batch
 ABOVE, ABOVE_MASKED = 0.08, {1: 0.08, 64: 0.15}
 TRAINING_AIM = 1.25
 
 
 def force_rate(model, rate, images):
-    """Have every gate work, and then open each path of each image with probability `rate`."""
+    """Let every gate compute, and then open each path of each image with probability `rate`."""
     generator = torch.Generator().manual_seed(0)
     for block in model.gated_blocks():
         opened = (torch.rand(images, block.num_paths, generator=generator) < rate).float()
@@ -73,7 +73,7 @@ def executions(networks, batches, rates, device, quick):
 
 
 def execution(name, network, images, rate, rounds, quick):
-    """Skipping as it is and folded, each against the same network with every path executed; and against masks."""
+    """Skipping, unfolded and folded, each compared with the same network executing every path; and with masks."""
     batch, side, device = len(images), images.shape[-1], images.device
     folded = network.fold()
     plain = copy.deepcopy(network)
@@ -97,7 +97,7 @@ def execution(name, network, images, rate, rounds, quick):
 
 
 def training(device, quick):
-    """A step of DMNN-50 with all its losses against one of ResNet-50 with the same stem; the aim is per MAC."""
+    """A step of DMNN-50 with all its losses compared with one of ResNet-50 with the same stem; the aim is per MAC."""
     for dataset, num_paths, batch, side in (("ilsvrc", 2, 16, 192), ("cifar100", 4, 64, 32)):
         yield training_step(dataset, num_paths, *((2, 32) if quick else (batch, side)), device, quick)
 
@@ -140,7 +140,7 @@ def measure(
 def add_flags(add):
     add("--only", choices=("execution", "training"), help="default: both")
     add("--networks", nargs="+", choices=tuple(NETWORKS), help="default: all")
-    add("--batches", type=int, nargs="+", help="of the executions (default: %(default)s)")
+    add("--batches", type=int, nargs="+", help="batch sizes of the executions (default: %(default)s)")
     add("--rates", type=float, nargs="+", help="shares of open paths (default: %(default)s)")
 
 

@@ -1,17 +1,18 @@
-"""A governor that chooses the point of each batch against points that stay: who answers in time, and how well.
+"""A governor that chooses the point of each batch, compared with fixed points: which answers in time, and how well.
 
     OMP_NUM_THREADS=1 python3 benchmarks/governor.py                    # two minutes: trains a network on noisy digits
-    python3 benchmarks/governor.py --pretrained=run/last.pth --batch 8  # another one, images of its own data set
+    python3 benchmarks/governor.py --pretrained=run/last.pth --batch 8  # another network, on images of its data set
     python3 benchmarks/governor.py --picture governor.png               # what happened over time
 
-One worker answers images that come at random: calm, a burst, calm, a heavier burst, calm (`PHASES`). The deadline is
-three times what the full network takes. Ours is the latency that 99 % of the images stay below, plain the deadline.
-The governor is served in real time; the worker of a fixed point skips its pauses, which favours it: after a pause a
-pass takes longer.
+One worker answers images that arrive at random: calm, a burst, calm, a heavier burst, calm (`PHASES`). The deadline is
+three times what the full network takes. "Ours" is the latency that 99 % of the images stay below, "plain" the deadline.
+The governor serves in real time; the worker at a fixed point skips its pauses, which favours it, as a pass after a
+pause takes longer.
 
-Aims: 99 % of those images in time that the cheapest point answers in time; over the whole trace at most 1 point of
-accuracy below the most accurate fixed point that answers 99 % in time, and above it in calm; after a burst the most
-accurate point again within a second; changing points costs nothing (1.05), choosing one 0.05 of the cheapest pass.
+Aims: 99 % of the images in time that the cheapest point answers in time; over the whole trace at most 1 point of
+accuracy below the most accurate fixed point that answers 99 % in time, and above it in calm phases; after a burst, back
+at the most accurate point within a second; changing points costs nothing (1.05), choosing one 0.05 of the cheapest
+pass.
 """
 
 import itertools
@@ -36,29 +37,29 @@ from models.checkpoints import Checkpoint
 from models.governor import Cost, Governor, candidates
 from reporting.serving import Stream, draw_streams
 
-#: seconds, and arrivals as a share of what the full network can serve
+#: seconds of each phase, and arrivals as a share of what the full network can serve
 PHASES = ((1.0, 0.4), (0.7, 2.0), (1.3, 0.4), (0.7, 4.0), (1.3, 0.4))
-#: the deadline, in times of the full network
+#: the deadline, as a multiple of the full network's time
 DEADLINE = 3.0
 IN_TIME = 0.99
-#: the network that is trained where none is given: MSDNet with exits that cost from a ninth to the whole
+#: the network to train if none is given: an MSDNet with exits that cost from a ninth to the whole
 NETWORK = {"nBlocks": 5, "base": 1, "step": 2, "stepmode": "even", "nChannels": 2, "growthRate": 2}
 NETWORK |= {"grFactor": (1, 1, 1), "bottleneck": False, "prune": "min"}
 QUICK = NETWORK | {"nBlocks": 2}
 HELD_OUT, EPOCHS, LEARNING_RATE = 300, 8, 0.1
-#: standard deviations of the noise on the digits, without which every exit reads them
+#: standard deviations of the noise on the digits, without which every exit classifies them correctly
 NOISE = 4.0
 
 
 @dataclass
 class Setting:
-    """A network and the images that it is served.
+    """A network and the images that it serves.
 
     Args:
-        name: of both, for notes.
+        name: name of both, for notes.
         held_out: batches on which accuracies are measured; they are not served.
         preparation: batches from which the network learns thresholds or statistics.
-        images, labels: those that are served.
+        images, labels: the images to serve, and their labels.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Setting:
 
 
 def digits(device, quick=False):
-    """A small MSDNet trained on noisy digits; with `quick` a smaller one that is not trained."""
+    """A small MSDNet trained on noisy digits; with `quick`, a smaller untrained one."""
 
     def noisy(batches, generator):
         for images, labels in batches:
@@ -113,7 +114,7 @@ def trained(source, dataset_path, device):
 
 
 def costs_of(setting, batch, budgets, seconds):
-    """What every candidate costs here, and its accuracy on images that are not served."""
+    """The cost of every candidate here, and its accuracy on images that are not served."""
     model = setting.model
     points = model.prepare(candidates(model, setting.images.shape[1:], budgets), setting.preparation)
     sizes = (1,) if batch == 1 else (1, batch)
@@ -122,7 +123,7 @@ def costs_of(setting, batch, budgets, seconds):
 
 
 def arrivals(rate, phases, seed=0):
-    """Seconds at which images come: a Poisson process at `rate` times the share of each phase."""
+    """Seconds at which images arrive: a Poisson process at `rate` times the share of each phase."""
     generator, start, moments = random.Random(seed), 0.0, []
     for seconds, share in phases:
         moment = start + generator.expovariate(rate * share)
@@ -135,11 +136,11 @@ def arrivals(rate, phases, seed=0):
 
 @dataclass
 class Served(Stream):
-    """A stream as one policy served it.
+    """A stream as served by one policy.
 
     Args:
-        deadline: in seconds.
-        phases: seconds and load of each.
+        deadline: deadline in seconds.
+        phases: seconds and load of each phase.
     """
 
     deadline: float = 0.0
@@ -147,7 +148,7 @@ class Served(Stream):
 
     @classmethod
     def of(cls, name, answers, labels, deadline, phases):
-        """From answers, and the labels of the images in their order."""
+        """Make it from answers, and the labels of the images in order."""
         right = [answer.label == label for answer, label in zip(answers, labels, strict=True)]
         came, latencies = [answer.came for answer in answers], [answer.latency for answer in answers]
         return cls(name, came, latencies, [str(answer.point) for answer in answers], right, deadline, phases)
@@ -166,18 +167,18 @@ class Served(Stream):
 
     @property
     def calm_accuracy(self):
-        """Of the images that came in calm, when the full network could have served them."""
+        """Accuracy on the images of calm phases, in which the full network could have served them."""
         ends = list(itertools.accumulate(seconds for seconds, _ in self.phases))
         shares = [next(share for end, (_, share) in zip(ends, self.phases) if moment < end) for moment in self.came]
         return 100 * statistics.fmean(right for right, share in zip(self.right, shares, strict=True) if share < 1)
 
     def latency_of(self, share, among=None):
-        """The latency that this share of the images (or of those `among`) stays below."""
+        """The latency that this share of the images (or of those in `among`) stays below."""
         kept = sorted(seconds for i, seconds in enumerate(self.latencies) if among is None or among[i])
         return kept[min(int(share * len(kept)), len(kept) - 1)]
 
     def seconds_back(self, point):
-        """After each burst, the seconds until an image is run at `point`, or until the end where none is."""
+        """After each burst, the seconds until an image is run at `point`, or until the end if none is."""
         ends, found = list(itertools.accumulate(seconds for seconds, _ in self.phases)), []
         for end, (_, share) in zip(ends, self.phases):
             if share > 1:
@@ -272,7 +273,7 @@ def _result(what, ours, plain, aim, note):
 def _folded(model, images):
     try:
         return model.fold([images])
-    except ValueError:  # not every network has something to merge
+    except ValueError:  # some networks have nothing to merge
         return model
 
 
@@ -297,9 +298,9 @@ def measure(
 
 def add_flags(add):
     add("--pretrained", metavar="FILE", help="a checkpoint (default: train a small network on noisy digits)")
-    add("--dataset_path", metavar="PATH", help="of its images, as for eval_cifar10.py")
-    add("--batch", type=int, help="images that the worker takes at a time at most (default: %(default)s)")
-    add("--budgets", type=int, help="points with thresholds among the exits (default: %(default)s)")
+    add("--dataset_path", metavar="PATH", help="folder of its images, as for eval_cifar10.py")
+    add("--batch", type=int, help="the most images that the worker takes at a time (default: %(default)s)")
+    add("--budgets", type=int, help="number of points with thresholds among the exits (default: %(default)s)")
     add("--picture", metavar="FILE", help="draw what happened over time (PNG or SVG)")
 
 

@@ -1,7 +1,7 @@
-"""A training step of ImageNet networks of shared bases beside that of the plain network.
+"""A training step of ImageNet networks with shared bases, compared with that of the plain network.
 
     python3 benchmarks/ilsvrc_step.py                 # a CPU: small images and batches; about two minutes
-    python3 benchmarks/ilsvrc_step.py --amp=bf16 --compile --batch_size=256 --side=224    # a GPU: images a second
+    python3 benchmarks/ilsvrc_step.py --amp=bf16 --compile --batch_size=256 --side=224    # a GPU: images per second
 
 Aim: ResNet50_SharedSingle takes at most 1.05 of the plain network's time per counted multiply-accumulate.
 """
@@ -21,7 +21,7 @@ from engine.devices import DTYPES
 from models import create_model, create_objective, profile
 
 PLAIN, *OURS = ("ResNet50", "ResNet50_SharedSingle", "ResNet50_Shared")
-#: time per multiply-accumulate over the plain network's
+#: time per multiply-accumulate, relative to the plain network's
 AIMS = {"ResNet50_SharedSingle": 1.05}
 
 
@@ -63,10 +63,10 @@ def measure(
 
 def add_flags(add):
     add("--batch_size", type=int, help="default: %(default)s")
-    add("--side", type=int, help="of the images, in pixels (default: %(default)s)")
+    add("--side", type=int, help="side of the images in pixels (default: %(default)s)")
     add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
     add("--amp", choices=DTYPES, help="default: %(default)s")
-    add("--compile", action="store_true", help="both sides")
+    add("--compile", action="store_true", help="compile all networks")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Input pipelines against what torchvision's references do, on the same images.
+"""Input pipelines compared with those of torchvision's references, on the same images.
 
     python3 benchmarks/input.py [--folder FOLDER]    # half a minute; generated JPEGs without a folder
 
 Reading, decoding, augmentation and collation count on both sides, on one processor core. Normalisation always counts
-in the reference, which does it before collation, and in ours where the line says so: on JPEGs ours is the training
-device's work, so it falls to the processor only where there is no other device. CIFAR images lie on the device.
+for the reference, which does it before collation, and for ours if the line says so: for JPEGs it is done by the
+training device, so the processor does it only if there is no other device. CIFAR images are on the device.
 
-Aims: 5 times as many images a second of CIFAR, 1.5 times as many JPEGs.
+Aims: 5 times as many images per second for CIFAR, 1.5 times as many for JPEGs.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def cifar_ours(images: np.ndarray, labels: np.ndarray, device: torch.device) -> 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One core for all: what a worker process has."""
+    """A context with one core for everything, like a worker process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -94,7 +94,7 @@ def one_thread() -> Iterator[None]:
 
 
 def walk(most: int, batches: Callable[[], Iterable]) -> None:
-    """Get the first `most` images."""
+    """Iterate over the first `most` images."""
     seen = 0
     for images, _ in batches():
         seen += len(images)
@@ -103,7 +103,7 @@ def walk(most: int, batches: Callable[[], Iterable]) -> None:
 
 
 def compare(what, ours: dataloader.Batches, reference: DataLoader, most, device, rounds, quick, aim=None) -> Result:
-    """The result of getting `most` images; ours has another epoch in each round."""
+    """The result for loading `most` images; ours uses a new epoch in each round."""
     epochs = itertools.count()
     sides = (lambda: ours.epoch(next(epochs)), lambda: reference)
     with one_thread():
@@ -113,7 +113,7 @@ def compare(what, ours: dataloader.Batches, reference: DataLoader, most, device,
 
 
 def write_jpegs(folder: Path, count: int) -> None:
-    """Generated photographs in ImageNet's usual size (500 x 375, about 100 kB), in one class for train and val each."""
+    """Generate photographs of ImageNet's usual size (500 x 375, about 100 kB), one class each in train and val."""
     for part in ("train", "val"):
         (folder / part / "class").mkdir(parents=True)
     source = Fake(count, 10, 500, 0)
@@ -145,7 +145,7 @@ def measure(
 
 def add_flags(add):
     add("--folder", type=Path, help="an image folder with train/ and val/; default: generated JPEGs")
-    add("--images", type=int, help="JPEGs a round (default: %(default)s)")
+    add("--images", type=int, help="JPEGs per round (default: %(default)s)")
     add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 

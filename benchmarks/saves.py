@@ -1,11 +1,11 @@
-"""How long training waits for a checkpoint: a copy that a thread writes, and writing it at once.
+"""How long training waits for a checkpoint: a copy written by a thread, compared with writing it at once.
 
     python3 benchmarks/saves.py
 
-The checkpoint is that of a run: weights, momentum, and the small values beside them. A folder of the system's temporary
-files takes it. The thread's writing is waited for between two saves, outside the time: a run saves when it has gone on
-for long. What the steps beside a writing thread lose is the second line: steps of a small product until the file is
-written, with the thread, over the same number of steps and then the save.
+The checkpoint is that of a run: weights, momentum, and small values. It goes to a temporary folder. Between two saves,
+the benchmark waits for the thread outside the measured time, because the saves of a run are far apart. The second line
+shows what steps lose while the thread is writing: steps of a small matrix product until the file is written, relative
+to the same number of steps followed by a save.
 """
 
 from __future__ import annotations

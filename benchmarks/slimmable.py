@@ -1,8 +1,8 @@
-"""What slimmability costs: each point beside a plain network built at its width, the sandwich step beside plain steps.
+"""What slimmability costs: each point compared with a plain network of its width, the sandwich step with plain steps.
 
     OMP_NUM_THREADS=1 python3 benchmarks/slimmable.py
 
-The plain networks hold ordinary `torch.nn` layers of the same shapes.
+The plain networks have ordinary `torch.nn` layers of the same shapes.
 
 Aim: at most 1.05 everywhere.
 """
@@ -31,7 +31,7 @@ DEPTH, QUICK_DEPTH = 16, 10
 
 @torch.no_grad()
 def latencies(name, batch, rounds, device, quick):
-    """Points over plain networks of their widths."""
+    """Points relative to plain networks of their widths."""
     dataset, points = NETWORKS[name]
     points = points[:1] if quick else points
     model = create_model(name, dataset).to(device, memory_format=torch.channels_last).eval()
@@ -46,7 +46,7 @@ def latencies(name, batch, rounds, device, quick):
 
 
 def sandwich(batch, rounds, device, quick):
-    """One MutualNet step over four label steps of plain networks of the same widths and resolutions."""
+    """One MutualNet step relative to four label steps of plain networks of the same widths and resolutions."""
     name, dataset = STEP_NETWORK
     depth = QUICK_DEPTH if quick else DEPTH
     torch.manual_seed(0)
@@ -86,9 +86,9 @@ def measure(
 
 
 def add_flags(add):
-    add("--model", choices=NETWORKS, help="of the points; measure this one only")
-    add("--batch", type=int, help="images of a forward pass (default: %(default)s)")
-    add("--step_batch", type=int, help="images of a training step (default: %(default)s)")
+    add("--model", choices=NETWORKS, help="network of the points; measure only this one")
+    add("--batch", type=int, help="images per forward pass (default: %(default)s)")
+    add("--step_batch", type=int, help="images per training step (default: %(default)s)")
     add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 

@@ -1,6 +1,6 @@
-"""How benchmarks measure and report: alternating jobs within one process, one line for each comparison.
+"""How benchmarks measure and report: alternating jobs in one process, one line for each comparison.
 
-Every ratio is time over the time of the plain way: below 1 is quicker than plain, and an aim is the most it should be.
+Every ratio is a time divided by the plain way's: below 1 is quicker than plain, and an aim is the maximum.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import engine
 import utils
 from engine import cli
 
-# Several networks in one process have more convolutions than oneDNN caches by default; a single one would fit.
+# Several networks in one process have more convolutions than oneDNN caches by default; a single network would fit.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 HEADER = f"{'benchmark':12} {'what':72} {'ours ms':>10} {'plain ms':>10} {'ratio':>7} {'aim':>7} {'met':3}  note"
 
@@ -31,11 +31,11 @@ class Result:
     """The result of one comparison; printed, it is a line of the table under `HEADER`.
 
     Args:
-        benchmark: the name of its module.
+        benchmark: name of its module.
         what: network, point and batch.
-        ours, plain: seconds of a job, medians over the rounds.
-        ratio: median over the rounds of our time by the plain way's in the same round.
-        aim: the most that the ratio should be; None where nothing is promised.
+        ours, plain: seconds per job, medians over the rounds.
+        ratio: median over the rounds of our time divided by the plain way's in the same round.
+        aim: the maximum that the ratio should be; None if nothing is promised.
         note: what is needed to interpret the numbers.
     """
 
@@ -51,13 +51,13 @@ class Result:
     def of(
         cls, benchmark: str, what: str, ours: Sequence[float], plain: Sequence[float], aim=None, note: str = ""
     ) -> Result:
-        """The result of two jobs' seconds, round by round, as `race` returns them."""
+        """Make the result from two jobs' seconds, round by round, as `race` returns them."""
         ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
         return cls(benchmark, what, statistics.median(ours), statistics.median(plain), ratio, aim, note)
 
     @property
     def met(self) -> str:
-        """yes or no; empty where there is no aim."""
+        """yes or no; empty if there is no aim."""
         return "" if self.aim is None else "yes" if self.ratio <= self.aim else "no"
 
     def __str__(self) -> str:
@@ -71,15 +71,15 @@ class Result:
 def race(
     jobs: Sequence[Callable[[], object]], device: torch.device, rounds: int = 5, quick: bool = False
 ) -> list[tuple[float, ...]]:
-    """Seconds of each job in each round, a tuple for each job.
+    """Time jobs. Returns the seconds of each job in each round, a tuple for each job.
 
-    The jobs of a round follow each other, in the opposite order in the next one, so that a load which comes and goes
-    meets all of them. A first round warms up and does not count. On one CPU thread processor time is measured, which
-    other programs do not lengthen; elapsed time elsewhere, and a GPU is waited for.
+    The jobs of a round run one after the other, and in the opposite order in the next round, so that a temporary load
+    affects all of them. A first round warms up and does not count. On one CPU thread, processor time is measured, which
+    other programs do not lengthen; otherwise elapsed time, waiting for a GPU.
 
     Args:
-        rounds: minimum number; more are run until a second has passed.
-        quick: one round only, to check that it runs.
+        rounds: minimum number of rounds; more are run until a second has passed.
+        quick: run only one round, to check that it works.
     """
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
@@ -99,7 +99,7 @@ def race(
 
 
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Tensor]:
-    """The plain objective: the labels, and nothing kept for a log."""
+    """The plain objective: only the labels, keeping nothing for a log."""
     yield F.cross_entropy(model(images), labels)
 
 
@@ -111,7 +111,7 @@ def stepper(
     optimizer: torch.optim.Optimizer,
     amp: str = "off",
 ) -> Callable[[], Tensor]:
-    """A job that makes one training step as a plain loop does, and returns the sum of its losses."""
+    """Return a job that makes one training step as in a plain loop, and returns the sum of its losses."""
     step_per_loss = getattr(objective, "step_per_loss", False)
 
     def update():
@@ -133,10 +133,10 @@ def stepper(
 
 
 def check_same(what: str, ours: Tensor, plain: Tensor, tolerance: float) -> None:
-    """Raise ValueError unless two sides of a comparison compute the same: otherwise their times cannot be compared.
+    """Raise ValueError unless two sides compute the same, as their times cannot be compared otherwise.
 
     Args:
-        tolerance: of the largest difference over the largest magnitude.
+        tolerance: maximum of the largest difference divided by the largest magnitude.
     """
     difference = ((ours - plain).abs().max() / plain.abs().max()).item()
     if not difference <= tolerance:
@@ -144,18 +144,18 @@ def check_same(what: str, ours: Tensor, plain: Tensor, tolerance: float) -> None
 
 
 def machine() -> str:
-    """Readable name of the machine that the times belong to."""
+    """Readable name of the machine on which the times are taken."""
     return f"{engine.device_name()}, {torch.get_num_threads()} threads"
 
 
 def print_head() -> None:
-    """Print where the times are taken, and the table's head."""
+    """Print where the times are taken, and the head of the table."""
     print(f"{machine()}, torch {torch.__version__}, {utils.code_version()}")
     print(HEADER, flush=True)
 
 
 def print_results(results: Iterable[Result]) -> list[Result]:
-    """Print results as they come; returns them all."""
+    """Print results as they arrive. Returns all of them."""
     kept = []
     for result in results:
         kept.append(result)
@@ -164,7 +164,7 @@ def print_results(results: Iterable[Result]) -> list[Result]:
 
 
 def run_alone(measure: Callable[..., Iterable[Result]], description: str, add_flags=lambda add: None) -> None:
-    """The command line of a benchmark that is run as a script: its flags are the keywords of `measure`."""
+    """The command line of a benchmark run as a script: its flags are the keywords of `measure`."""
 
     def main():
         parser = cli.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

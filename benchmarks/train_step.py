@@ -1,17 +1,16 @@
-"""Shared bases: a training step and inference beside the plain way of doing the same, on one thing at a time.
+"""Shared bases: a training step and inference compared with the plain way of doing the same, one change at a time.
 
     python3 benchmarks/train_step.py                    # about two minutes on two cores
 
-The plain way is the original training loop as its published description has it: two convolutions and a concatenation
-for every basis, a regulariser that loops over blocks, contiguous tensors. All sides start from the same weights, and
-their losses are compared before anything is timed. Augmentation is in input.py, compiled steps of every system in
-fast.py.
+The plain way is the original training loop as published: two convolutions and a concatenation for every basis, a
+regulariser that loops over blocks, contiguous tensors. All sides start from the same weights, and their losses are
+compared before anything is timed. Augmentation is in input.py, compiled steps of every system in fast.py.
 
-Then two of these networks beside the plain ResNet32 that they stand for: a training step (eager and compiled, float32
-and, where the device multiplies it, bf16), with and without the zero filters that make ranks even, and inference of
-folded networks.
+Then two of these networks are compared with the plain ResNet32 that they replace: a training step (eager and compiled,
+float32 and, if the device multiplies it, bf16), with and without the zero filters that make ranks even, and inference
+of folded networks.
 
-Aims: 1.3 times as many steps by layout and form alone; compiled and in bf16, S8U1 in at most 1.2 of ResNet32's time
+Aims: 1.3 times as many steps by layout and form alone; compiled and in bf16, S8U1 in at most 1.2 times ResNet32's time
 and S16U1* in 1.55; folded, S8U1 in at most 1.02.
 """
 
@@ -32,7 +31,7 @@ from models.shared_basis.basis import BasisBlock, bases_by_group, joint_conv
 
 NAME, QUICK = "ResNet56_DoubleShared", "ResNet32_DoubleShared"
 PLAIN = "ResNet32"
-#: name in the tables: network, its flags, aim of the compiled bf16 step over the plain network's
+#: name in the tables: network, its flags, aim of the compiled bf16 step relative to the plain network's
 SHARED = {
     "S8U1": ("ResNet32_SingleShared", {"shared_rank": 8}, 1.2),
     "S16U1*": ("ResNet32_DoubleShared", {"shared_rank": 16}, 1.55),
@@ -40,7 +39,7 @@ SHARED = {
 
 
 class OriginalBlock(nn.Module):
-    """A basis block as the original wrote it: each kind of filter is a convolution, their outputs are concatenated."""
+    """A basis block as in the original: each kind of filter is a convolution, and their outputs are concatenated."""
 
     def __init__(self, block: BasisBlock):
         super().__init__()
@@ -74,12 +73,12 @@ def original_similarity(model: nn.Module) -> torch.Tensor:
 
 
 def original_loss(model, images, labels):
-    """The objective as the original loop had it, with lambdaR = 10."""
+    """The objective as in the original loop, with lambdaR = 10."""
     yield F.cross_entropy(model(images), labels) + 10 * original_similarity(model)
 
 
 def as_original(model: nn.Module) -> nn.Module:
-    """The same network, its basis blocks in the original's form."""
+    """The same network with its basis blocks in the original form."""
     for layer in model.layers():
         for index in range(1, len(layer)):
             layer[index] = OriginalBlock(layer[index])
@@ -138,7 +137,7 @@ class UnevenBlock(BasisBlock):
 
 
 def uneven(model: nn.Module) -> nn.Module:
-    """The same network, its ranks as they are."""
+    """The same network without padded ranks."""
     for block in model.modules():
         if isinstance(block, BasisBlock):
             block.__class__ = UnevenBlock
@@ -146,7 +145,7 @@ def uneven(model: nn.Module) -> nn.Module:
 
 
 def over_plain(rounds, device, quick):
-    """Training steps of shared bases beside those of the plain network."""
+    """Training steps of shared bases compared with those of the plain network."""
     batch_size = 2 if quick else 128
     images = torch.randn(batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch_size,), device=device)
@@ -178,7 +177,7 @@ def over_plain(rounds, device, quick):
 
 @torch.no_grad()
 def folded_over_plain(rounds, device, quick):
-    """Inference of shared bases beside that of the plain network, both folded as the evaluation scripts do."""
+    """Inference of shared bases compared with that of the plain network, both folded as in the evaluation scripts."""
     batch_sizes = (2,) if quick else (1, 64)
     batches = [torch.randn(batch_size, 3, 32, 32, device=device) for batch_size in batch_sizes]
     batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
