@@ -1,4 +1,4 @@
-"""Advice on errors that torch and Python raise, where there is any."""
+"""Advice on errors that torch and Python raise."""
 
 from __future__ import annotations
 

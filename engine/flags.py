@@ -269,7 +269,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         help="write the sub-network of a point as a separate network",
     )
     add("--fold", action="store_true", help="merge linear operations into single convolutions before the evaluation")
-    add("--fast", action="store_true", help="evaluate faster: --fold and --amp=bf16 where they are supported")
+    add("--fast", action="store_true", help="evaluate faster: --fold and --amp=bf16 if supported")
     add(
         "--image",
         nargs="+",

@@ -313,7 +313,7 @@ class Run:
         """
         if rank() != 0:
             return
-        self.writer.wait()  # before there is a second copy
+        self.writer.wait()  # before making a second copy
         copied = snapshot(content)
 
         def write() -> None:

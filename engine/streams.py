@@ -14,7 +14,7 @@ class LastingStream:
 
     Args:
         stream: a stream with a file descriptor, such as `sys.stdout`.
-        what: its name in the message on sys.stderr, printed once, when writing fails; None for no message.
+        what: its name in the message on sys.stderr, printed once, when writing fails; "" for no message.
     """
 
     def __init__(self, stream, what: str = ""):

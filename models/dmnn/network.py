@@ -149,7 +149,7 @@ class GatedNetwork(AdaptiveModel):
         return self._run_open_paths(x, point)
 
     def _run_gates(self, x: Tensor, point: GatedPoint) -> Routed:
-        """For training, masked execution and sampled gates: gates are tensors, with soft ones behind the hard ones."""
+        """For training, masked execution and sampled gates: hard and soft gates are tensors."""
         hidden, gates, soft, categories = None, [], [], []
         for block in self.gated_blocks():
             if point.every_path or block.always:

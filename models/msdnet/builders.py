@@ -9,7 +9,7 @@ from models.msdnet.network import IMTAMSDNet, MSDNet
 from models.msdnet.objective import MultiExitCrossEntropy, OneForAll
 from models.registry import register
 
-#: only on CIFAR the authors' schedules follow --epochs (kalviny/MSDNet-PyTorch and kalviny/IMTA, adjust_learning_rate)
+#: the authors' schedules follow --epochs on CIFAR only (kalviny/MSDNet-PyTorch and kalviny/IMTA, adjust_learning_rate)
 CIFAR = {"epochs": 300, "batch_size": 64, "lr_steps": "50%:0.1,75%:0.01"}
 CIFAR |= {"lr": 0.1, "lr_schedule": "multistep", "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
 ILSVRC = CIFAR | {"epochs": 90, "batch_size": 256, "lr_steps": "every30:0.1"}

@@ -49,7 +49,7 @@ class Universal:
                 )
 
     def check(self, width: float) -> None:
-        """Raises UserError where the network has no such width."""
+        """Raise UserError if the network has no such width."""
         if not self.low <= width <= self.high:
             raise UserError(
                 f"width {width:g} is outside this network's range; use {self.low:g} to {self.high:g}", exit_code=2
@@ -90,7 +90,7 @@ class Switchable:
         return max(self.listed)
 
     def check(self, width: float) -> None:
-        """Raises UserError where the network has no such width."""
+        """Raise UserError if the network has no such width."""
         if width not in self.listed:
             raise UserError(
                 f"this network was not trained at width {width:g}; its widths are {self._text()}", exit_code=2
