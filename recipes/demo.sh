@@ -18,7 +18,7 @@ evaluate() { # NAME FLAGS...: of a network that `weights` finds
   python3 eval_cifar10.py --pretrained="$(weights "$name")" --report="reports/demo/$name" "$@"
 }
 
-baseline=$(of_zoo ResNet20 ResNet32) exits=$(of_zoo msdnet_ge exits_resnet32 exits_resnet32-heads)
+baseline=$(of_zoo ResNet20 ResNet32) exits=$(of_zoo exits_resnet32 msdnet_ge exits_resnet32-heads)
 widths=$(of_zoo mutualnet_wrn10_2) gates=$(of_zoo dmnn32-t05)
 weights() { printf 'zoo/%s' "$1"; }
 part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
@@ -37,6 +37,10 @@ some_widths=w0.25-r16,w0.5-r16,w1-r16,w0.5-r32,w1-r32
 [ -z "$widths" ] || evaluate "$widths" --point=$some_widths --query_table=reports/demo/widths.json
 for name in $exits $gates; do evaluate "$name"; done
 python3 -m reporting compare $(printf 'reports/demo/%s ' $baseline $widths $exits $gates) --out reports/demo
+for name in $baseline $widths $exits $gates; do
+  [ "$(weights "$name")" != "zoo/$name" ] ||
+    sed -n "s/ *\"epochs\": \([0-9]*\),/$name was trained for \1 epochs/p" "models/weights/$name.json"
+done
 
 part "2 of 4: networks within a budget, such as 0.6 of the full multiply-accumulates"
 evaluate "$exits" --budget=0.6x --report="reports/demo/$exits-0.6x"
