@@ -51,9 +51,9 @@ evaluate "$exits" --budget=0.6x --report="reports/demo/$exits-0.6x"
 part "3 of 4: the quickest and the slowest single images, which the evaluations have drawn"
 for name in "$exits-0.6x" $gates; do echo "reports/demo/$name/images.png"; done
 
-part "4 of 4: a training that is interrupted after 15 seconds and continued"
+part "4 of 4: a training that is interrupted after 10 seconds and continued"
 train() { "$@" python3 train_cifar10.py "@recipes/demo/dmnn32" --seed=1 --save=checkpoint/demo/again --resume=auto; }
-train timeout --preserve-status --signal=INT 15 || true
+train timeout --preserve-status --signal=INT 10 || true
 train env
 
 part "done: reports/demo/ has the table and the picture. To try next:"
