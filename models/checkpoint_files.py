@@ -113,11 +113,22 @@ def _explaining_damage(path: Path) -> Iterator[None]:
                 f"{path} is damaged, or holds something beside the weights that cannot be read safely: "
                 "save model.state_dict() alone where the file comes from"
             ) from error
-        raise ValueError(f"{path} is not a checkpoint, or is damaged") from error
+        raise ValueError(f"{path} {_foreign_pickle(path) or 'is not a checkpoint, or is damaged'}") from error
     except DAMAGE as error:
-        raise ValueError(f"{path} is truncated or not a checkpoint: copy or download it again") from error
+        other = _foreign_pickle(path)
+        raise ValueError(f"{path} {other or 'is truncated or not a checkpoint: copy or download it again'}") from error
 
 
+def _foreign_pickle(path: Path) -> str:
+    """What a pickle is that torch.save did not write; "" for other files."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start.startswith(b"\x80") or OLD_MAGIC in start:
+        return ""
+    return f"is a pickle that torch.save did not write, not a checkpoint: {CONVERT}"
+
+
+CONVERT = "save its weights in PyTorch, with torch.save"
 #: files that users mistake for checkpoints: their first bytes, what they are, and what to do
 OTHERS = (
     (
@@ -129,7 +140,15 @@ OTHERS = (
     (b"\x1f\x8b", "is a file packed by gzip, not a checkpoint: unpack it"),
     (b"BZh", "is a file packed by bzip2, not a checkpoint: unpack it"),
     (b"\xfd7zXZ", "is a file packed by xz, not a checkpoint: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "is a file packed by Zstandard, not a checkpoint: unpack it"),
+    (b"Rar!", "is an archive packed by RAR, not a checkpoint: unpack it and name the file in it"),
+    (b"7z\xbc\xaf", "is an archive packed by 7-Zip, not a checkpoint: unpack it and name the file in it"),
+    (b"{", "is JSON text, not a checkpoint: name the file of weights that it describes"),
+    (b"\x89HDF", f"is an HDF5 file, as Keras writes them, not a checkpoint: {CONVERT}"),
+    (b"\x93NUMPY", f"is a NumPy array, not a checkpoint: {CONVERT}"),
 )
+#: the number with which files of old PyTorch versions begin, in their pickle
+OLD_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 def _check_start(path: Path) -> None:
@@ -138,6 +157,8 @@ def _check_start(path: Path) -> None:
         start = file.read(512)
     if start[257:262] == b"ustar":
         raise _Refused("is a tar archive, not a checkpoint: unpack it and name the file in it")
+    if start[4:8] == b"TFL3":
+        raise _Refused(f"is a TensorFlow Lite model, not a checkpoint: {CONVERT}")
     for beginning, what in OTHERS:
         if start.lstrip().startswith(beginning):
             raise _Refused(what)
@@ -153,6 +174,8 @@ def _check_zip(path: Path, size: int) -> None:
     if not any(part.filename.endswith("data.pkl") for part in parts):
         names = [part.filename for part in parts if not part.is_dir()]
         inside = f" of {', '.join(map(ascii, names[:3]))}{', ...' if len(names) > 3 else ''}" if names else ""
+        if names and all(name.endswith(".npy") for name in names):
+            raise _Refused(f"is a NumPy archive{inside}, not a checkpoint: {CONVERT}")
         raise _Refused(f"is a zip archive{inside}, not a checkpoint: unpack it and name the file in it")
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
         raise _Refused("is a compressed archive, which PyTorch does not write: pack it again with zip -0")

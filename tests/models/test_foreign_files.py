@@ -1,16 +1,9 @@
 """Files that other projects wrote: their weights are found, translated, and give the same logits."""
 
 import argparse
-import bz2
 import collections
 import datetime
 import decimal
-import gzip
-import json
-import lzma
-import struct
-import sys
-import tarfile
 import time
 import types
 from pathlib import Path
@@ -200,69 +193,6 @@ def test_code_is_refused_by_its_name(tmp_path, source):
     path = saved(tmp_path, {"state_dict": source.state_dict(), "trainer": class_of_others()})
     with pytest.raises(ValueError, match=r"pickled code: \S*Trainer\), which is never loaded: save model.state_dict"):
         load_checkpoint(create_model("ResNet20"), path)
-
-
-# Files that are something else
-
-
-def test_a_torchscript_program_is_called_one(tmp_path, source):
-    torch.jit.trace(source, torch.zeros(1, 3, 32, 32)).save(tmp_path / "net.pt")
-    with pytest.raises(ValueError, match=r"net\.pt is a TorchScript program, .* save model\.state_dict\(\)"):
-        load_checkpoint(create_model("ResNet20"), tmp_path / "net.pt")
-
-
-def test_an_exported_program_is_called_one(tmp_path, source):
-    torch.export.save(torch.export.export(source.eval(), (torch.zeros(1, 3, 32, 32),)), tmp_path / "net.pt2")
-    with pytest.raises(ValueError, match=r"net\.pt2 is an exported \(\.pt2\) program"):
-        load_checkpoint(create_model("ResNet20"), tmp_path / "net.pt2")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
-        (b"\n<!DOCTYPE html><html><title>Virus scan warning</title></html>", "is a web page"),
-        (b"\x08\x0a\x12\x07pytorch", "perhaps an ONNX file"),
-        (gzip.compress(b"weights"), "packed by gzip"),
-        (bz2.compress(b"weights"), "packed by bzip2"),
-        (lzma.compress(b"weights"), "packed by xz"),
-        (tarfile.TarInfo("best.pth").tobuf() + bytes(1024), "is a tar archive"),
-    ],
-    ids=["lfs", "html", "onnx", "gzip", "bzip2", "xz", "tar"],
-)
-def test_a_file_that_is_something_else_is_called_what_it_is(tmp_path, content, said):
-    (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        load_checkpoint(create_model("ResNet20"), tmp_path / "w.pth")
-
-
-# safetensors
-
-
-def write_safetensors(path, state):
-    header, blob = {}, b""
-    for key, value in state.items():
-        data = value.contiguous().numpy().tobytes()
-        kind = {torch.int64: "I64", torch.float32: "F32"}[value.dtype]
-        offsets = [len(blob), len(blob) + len(data)]
-        header[key] = {"dtype": kind, "shape": list(value.shape), "data_offsets": offsets}
-        blob += data
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + blob)
-
-
-def test_safetensors_load_where_the_package_is(tmp_path, source):
-    pytest.importorskip("safetensors")
-    write_safetensors(tmp_path / "file.safetensors", source.state_dict())
-    assert loads(tmp_path / "file.safetensors", source)
-
-
-def test_safetensors_are_named_where_it_is_not(tmp_path, source, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    write_safetensors(tmp_path / "file.safetensors", source.state_dict())
-    with pytest.raises(ValueError, match=r"is a safetensors file, .*pip install safetensors") as caught:
-        load_checkpoint(create_model("ResNet20"), tmp_path / "file.safetensors")
-    assert "truncated" not in str(caught.value)
 
 
 # Files that are known
