@@ -246,21 +246,25 @@ def find_weights(content: Mapping, path: Path) -> tuple[dict[str, Tensor], str |
 def _located(content: Mapping, path: Path) -> tuple[Mapping, str | None]:
     """Find the state dict and its key: the whole content, one of its values, or a value inside one of these."""
     key = next((key for key in FORMATS if _is_state_dict(content.get(key))), None)
-    if key is None and not any(isinstance(value, Tensor) for value in content.values()):
+    if key is None:
         named = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Mapping)}
-        found = [name for name, value in named.items() if _is_state_dict(value)]
-        found = found or [name for name, value in named.items() if any(map(_is_state_dict, value.values()))]
-        if len(found) > 1:
-            raise ValueError(f"{path} holds several networks ({_listed(found)}): save one of them under state_dict")
-        if found and not _is_state_dict(named[found[0]]):
-            state, key = _located(named[found[0]], path)
-            return state, f"{found[0]}.{key}"
+        # tensors beside a state dict, such as losses, are fewer than those in it
+        least = 1 + sum(isinstance(value, Tensor) for value in content.values())
+        found = [name for name, value in named.items() if _is_state_dict(value, least)]
+        deeper = [name for name, value in named.items() if any(_is_state_dict(part, least) for part in value.values())]
+        if len(found or deeper) > 1:
+            several = _listed(found or deeper)
+            raise ValueError(f"{path} holds several networks ({several}): save one of them under state_dict")
+        if deeper and not found:
+            state, key = _located(named[deeper[0]], path)
+            return state, f"{deeper[0]}.{key}" if key else deeper[0]
         key = found[0] if found else None
     return (content if key is None else content[key]), key
 
 
-def _is_state_dict(value: object) -> bool:
-    return isinstance(value, Mapping) and any(
+def _is_state_dict(value: object, least: int = 1) -> bool:
+    """Whether this is a dictionary with as many named tensors, or more."""
+    return isinstance(value, Mapping) and least <= sum(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from models import registry
 from models.adaptive import AdaptiveModel
 from models.checkpoint_files import DEEPEST
 from models.meta import on_meta
+
+#: last part of the name of a batch norm's counter, which files of old PyTorch versions lack
+BATCHES = "num_batches_tracked"
 
 
 def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.PathLike, new_head: bool = False) -> None:
@@ -45,7 +49,7 @@ def fit_state(
 ) -> dict[str, Tensor]:
     """Return what `load_state` loads, under the names of the network, which may be on the meta device."""
     own = model.state_dict(keep_vars=True)
-    given = _unwrapped(own, given)
+    given = _unwrapped(own, given, path)
     state = _rename_classifier(own, model.adapt_state_dict(given))
     if new_head:
         heads = _heads(model, own, state)
@@ -53,7 +57,7 @@ def fit_state(
         print(f"fresh weights for {', '.join(heads) or 'nothing'}, the rest from {path}")
     names = _names_of_shared(own)
     missing = [shared for shared in names if not any(key in state for key in shared)]
-    missing = [key for shared in missing for key in shared if not key.endswith("num_batches_tracked")]
+    missing = [key for shared in missing for key in shared if not key.endswith(BATCHES)]
     unexpected = [key for key in state if key not in own]
     misshapen = [key for key, value in state.items() if key in own and value.shape != own[key].shape]
     shapes = [f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}" for key in misshapen]
@@ -75,21 +79,28 @@ def fit_state(
 COUNTERS = ("total_ops", "total_params")
 
 
-def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor], path: str | os.PathLike) -> dict[str, Tensor]:
     """Drop thop's counters from a file's tensors, and parts of their names that this network cannot have.
 
     Such parts are the `module` of a part that was trained with DataParallel, and a prefix of all names, such as
-    `backbone.` if the network was an attribute of another one.
+    `backbone.` if the network was an attribute of another one. If that one had further tensors, such as those of a
+    loss, they are dropped, provided that only one of its attributes is large enough to be the network.
     """
     given = {key: value for key, value in given.items() if key in own or key.rpartition(".")[2] not in COUNTERS}
     if not any("module" in key.split(".") for key in own):
         bare = {".".join(part for part in key.split(".") if part != "module"): value for key, value in given.items()}
         given = bare if len(bare) == len(given) else given
+    needed = sum(not shared[0].endswith(BATCHES) for shared in _names_of_shared(own))
     for _ in range(DEEPEST):
-        prefix = next(iter(given), "").partition(".")[0] + "."
-        if not all(key.startswith(prefix) for key in given) or any(key.startswith(prefix) for key in own):
+        sizes = Counter(key[: key.find(".") + 1] for key in given if not key.endswith(BATCHES))
+        large = [prefix for prefix, size in sizes.items() if prefix and (len(sizes) == 1 or size >= needed)]
+        if len(large) != 1 or any(key.startswith(large[0]) for key in own):
             break
-        given = {key.removeprefix(prefix): value for key, value in given.items()}
+        if len(sizes) > 1:
+            print(
+                f"{path}: of {', '.join(name[:-1] or 'other tensors' for name in sizes)}, only {large[0][:-1]} is used"
+            )
+        given = {key.removeprefix(large[0]): value for key, value in given.items() if key.startswith(large[0])}
     return given
 
 
@@ -143,7 +154,7 @@ def _owner(model: AdaptiveModel, given: dict[str, Tensor]) -> str:
             continue
         with on_meta():
             own = registry.create_model(entry.name, dataset).state_dict(keep_vars=True)
-        needed = [shared for shared in _names_of_shared(own) if not shared[0].endswith("num_batches_tracked")]
+        needed = [shared for shared in _names_of_shared(own) if not shared[0].endswith(BATCHES)]
         if given.keys() <= own.keys() and all(any(key in given for key in shared) for shared in needed):
             return f"; it is one of {entry.name}: use --model={entry.name}"
     return ""

@@ -82,6 +82,12 @@ def test_weights_are_found_under_the_usual_keys(tmp_path, source, key):
     assert loads(saved(tmp_path, {"epoch": 1, key: source.state_dict(), "optimizer": {"state": {}}}), source)
 
 
+@pytest.mark.parametrize("wrap", [lambda state: {"network": state}, lambda state: {"run": {"network": state}}])
+def test_tensors_beside_a_state_dict_do_not_hide_it(tmp_path, source, wrap):
+    beside = {"best_acc": torch.tensor(91.2), "losses": torch.ones(200), "rng": torch.get_rng_state()}
+    assert loads(saved(tmp_path, wrap(source.state_dict()) | beside), source)
+
+
 def test_two_networks_in_one_file_are_told_apart_by_nobody(tmp_path, source):
     with pytest.raises(ValueError, match=r"several networks \(student, teacher\)"):
         load_checkpoint(
@@ -127,7 +133,7 @@ def test_a_prefix_that_the_network_has_itself_stays():
     torch.manual_seed(0)
     whole = create_model("exits_resnet32", "cifar10")
     state = {key: value for key, value in whole.state_dict().items() if key.startswith("backbone.")}
-    assert state_dicts._unwrapped(whole.state_dict(), state).keys() == state.keys()
+    assert state_dicts._unwrapped(whole.state_dict(), state, "w.pth").keys() == state.keys()
 
 
 def test_a_part_that_was_trained_by_dataparallel_loads(tmp_path, source):
@@ -156,6 +162,19 @@ def test_lightning_keeps_other_tensors_beside_the_model(tmp_path, source):
     state = {f"model.{key}": value for key, value in source.state_dict().items()}
     state["criterion.weight"] = torch.ones(10)
     assert loads(saved(tmp_path, {"state_dict": state, "pytorch-lightning_version": "2.5.0"}), source)
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.backbone."])
+def test_the_tensors_of_a_loss_beside_the_network_are_dropped(tmp_path, source, prefix, capsys):
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    assert loads(saved(tmp_path, {"state_dict": state | {"criterion.weight": torch.ones(10)}}), source)
+    assert f"of {prefix.partition('.')[0]}, criterion, only" in capsys.readouterr().out
+
+
+def test_of_two_networks_beside_each_other_none_is_chosen(tmp_path, source):
+    state = {prefix + key: value for key, value in source.state_dict().items() for prefix in ("online.", "target.")}
+    with pytest.raises(ValueError, match="not a checkpoint of this ResNet20"):
+        load_checkpoint(create_model("ResNet20"), saved(tmp_path, state))
 
 
 def test_an_averaged_model_loads_without_its_counter(tmp_path, source):
