@@ -186,6 +186,7 @@ def _plain_data() -> list:
     allowed = [argparse.Namespace, types.SimpleNamespace, torch.torch_version.TorchVersion]
     # a defaultdict names a type; it is never called
     allowed += [(_empty_dict, "collections.defaultdict"), (_empty_list, "collections.deque"), decimal.Decimal]
+    allowed += [frozenset, range, slice]
     allowed += [(_empty_dict, f"builtins.{kind}") for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")]
     allowed += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
