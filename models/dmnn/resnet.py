@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -154,6 +155,7 @@ class AIGResNet(GatedResNet):
     def adapt_state_dict(self, state):
         """Also accept a plain torchvision ResNet: `downsample` is `shortcut`, `fc` is `linear`, the gates stay new."""
         if not any(".fc2." in key for key in state) and any(".downsample." in key for key in state):
+            warnings.warn("these are weights of a plain ResNet: the gates start untrained", stacklevel=2)
             state = {key.replace("downsample", "shortcut"): value for key, value in state.items()}
             state = {f"linear.{key[3:]}" if key.startswith("fc.") else key: value for key, value in state.items()}
             state |= {key: value for key, value in self.state_dict().items() if ".fc1" in key or ".fc2." in key}

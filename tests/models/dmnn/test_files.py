@@ -31,7 +31,8 @@ def test_convnet_aig_starts_from_a_plain_resnet(tmp_path):
     torch.save(plain.state_dict(), tmp_path / "resnet50.pth")
     model = create_model("convnet_aig50", "ilsvrc")
     gate = model.layer2[1].fc2.weight.clone()
-    load_checkpoint(model, tmp_path / "resnet50.pth")
+    with pytest.warns(UserWarning, match="the gates start untrained"):
+        load_checkpoint(model, tmp_path / "resnet50.pth")
     assert torch.equal(model.layer2[1].fc2.weight, gate)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
