@@ -23,7 +23,10 @@ def choose(table, budget):
 
 def read(file, table):
     """An image as the network takes it: float32 (1, 3, height, width)."""
-    image, (_, height, width) = Image.open(file).convert("RGB"), table["input_size"]
+    image, (_, height, width) = Image.open(file), table["input_size"]
+    if image.mode.startswith("I"):  # 16-bit grey, which convert would cut off at 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    image = image.convert("RGB")
     sides = [side * table["resize"] // min(image.size) for side in image.size]
     image = image.resize(sides, Image.Resampling.BILINEAR)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)

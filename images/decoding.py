@@ -50,7 +50,7 @@ def decode(blob: bytes) -> Tensor:
             warnings.simplefilter("ignore")  # about metadata, which is not used
             with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
                 _check_size(*image.size)
-                pixels = _to_rgb(image)
+                pixels = to_rgb(image)
     except MemoryError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -86,8 +86,8 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(f"it has {width:,} x {height:,} pixels; between 1 and {MOST_PIXELS:,} can be read")
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert the first frame to uint8 (H, W, 3)."""
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert the first frame to uint8 (H, W, 3), as `decode` does. Raises ValueError if its values have no scale."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "floating-point numbers" if image.mode == "F" else "32-bit or signed integers"
         raise ValueError(f"its values are {kind}, whose black and white are not known; save it with 8 or 16 bits")
@@ -101,6 +101,15 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if tags.get(262) == 0:
         grey = 255 - grey
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+
+class ToRGB(torch.nn.Module):
+    """A Pillow image as `decode` returns it, uint8 (3, H, W); tensors (1 or 3, H, W) as torchvision converts them."""
+
+    def forward(self, image: Image.Image | Tensor) -> Tensor:
+        if isinstance(image, Image.Image):
+            return torch.from_numpy(to_rgb(image)).permute(2, 0, 1)
+        return v2.ToImage()(v2.RGB()(image))
 
 
 class Resize(v2.Resize):

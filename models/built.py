@@ -98,9 +98,9 @@ class MadeFor:
         """The preprocessing of an evaluation, see `AdaptiveModel.transforms`."""
         from torchvision.transforms import v2  # takes seconds to import
 
-        from images.decoding import centre_crop
+        from images.decoding import ToRGB, centre_crop
 
-        steps = v2.RGB(), v2.ToImage(), centre_crop(*self.sides), v2.ToDtype(torch.float32, scale=True)
+        steps = ToRGB(), centre_crop(*self.sides), v2.ToDtype(torch.float32, scale=True)
         return v2.Compose([*steps, v2.Normalize(*self.normalisation), v2.ToPureTensor()])
 
     def class_names(self, count: int) -> list[str]:

@@ -96,6 +96,14 @@ def test_the_table_says_what_a_program_needs(written):
     assert table["latency"]["batch"] == 1
 
 
+def test_the_example_scales_16_bit_images(example, tmp_path):
+    table = {"input_size": [3, 32, 32], "resize": 32, "mean": [0.0] * 3, "std": [1.0] * 3}
+    grey = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    assert np.array_equal(example.read(tmp_path / "16.png", table), example.read(tmp_path / "8.png", table))
+
+
 def test_files_carry_their_row_of_the_table(written):
     import onnx
 

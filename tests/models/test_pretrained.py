@@ -37,6 +37,16 @@ def test_transforms_are_those_of_an_evaluation(dataset, pictures):
             torch.testing.assert_close(transforms(given), image, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_transforms_scale_16_bits_as_an_evaluation_does(tmp_path, kind):
+    grey = np.random.default_rng(0).integers(0, 1 << 16, (48, 48), np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey", kind)
+    (wanted,) = dataloader.image_files([tmp_path / "grey"], "cifar10", "cpu", 32, 32)
+    torch.testing.assert_close(
+        MadeFor("cifar10").transforms()(Image.open(tmp_path / "grey")), wanted, rtol=0, atol=1e-6
+    )
+
+
 def test_weights_bring_images_classes_and_flags(tmp_path, pictures):
     made = create_model("ResNet32_SharedOnly", "cifar10", 3, shared_rank=8)
     flags = {"model": "ResNet32_SharedOnly", "dataset": "cifar10", "shared_rank": 8, "mean": MEAN, "std": STD}
