@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Container, Sequence
 from pathlib import Path, PurePath
+from unicodedata import normalize
 
 from images.reading import first_few
 from utils import UserError
@@ -21,9 +23,9 @@ def find_mapping(root: Path) -> Path | None:
 def mapped_labels(mapping: Path, root: Path, images: Sequence[str], classes: Sequence[str]) -> list[int]:
     """The label of each image in a plain folder, from a file in the format of Caffe, Kaggle or Tiny ImageNet, or yours.
 
-    A line has the name of an image, with or without its folder and extension, and its class, as a name or a number.
+    A line has the name of an image, with or without its folders and extension, and its class, as a name or a number.
     They are separated by a tab, a comma, a semicolon or spaces, and may be quoted. Other columns and a header line are
-    skipped.
+    skipped. Accented letters may be one character or two, as different systems write them in names of files.
 
     Args:
         images: paths below `root`.
@@ -32,11 +34,14 @@ def mapped_labels(mapping: Path, root: Path, images: Sequence[str], classes: Seq
         UserError: the file cannot be read, names something that is not a class, or lacks a class for an image or has
             several.
     """
-    labels = {name: label for label, name in enumerate(classes)}
+    labels = {normalize("NFC", name): label for label, name in enumerate(classes)}
     if not any(name.isdigit() for name in classes):
         labels |= {str(label): label for label in range(len(classes))}
     names = [PurePath(path).relative_to(root) for path in images]
-    spellings = [(str(name), str(name.with_suffix("")), name.name, name.stem) for name in names]
+    spellings = [
+        [normalize("NFC", text) for text in (str(name), str(name.with_suffix("")), name.name, name.stem)]
+        for name in names
+    ]
     known = {spelling for all_of_one in spellings for spelling in all_of_one}
     found: dict[str, int] = {}
     for number, (line, columns) in enumerate(_rows(mapping), 1):
@@ -59,7 +64,10 @@ def _rows(mapping: Path) -> list[tuple[int, list[str]]]:
     """Non-empty lines: their number, from 1, and their columns."""
     number = 1
     try:  # bytes that are not UTF-8 are decoded as in file names
-        text = mapping.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        content = mapping.read_bytes()
+        encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+        text = normalize("NFC", content.decode(encoding, errors="surrogateescape"))
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         form = {"delimiter": next((mark for mark in "\t,;" if all(mark in line for _, line in lines)), " ")}
         form |= {"skipinitialspace": True, "strict": True}
@@ -67,7 +75,7 @@ def _rows(mapping: Path) -> list[tuple[int, list[str]]]:
         for number, line in lines:
             rows.append((number, [word.strip() for word in next(csv.reader([line], **form))]))
         return rows
-    except (OSError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot read {mapping}, line {number}: {reason}; it needs the name of an image and a class"
@@ -82,12 +90,24 @@ def _name_and_class(columns: Sequence[str], known: set[str], classes: Container[
         classes: spellings of classes.
         folder: the folder that names may begin with.
     """
-    for count in range(len(columns) - 1, 0, -1):  # spaces may also separate the words of a name
-        name = " ".join(columns[:count]).removeprefix("./").removeprefix(f"{folder}/")
-        if name in known:
+    for count in range(len(columns) - 1, 0, -1):  # spaces and commas may also separate the words of a name
+        written = [name for text in _joined(columns[:count]) for name in _below(folder, text)]
+        name = next((name for name in written if name in known), None)
+        if name is not None:
             break
     else:
         name, count = columns[0], 1
     rest = columns[count:] or [""]
-    readings = (" ".join(rest), rest[0], rest[0].partition(" ")[0])  # words of a name; other columns; Kaggle's boxes
+    readings = (*_joined(rest), rest[0], rest[0].partition(" ")[0])  # words of a name; other columns; Kaggle's boxes
     return name, next((kind for kind in readings if kind in classes), rest[0])
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """The texts that were perhaps split into these words."""
+    return [mark.join(words) for mark in (" ", ", ", ",")]
+
+
+def _below(folder: str, path: str) -> list[str]:
+    """The path as it is written, and the parts of it below a folder of this name: /data/set/val/x.jpg, val\\x.jpg."""
+    parts = path.replace("\\", "/").split("/")
+    return [path, *("/".join(parts[at + 1 :]) for at, part in enumerate(parts) if part in (folder, "."))]

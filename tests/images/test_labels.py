@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import tarfile
+import unicodedata
 
 import numpy as np
 import pytest
@@ -192,6 +193,33 @@ WANTED = {"my cat 1.jpg": "cat", "my cat 2.jpg": "cat", "dog,1.jpg": "hot dog"}
 )
 def test_names_and_classes_with_blanks_are_mapped(text, plain):
     assert labels_with(plain, text, encoding="utf-8") == WANTED
+
+
+@pytest.mark.parametrize("folder", ["/data/my set/val/", "val\\", "C:\\set\\val\\", "../val/", "./val/", "set/val/"])
+def test_images_are_mapped_wherever_their_folder_was(folder, plain):
+    text = f"{folder}my cat 1.jpg,cat\n{folder}my cat 2.jpg,cat\n{folder}dog,1.jpg,hot dog\n"
+    assert labels_with(plain, text) == WANTED
+
+
+def test_a_mapping_may_be_in_utf_16(plain):
+    text = "image\tclass\r\nmy cat 1.jpg\tcat\r\nmy cat 2.jpg\tcat\r\ndog,1.jpg\thot dog\r\n"
+    assert labels_with(plain, text, encoding="utf-16") == WANTED
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_letters_with_accents_are_mapped_in_either_form(form, plain):
+    accented = "ros\N{LATIN SMALL LETTER E WITH ACUTE}"
+    (plain / "train" / "cat").rename(plain / "train" / accented)
+    (plain / "val" / "dog,1.jpg").rename(plain / "val" / unicodedata.normalize("NFD", f"{accented}.jpg"))
+    text = f"{accented}.jpg,hot dog\nmy cat 1.jpg,{accented}\nmy cat 2.jpg,{accented}\n"
+    labels = labels_with(plain, unicodedata.normalize(form, text), encoding="utf-8")
+    assert sorted(labels.values()) == ["hot dog", accented, accented]
+
+
+def test_a_class_with_a_comma_needs_no_quotes(plain):
+    (plain / "train" / "cat").rename(plain / "train" / "cat, small")
+    text = "my cat 1.jpg,cat, small\nmy cat 2.jpg,cat, small\ndog,1.jpg,hot dog\n"
+    assert labels_with(plain, text) == {key: value.replace("cat", "cat, small") for key, value in WANTED.items()}
 
 
 @pytest.mark.parametrize("label", ["-1", "-100", "0.5", "bird", "2", "10000000000", ""])
