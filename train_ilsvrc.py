@@ -57,7 +57,7 @@ def main(argv=None):
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     if teacher:
-        objective.teacher = teacher.build(model)
+        objective.teacher = teacher.build(model, data.classes)
     if args.checkpoint:
         args.checkpoint.load_into(model, args.new_head)
         args.model_flags = dict(model.built_as.flags)  # weights of another project may need one more

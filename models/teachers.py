@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from models import registry
@@ -43,20 +45,38 @@ class Teacher:
         wanted = objective.teacher_file
         return None if wanted is None else cls(wanted.source, wanted.model, dataset)
 
-    def build(self, student: AdaptiveModel) -> nn.Module:
+    def build(self, student: AdaptiveModel, names: Sequence[str] | None = None) -> nn.Module:
         """Build the network with its weights, in eval mode and without gradients.
+
+        Args:
+            names: of the student's classes, by label; by default those of its data set.
 
         Raises:
             ValueError: the file is not of that network, its weights are not usable numbers, or its classes differ from
                 the student's.
         """
         classes = student.built_as.num_classes
+        self._check_classes(list(names or student.classes))
         if self.model and self.model.startswith(TORCHVISION):
             teacher = self._build_torchvision(self.model.removeprefix(TORCHVISION), classes)
         else:
             name = self.model or self.checkpoint.describe().get("model", student.built_as.model)
             teacher = self.checkpoint.build(name, self.dataset, classes)
         return teacher.eval().requires_grad_(False)
+
+    def _check_classes(self, names: list[str]) -> None:
+        """Raise UserError if the teacher is known to tell apart other things than these classes, however many."""
+        from images.classes import are_numbers
+        from images.reading import first_few
+
+        known, trained_on = self.checkpoint.classes, self.checkpoint.describe().get("dataset", self.dataset)
+        if trained_on != self.dataset:
+            reason = f"{trained_on}, not of {self.dataset}"
+        elif known and list(known) != names and not are_numbers(known) and not are_numbers(names):
+            reason = f"the classes {first_few(known)}, not of {first_few(names)}, in this order"
+        else:
+            return
+        raise UserError(f"the teacher {self.checkpoint.path} is of {reason}: name one of the same classes", exit_code=2)
 
     def _build_torchvision(self, name: str, classes: int) -> nn.Module:
         import torchvision

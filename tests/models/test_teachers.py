@@ -1,6 +1,7 @@
 """Teachers: opened before anything else is done, built beside the student, never by the objective itself."""
 
 import builtins
+import contextlib
 
 import pytest
 import torch
@@ -105,6 +106,26 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
     objective = create_objective("ResNet32_DoubleShared_skip", teacher=path)
     with pytest.raises(ValueError, match=r"fc\.weight"):
         Teacher.of(objective, "cifar10").build(student)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes", "names", "words"),
+    [
+        ("ilsvrc", ["cat", "dog"], ["dog", "fox"], "is of the classes cat, dog, not of dog, fox"),
+        ("ilsvrc", ["cat", "dog"], ["dog", "cat"], "not of dog, cat, in this order"),
+        ("ilsvrc", ["cat", "dog"], ["cat", "dog"], ""),
+        ("ilsvrc", ["0", "1"], ["cat", "dog"], ""),
+        ("digits", None, None, "is of cifar10, not of digits"),
+    ],
+)
+def test_as_many_classes_as_the_student_has_are_not_enough(dataset, classes, names, words, tmp_path):
+    network = create_model("ResNet34_DoubleShared" if names else "ResNet20", "ilsvrc" if names else "cifar10", 2)
+    flags = {"model": network.built_as.model, "dataset": network.built_as.dataset}
+    training = {"flags": flags, "classes": classes}
+    torch.save({"net_state_dict": network.state_dict(), "training": training}, tmp_path / "teacher.pth")
+    teacher = Teacher(str(tmp_path / "teacher.pth"), None, dataset)
+    with pytest.raises(ValueError, match=words) if words else contextlib.nullcontext():
+        teacher.build(network, names)
 
 
 def test_a_teacher_of_torchvision_has_finite_weights(tmp_path):
