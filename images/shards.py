@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tarfile
@@ -14,13 +15,15 @@ from urllib.parse import urlsplit
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from images.classes import positions
 from images.data import Sources
 from images.reading import first_few, is_stray
 from images.shard_files import ENDING, Place, ShardFiles, is_remote
-from utils import UserError, rank, say, world_size
+from utils import UserError, rank, read_json, say, world_size
 
 MOST_CLASSES = 100_000  # if nothing says how many there are; a wrong label must not make a list of 10^10 names
 MOST_SHARDS = 1_000_000
+SETTINGS = "shards.json"  # file beside shards that `tools/make_shards.py` made
 LANES = 16  # number of sequences in which shards on a server are read
 CONNECTIONS = 8  # to a server while listing shards
 
@@ -133,6 +136,16 @@ def _label(content: bytes, classes: int, name: str) -> int:
     return int(text)
 
 
+def _class_names(paths: Sequence[str]) -> list[str] | None:
+    """The names of the classes, by label, that `tools/make_shards.py` wrote beside its shards; None without any."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        (folder,) = {os.path.dirname(path) for path in paths}
+        names = read_json(Path(folder, SETTINGS))["classes"]
+        if names and isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    return None
+
+
 def _count_shards(pattern: str) -> int:
     """Upper limit on the files that a brace pattern names: the product of the lengths of its ranges and lists."""
     count, commas = 1, []
@@ -174,15 +187,21 @@ def shard_sources(pattern: str, cache: str | os.PathLike | None = None) -> Sourc
     for path in paths:
         parts["val" if "val" in os.path.basename(urlsplit(path).path) else "train"].append(path)
 
-    def find(name: str, classes: Sequence[str] | None) -> Shards:
+    known = _class_names(paths)
+
+    def find(name: str, classes: Sequence[str] | None, some: bool) -> Shards:
         if not parts[name]:
             raise UserError(f"{pattern} names no {name} shards; name both: {{train-{{000..146}},val-{{00..06}}}}.tar")
         say(f"listing the images of {len(parts[name])} {name} shards")
-        return Shards(parts[name], classes, cache)
+        shards = Shards(parts[name], known or classes, cache)
+        if known and classes:
+            shards.labels = positions(known, classes, pattern)[shards.labels]
+            shards.classes = list(classes)
+        return shards
 
     return Sources(
-        lambda classes, some: find("train", classes),
-        lambda classes, some: find("val", classes),
+        partial(find, "train"),
+        partial(find, "val"),
         f"{len(paths)} shards of {pattern}",
         Path(urlsplit(paths[0]).path if is_remote(paths[0]) else paths[0]).resolve().parent.name,
     )

@@ -51,9 +51,9 @@ from images.folders import folder_sources
 from images.processors import default_workers
 from images.reading import read_file
 from images.shard_files import ENDING, Index, Place, write_index
+from images.shards import SETTINGS
 from utils import UserError, make_folder, replacing, write_json
 
-SETTINGS = "shards.json"
 START = "spawn"  # method for worker processes: threads of this one, such as torch's, cannot be forked
 DIGITS = 4  # in a shard's number
 

@@ -47,6 +47,19 @@ def test_shards_have_every_image_with_its_label(folder, target, tmp_path):
     assert json.loads((target / "shards.json").read_text())["classes"] == list(CLASSES)
 
 
+def test_shards_are_judged_by_the_names_of_their_classes(target, tmp_path):
+    pattern = f"{target}/{{train-{{0000..0002}},val-0000}}.tar"
+    assert load(pattern, cache=tmp_path).classes == list(CLASSES)
+    other = [CLASSES[2], "zebra", CLASSES[0], CLASSES[1]]
+    judged = load(pattern, cache=tmp_path, train=False, classes=other)
+    assert judged.classes == other
+    assert torch.cat([labels for _, labels in judged.test]).tolist() == [2, 2, 2, 3, 3, 3, 0, 0, 0]
+    with pytest.raises(UserError, match=f"has the classes {CLASSES[2]}, which are not among the 3 of the network"):
+        load(pattern, cache=tmp_path, train=False, classes=[*CLASSES[:2], "zebra"])
+    (target / "shards.json").unlink()
+    assert load(pattern, cache=tmp_path).classes == ["0", "1", "2"]
+
+
 def test_shards_are_shuffled_samples_and_listed(target, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "list_images", lambda *_: pytest.fail("the list beside the shard was not used"))
     files = ShardFiles(tmp_path / "cache", lambda path: shards.list_images(path, 3))
