@@ -1,5 +1,7 @@
 """Lists of shards that are kept, and shards on a web server."""
 
+import errno
+import fcntl
 import functools
 import hashlib
 import http.server
@@ -160,6 +162,16 @@ def test_each_process_begins_to_list_elsewhere(tmp_path, folder, monkeypatch):
 
 
 # Shards on a web server
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_downloads_need_no_locks(server, folder, tmp_path, monkeypatch, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    near, far = load(f"{folder}/{PATTERN}", cache=tmp_path), load(f"{server.url}/{PATTERN}", cache=tmp_path)
+    assert equal(far.test, near.test)
 
 
 def test_a_server_gives_the_same_images_and_each_shard_once(server, folder, tmp_path):
