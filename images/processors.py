@@ -26,7 +26,7 @@ def usable_processors(proc: Path = Path("/proc/self/cgroup"), root: Path = Path(
             # the limits of parent groups apply too; in a container only these may be visible
             names = Path(path.lstrip("/")).parts
             for count in range(len(names) + 1):
-                for hierarchy in ("", controllers):
+                for hierarchy in ("", controllers, "cpu"):  # `cpu` may be a link, or the only name
                     allowed = min(allowed, _quota(root.joinpath(hierarchy, *names[:count])) or allowed)
     return allowed
 

@@ -55,6 +55,7 @@ def group(root, path, **files):
         ("0::/box", "box", {"cpu__max": "max 100000\n"}, 64),
         ("4:cpu,cpuacct:/box", "cpu,cpuacct/box", {"cpu__cfs_quota_us": "400000", "cpu__cfs_period_us": "100000"}, 4),
         ("4:cpu:/docker/1f", "cpu", {"cpu__cfs_quota_us": "500000", "cpu__cfs_period_us": "100000"}, 5),
+        ("4:cpu,cpuacct:/box", "cpu/box", {"cpu__cfs_quota_us": "600000", "cpu__cfs_period_us": "100000"}, 6),
         ("4:cpu:/box", "cpu/box", {"cpu__cfs_quota_us": "-1", "cpu__cfs_period_us": "100000"}, 64),
         ("4:memory:/box", "memory/box", {"cpu__max": "100000 100000"}, 64),
         ("0::/box", "elsewhere", {}, 64),
