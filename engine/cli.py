@@ -251,6 +251,8 @@ def _check_training(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup_epochs {args.warmup_epochs:g} leaves none of --epochs {args.epochs} for the schedule")
+    if args.new_head and not args.pretrained:
+        parser.error("--new_head replaces the classifier of --pretrained: name that file too, or leave it out")
     if args.nesterov and not args.momentum:
         parser.error("--nesterov is a form of momentum: give --momentum above 0")
 

@@ -38,6 +38,7 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
         (["--cuda_graph"], "--cuda_graph needs a GPU"),
         (["--model=ResNet56_DoubleShared", "--lambdaR=nan"], "--lambdaR: nan is not a finite number"),
         (["--epochs=many"], "--epochs"),
+        (["--new_head"], "--new_head replaces the classifier of --pretrained: name that file too"),
         (["--dataset=cifar11"], "cifar11"),
         (["--lr_steps=150"], "--lr_steps"),
         (["--momentun=0.9"], "did you mean --momentum"),
