@@ -90,7 +90,7 @@ def evaluate(
     run_images.save_prepared(model, checkpoint, vars(args))
     table = None
     if budget or args.query_table:
-        table = QueryTable.of(whole, rows, data.shape[-1], **_how(model, args))
+        table = QueryTable.of(whole, rows, data.shape[-1], **_how(args, model is not whole))
     main = model.main_point.name
     if budget and not within:
         main = _look_up(table, budget)
@@ -180,7 +180,8 @@ def _points_within(
             say(f"note: {args.query_table} does not say which weights its accuracies are of")
         if budget.unit == "ms":
             batch = args.latency_batch[0] if args.latency_batch else None
-            table.check_latency(latency_conditions(profile.device_name(device), batch=batch, **_how(model, args)))
+            how = _how(args, model is not whole)
+            table.check_latency(latency_conditions(profile.device_name(device), batch=batch, **how))
         return [model.point(_look_up(table, budget))]
     return None
 
@@ -196,9 +197,9 @@ def _look_up(table: QueryTable, budget: Budget) -> str:
     return chosen.point
 
 
-def _how(model: AdaptiveModel, args) -> dict:
+def _how(args, folded: bool) -> dict:
     """How the network runs, as far as latency depends on it; fewer than all threads may be quicker."""
-    return {"threads": torch.get_num_threads(), "amp": args.amp, "folded": bool(model.folded_as)}
+    return {"threads": torch.get_num_threads(), "amp": args.amp, "folded": folded}
 
 
 # Instead of an evaluation

@@ -86,3 +86,17 @@ def test_tables_of_other_machines_and_weights_are_refused(evaluate, files):
     code, _, error = evaluate("--budget=10000M")
     assert (code, error.count("\n")) == (2, 1)
     assert "other weights of this network" in error
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize(("made", "asked"), [([], ["--fold"]), (["--fold"], [])])
+def test_a_table_of_the_folded_network_is_not_one_of_the_network(tmp_path, monkeypatch, capsys, made, asked):
+    flags = {"nBlocks": 2, "base": 1, "step": 1, "stepmode": "even", "nChannels": 4}
+    torch.save(create_model("msdnet", "cifar10", **flags).state_dict(), tmp_path / "weights.pth")
+    command = ["--dataset=digits", "--model=msdnet", *(f"--{name}={value}" for name, value in flags.items())]
+    command += [f"--pretrained={tmp_path}/weights.pth", f"--query_table={tmp_path}/table.json", "--latency_batch=1"]
+    command += [f"--report={tmp_path}/report"]
+    assert call(monkeypatch, capsys, eval_cifar10, *command, *made)[0] == 0
+    assert call(monkeypatch, capsys, eval_cifar10, *command, *made, "--budget=10000ms")[0] == 0
+    code, _, error = call(monkeypatch, capsys, eval_cifar10, *command, *asked, "--budget=10000ms")
+    assert (code, f"folded {bool(made)} instead of {bool(asked)}" in error) == (2, True), error
