@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from images.classes import are_numbers, positions
 from images.data import Sources
 from images.mapping import NAMES, find_mapping, mapped_labels
-from images.reading import class_folders, first_few, image_paths, read_file
+from images.reading import EXTENSIONS, class_folders, first_few, image_paths, read_file
 from utils import UserError, say
 
 
@@ -57,7 +56,7 @@ class Folder:
     def _check_filled(self, empty: list[str]) -> None:
         """Raise UserError if there are class folders without images."""
         if empty:
-            kinds = ", ".join(IMG_EXTENSIONS[:3])
+            kinds = ", ".join(EXTENSIONS[:3])
             raise UserError(f"{self.root} has no image of {first_few(empty)} ({kinds}, ...); fill or remove the folder")
 
     def _class_positions(

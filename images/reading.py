@@ -9,6 +9,8 @@ from pathlib import Path
 
 MOST_BYTES = 1 << 30  # of a file; neither an image within Pillow's pixel limit nor a CIFAR file has more
 
+#: of image files, in lower case: those of torchvision's ImageFolder, and further ones of the formats that are read here
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
 #: what file managers, archives and network drives leave in folders, besides names that begin with a dot
 STRAY = frozenset(
     {"@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "__pycache__"}
@@ -54,11 +56,9 @@ def _is(test: Callable[[], bool]) -> bool:
 def image_paths(folder: str | os.PathLike) -> list[str]:
     """The image files in a folder and its subfolders, in the order of torchvision's ImageFolder.
 
-    Files count by their extension. Stray ones, pipes, sockets and devices are left out.
+    Files count by their extension (`EXTENSIONS`). Stray ones, pipes, sockets and devices are left out.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # takes seconds to import
-
-    found = [(str(where), name) for where, names in _walk(Path(folder), IMG_EXTENSIONS, ()) for name in names]
+    found = [(str(where), name) for where, names in _walk(Path(folder), EXTENSIONS, ()) for name in names]
     return [os.path.join(where, name) for where, name in sorted(found)]
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from images.classes import positions
 from images.data import Sources
-from images.reading import first_few, is_stray
+from images.reading import EXTENSIONS, first_few, is_stray
 from images.shard_files import ENDING, Place, ShardFiles, is_remote
 from utils import UserError, rank, read_json, say, world_size
 
@@ -107,7 +106,7 @@ def list_images(path: str, classes: int) -> list[Place]:
                 key, extension = base_plus_ext(member.name)
                 if key is None or not member.isfile() or any(map(is_stray, Path(member.name).parts)):
                     continue
-                if f".{extension.lower()}" in IMG_EXTENSIONS:
+                if f".{extension.lower()}" in EXTENSIONS:
                     kind, value = images, (member.offset_data, member.size)
                 elif extension == "cls":
                     kind, value = labels, _label(tar.extractfile(member).read(100), classes, f"{path}: {member.name}")

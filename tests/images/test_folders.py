@@ -1,8 +1,10 @@
 """Layouts of image folders, and folders that are wrong."""
 
 import pytest
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from tests.images.folders import CLASSES, equal, load
+from images.reading import EXTENSIONS
+from tests.images.folders import CLASSES, encoded, equal, load, photograph
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,16 @@ def test_a_folder_is_one_whatever_its_name(folder, name):
     for part in ("train", "val"):
         (folder / part).rename(folder / name / part)
     assert equal(load(folder / name).test, want)
+
+
+def test_images_of_every_format_that_is_read_are_found(folder):
+    assert set(IMG_EXTENSIONS) < set(EXTENSIONS), "torchvision's, and more"
+    before = load(folder).train.num_images
+    for name, kind in (("a.gif", "GIF"), ("b.JFIF", "JPEG")):
+        (folder / "train" / "ant" / name).write_bytes(encoded(photograph(1), kind))
+    data = load(folder)
+    assert data.train.num_images == before + 2
+    assert sum(len(labels) for _, labels in data.train) == before + 2
 
 
 def test_an_image_missing_from_a_mapping_file_is_reported(folder):
