@@ -9,15 +9,14 @@ import argparse
 import difflib
 import functools
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from engine import failures, lists, originals, processes, run_images
+from engine.argument_files import normalise
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.recipe import lr_steps
@@ -279,50 +278,6 @@ def _check_evaluation(parser: Parser, args: argparse.Namespace) -> None:
 
 def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
-
-
-#: the most arguments that a file may stand for, and the most bytes it may have
-MOST_ARGUMENTS, LONGEST_FILE = 1_000, 1_000_000
-
-
-def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
-    """Replace `@file` by its content, and hyphens in the names of flags by underscores.
-
-    The home folder replaces a leading `~`, which shells leave in `--flag=~/folder` and `@~/file`.
-    """
-    words = []
-    for word in argv:
-        if word.startswith("@"):
-            file = os.path.expanduser(word[1:])
-            if file in inside:
-                raise UserError(f"the argument file {file} contains itself", exit_code=2)
-            try:
-                if os.path.exists(file) and not os.path.isfile(file):  # a device or a pipe may never end
-                    raise ValueError("it is not a file")
-                if os.path.getsize(file) > LONGEST_FILE:
-                    raise ValueError("it is far too long")
-                inner = shlex.split(Path(file).read_text(), comments=True)
-            except (OSError, ValueError) as error:
-                raise UserError(_explain_unreadable(Path(file), error), exit_code=2) from error
-            named = normalise(inner, (*inside, file))
-            if len(named) > MOST_ARGUMENTS:  # files that name others twice, which name others twice ...
-                raise UserError(f"the argument file {file} stands for {len(named)} arguments: too many", exit_code=2)
-            words += named
-        elif word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            words.append(f"--{name.replace('-', '_')}{equals}{os.path.expanduser(value)}")
-        else:
-            words.append(os.path.expanduser(word))
-    return words
-
-
-def _explain_unreadable(file: Path, error: Exception) -> str:
-    """Say why no arguments can be read from a file, and what may be meant instead."""
-    if not isinstance(error, FileNotFoundError):
-        return f"cannot read the arguments in {file}: {getattr(error, 'strerror', None) or error}"
-    names = [path.name for path in file.parent.glob("*")]  # empty without a folder or permission
-    close = [f"@{file.parent / name}" for name in difflib.get_close_matches(file.name, names)]
-    return f"there is no file {file}; " + (f"close are {', '.join(close)}" if close else "--list_recipes lists recipes")
 
 
 def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[str]:
