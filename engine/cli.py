@@ -26,7 +26,7 @@ from models import Checkpoint, profile, registry
 from models.adaptive import AdaptiveModel, Point
 from models.deploy import export
 from models.meta import on_meta
-from utils import UserError, printable, say, world_size
+from utils import UserError, say, world_size
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a mistake in one sentence instead of printing the whole usage."""
 
     def error(self, message: str):
-        print(f"error: {message}", file=sys.stderr)
+        failures.complain(message)
         sys.exit(2)
 
 
@@ -323,7 +323,7 @@ def run(main: Callable[[], None]) -> None:
         sentence = None if sys.flags.dev_mode else failures.explain(error)
         if sentence is None:
             raise
-        print(f"error: {printable(sentence)}", file=sys.stderr)
+        failures.complain(sentence)
         sys.exit(error.exit_code if isinstance(error, UserError) else 1)
 
 

@@ -138,3 +138,9 @@ def test_an_argument_file_of_an_editor_on_windows(tmp_path, monkeypatch, capsys)
     (tmp_path / "wide").write_bytes("--save=run".encode("utf-16-le"))
     code, _, err = call(monkeypatch, capsys, train_cifar10, f"@{tmp_path}/wide")
     assert (code, "it has null characters; save it as plain text" in err) == (2, True)
+
+
+def test_a_message_neither_moves_the_cursor_nor_fills_the_screen(monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *QUICK, f"--mo\x1b[2Jdel{'x' * 100_000}")
+    assert (code, err.startswith("error: --mo\\x1b[2Jdelxxx"), len(err) < 3000) == (2, True, True)
+    assert "its own flags are" in err  # the end is not lost
