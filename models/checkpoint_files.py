@@ -25,7 +25,7 @@ from torch import Tensor
 
 #: what torch and zipfile raise for a file they cannot read, depending on where it is damaged
 DAMAGE = (
-    *(ValueError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
+    *(ValueError, RuntimeError, EOFError, LookupError, AttributeError, AssertionError, TypeError, ArithmeticError),
     *(MemoryError, RecursionError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 #: types that the numbers of a layer can be loaded from: no complex ones, no packed bits
