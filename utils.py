@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,25 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 # Files
 
+MOST_BYTES = 1 << 30  # of a file that is read at once; neither an image of 179 million pixels nor a CIFAR file has more
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, is larger than 1 GB, or is a pipe, a socket or a device, which may never end.
+    """
+    # open() itself would wait for a pipe that nobody writes to
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if status.st_size > MOST_BYTES:
+            reason = f"it has {status.st_size:,} bytes, more than any file that is read here"
+            raise OSError(errno.EFBIG, reason, str(path))
+        return file.read()
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -125,7 +145,7 @@ def parse_json(text: str) -> Any:
 
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file. Raises OSError if it cannot be read, ValueError if it is not JSON."""
-    return parse_json(Path(path).read_text(encoding="utf-8-sig"))
+    return parse_json(read_file(path).decode("utf-8-sig"))
 
 
 def typed(value: Any, kind: type, name: str) -> Any:

@@ -11,8 +11,7 @@ import numpy as np
 
 from images.classes import check_labels
 from images.data import Arrays
-from images.reading import read_file
-from utils import UserError
+from utils import UserError, read_file
 
 IMAGE_BYTES = 3 * 32 * 32
 

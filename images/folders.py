@@ -13,8 +13,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from images.classes import are_numbers, positions
 from images.data import Sources
 from images.mapping import NAMES, find_mapping, mapped_labels
-from images.reading import class_folders, first_few, image_paths, read_file
-from utils import UserError, say
+from images.reading import class_folders, first_few, image_paths
+from utils import UserError, read_file, say
 
 
 class Folder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _read_json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return utils.read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file.parent} is not the folder of a training of this project (no run.json)") from error
 

@@ -13,9 +13,13 @@ import torch
 from PIL import Image
 
 import dataloader
+import engine
 from images import decoding
 from images.decoding import decode, jpeg_frame
-from images.reading import image_paths, read_file
+from images.reading import image_paths
+from models.dmnn import coarse
+from models.query_table import QueryTable
+from utils import read_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding")
 
@@ -183,6 +187,18 @@ def refusal(path):
     except OSError as error:
         return str(error)
     return "none"
+
+
+def test_no_text_is_read_from_a_pipe_or_a_device(pipe):
+    """A table, a grouping of classes, and the log of a run, any of which could be waited for, or fill the memory."""
+    for path in (pipe, "/dev/zero"):
+        with pytest.raises(ValueError, match=f"cannot read the query table {path}: it is not a regular file"):
+            QueryTable.load(path)
+        with pytest.raises(ValueError, match=f"cannot read --coarse_file {path}: it is not a regular file"):
+            coarse.read(path, 10)
+    pipe.rename(pipe.with_name("log.jsonl"))
+    with pytest.raises(OSError, match="it is not a regular file"):
+        engine.Run(pipe.parent, {}).begin()
 
 
 def test_only_files_with_images_are_listed(pipe):
