@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import json
 import math
@@ -99,7 +100,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that its name only ever holds the old content or the whole new one.
 
-    Yields a temporary path in the same folder; what is written there is flushed to disk and then renamed.
+    Yields a temporary path in the same folder; what is written there is flushed to disk and then renamed. What a killed
+    process has left of the same file is removed.
 
     Raises:
         UserError: no permission, no such folder, not a regular file, or a full disk; the old content is untouched.
@@ -109,6 +111,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         if path.exists() and not path.is_file():  # replacing a device or a pipe would remove it for all programs
             raise OSError(errno.EINVAL, "it is no regular file")
+        _remove_left_over(path)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -119,6 +122,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove what processes that no longer run have left of a file that they were replacing."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = left.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
