@@ -211,6 +211,24 @@ def test_broken_connections_are_tried_again(server, tmp_path):
         files.index(f"{server.url}/train-77.tar")
 
 
+def test_a_page_of_the_server_is_not_kept_as_a_shard(server, folder, tmp_path):
+    """The address answers with a page, and later with the shard; a killed download has left a part of it."""
+    shard = folder / "train-09.tar"
+    files = ShardFiles(tmp_path, lambda path: shards.list_images(path, 10))
+    shard.write_text("<html>Quota exceeded</html>")
+    try:
+        with pytest.raises(ShardError, match=r"train-09.tar was downloaded and cannot be used: .*; it was removed"):
+            files.index(f"{server.url}/train-09.tar")
+        assert list(tmp_path.glob("shards/*.tar")) == []
+        left = files._copy(f"{server.url}/train-09.tar")
+        left.with_name(f".{left.name}.tmp").write_bytes(bytes(10**6))
+        shard.write_bytes((folder / "train-00.tar").read_bytes())
+        assert len(files.index(f"{server.url}/train-09.tar")) == 5
+    finally:
+        shard.unlink()
+    assert list(tmp_path.glob("shards/.*.tmp")) == []
+
+
 def test_a_server_that_ends_ends_an_epoch_with_a_sentence(server, tmp_path):
     data = load(f"{server.url}/{PATTERN}", cache=tmp_path)
     for path in tmp_path.glob("shards/train*.tar"):
