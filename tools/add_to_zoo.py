@@ -14,15 +14,18 @@ import re
 import tempfile
 from pathlib import Path
 
-import eval_cifar10
-import utils
-from engine import cli, run_images
-from images.normalise import USUAL
-from models import Checkpoint, checkpoint_files, profile, registry, zoo
-from models.recorded import zoo_content
-from reporting.curves import machines
-from reporting.evaluations import load_run
-from utils import UserError
+import startup
+
+with startup.importing(__name__):
+    import eval_cifar10
+    import utils
+    from engine import cli, run_images
+    from images.normalise import USUAL
+    from models import Checkpoint, checkpoint_files, profile, registry, zoo
+    from models.recorded import zoo_content
+    from reporting.curves import machines
+    from reporting.evaluations import load_run
+    from utils import UserError
 
 #: maximum bytes of a file of weights, as every clone contains them all
 LARGEST = 1_500_000

@@ -35,21 +35,24 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm.auto import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine import cli, flags
-from images import shards
-from images.data import Source
-from images.decoding import Resize, decode, jpeg_frame
-from images.folders import folder_sources
-from images.processors import default_workers
-from images.shard_files import ENDING, Index, Place, write_index
-from utils import UserError, make_folder, read_file, read_json, replacing, write_json
+import startup
+
+with startup.importing(__name__):
+    import numpy as np
+    import torch
+    from PIL import Image
+    from tqdm.auto import tqdm
+
+    from engine import cli, flags
+    from images import shards
+    from images.data import Source
+    from images.decoding import Resize, decode, jpeg_frame
+    from images.folders import folder_sources
+    from images.processors import default_workers
+    from images.shard_files import ENDING, Index, Place, write_index
+    from utils import UserError, make_folder, read_file, read_json, replacing, write_json
 
 SETTINGS = "shards.json"
 START = "spawn"  # method for worker processes: threads of this one, such as torch's, cannot be forked
