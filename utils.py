@@ -187,11 +187,23 @@ def number(value: Any, name: str, lowest: float = 0, highest: float = math.inf) 
     return value
 
 
+_made: list[Path] = []  # folders that this process has created, parents first
+
+
+def remove_empty_folders() -> None:
+    """Remove the folders that `make_folder` has created, as far as nothing has been put into them."""
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()
+
+
 def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
     """Create a folder. Raises a UserError that names the flag to change if that is not possible."""
     path = Path(path)
     try:
+        new = [folder.absolute() for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        _made.extend(reversed(new))
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission to write there")
     except OSError as error:

@@ -26,7 +26,7 @@ from models import Checkpoint, profile, registry
 from models.adaptive import AdaptiveModel, Point
 from models.deploy import export
 from models.meta import on_meta
-from utils import UserError, say, world_size
+from utils import UserError, remove_empty_folders, say, world_size
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,8 @@ def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry:
 def run(main: Callable[[], None]) -> None:
     """Call a script's main; on failure, exit with one sentence and a code. `python3 -X dev` shows tracebacks instead.
 
-    If standard output or standard error cannot be written to, the script goes on without it.
+    If standard output or standard error cannot be written to, the script goes on without it. Folders that it has made
+    and left empty are removed.
 
     Exits with 2 for an invalid command, 1 for a failure, 128 + signal if a signal stopped it.
     """
@@ -325,6 +326,8 @@ def run(main: Callable[[], None]) -> None:
             raise
         failures.complain(sentence)
         sys.exit(error.exit_code if isinstance(error, UserError) else 1)
+    finally:
+        remove_empty_folders()
 
 
 def folder_name(args: argparse.Namespace) -> str:
