@@ -2,6 +2,8 @@
 
 import http.server
 import io
+import pickle
+import struct
 import threading
 import zipfile
 
@@ -174,10 +176,47 @@ def test_weights_of_eight_bits_are_read(tmp_path):
     ],
 )
 def test_plain_data_that_cannot_be_made(tmp_path, call):
-    with zipfile.ZipFile(tmp_path / "file.pth", "w") as archive:
+    refused(lambda: checkpoint_files.read(pickled(tmp_path, call)), "truncated or not a checkpoint")
+
+
+def pickled(folder, call):
+    """A file of today's format that holds what a call in its pickle returns."""
+    with zipfile.ZipFile(folder / "file.pth", "w") as archive:
         archive.writestr("file/data.pkl", b"\x80\x02" + call + b".")
         archive.writestr("file/version", b"3\n")
-    refused(lambda: checkpoint_files.read(tmp_path / "file.pth"), "truncated or not a checkpoint")
+    return folder / "file.pth"
+
+
+def text(word):
+    return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R", "builtin__.bytearray"),  # 2 GB of zeros
+        # of 8 bytes, each encoded as two, and these as two each ...
+        (
+            b"c_codecs\nencode\n" * 34 + text("1234") + text("latin1") + b"\x86R" + (text("HEX") + b"\x86R") * 33,
+            "codecs",
+        ),
+    ],
+)
+def test_few_bytes_that_would_become_gigabytes(tmp_path, call, name, old):
+    path = pickled(tmp_path, call)
+    if old:
+        torch.save({}, path, _use_new_zipfile_serialization=False)
+        blob = path.read_bytes()
+        path.write_bytes(blob.replace(pickle.dumps({}, 2), b"\x80\x02" + call + b".", 1))
+    refused(lambda: checkpoint_files.read(path), rf"holds more than weights \(pickled code: \w*{name}")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_plain_bytes_are_read(tmp_path, old):
+    content = {"state_dict": {"w": torch.ones(2)}, "note": b"abc", "packed": "zip"}
+    torch.save(content, tmp_path / "file.pth", _use_new_zipfile_serialization=not old)
+    assert checkpoint_files.read(tmp_path / "file.pth")["note"] == b"abc"
 
 
 def test_archives_that_are_no_checkpoints(tmp_path):
