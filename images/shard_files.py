@@ -165,11 +165,12 @@ def _read_index(path: Path) -> Index | None:
     """Read the index of a shard; None if there is no such file, or if it is not an index."""
     try:
         index = Index(**read_json(path))
-        images = [(int(offset), int(size), int(label)) for offset, size, label in index.images]
+        images = [(offset, size, label) for offset, size, label in index.images]
+        whole = all(type(value) is int for place in images for value in place)
         inside = index.size < 1 << 63 and all(
-            offset >= 0 and 0 <= size <= index.size - offset and label >= 0 for offset, size, label in images
+            offset >= 0 and 0 <= size <= index.size - offset and 0 <= label < 1 << 63 for offset, size, label in images
         )
-        sound = isinstance(index.sha256, str) and isinstance(index.changed, int) and images and inside
+        sound = isinstance(index.sha256, str) and isinstance(index.changed, int) and images and whole and inside
         return index._replace(images=images) if sound else None
     except (OSError, ValueError, TypeError, OverflowError):
         return None

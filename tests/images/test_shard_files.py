@@ -102,6 +102,9 @@ def test_damaged_lists_are_made_again(tmp_path, folder, monkeypatch):
     want = files.index(shard)
     (kept,) = tmp_path.glob("shards/*.index")
     good = json.loads(kept.read_text())
+    for change in ({"images": [[True, 1, 0]]}, {"images": [[512.7, 1, 0]]}, {"images": [[0, 1, 10**30]]}):
+        kept.write_text(json.dumps(good | change))
+        assert files.index(shard) == want
     for change in ({"size": 1}, {"images": [[0, 10**9, 0]]}, {"images": [[0, 1, -1]]}, {"images": []}, {"more": 1}):
         kept.write_text(json.dumps(good | change))
         assert files.index(shard) == want
@@ -110,7 +113,7 @@ def test_damaged_lists_are_made_again(tmp_path, folder, monkeypatch):
     for text in ("[", "[" * 100_000, json.dumps(first)):
         kept.write_text(text)
         assert files.index(shard) == want
-    assert len(names) == 9
+    assert len(names) == 12
 
 
 def test_a_list_beside_a_shard_must_not_be_older(tmp_path, folder):
