@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from images.classes import check_labels
 from images.data import Arrays
-from utils import UserError, read_file
+from utils import MOST_BYTES, UserError, read_file
 
 IMAGE_BYTES = 3 * 32 * 32
 
@@ -201,6 +202,10 @@ def _read_python(folder: Path, layout: Layout, coarse: bool) -> Arrays:
 def _read_npz(path: Path, layout: Layout) -> Arrays:
     """Read arrays x_train, x_test: uint8 (N, 32, 32, 3); y_train, y_test: integers (N,); optionally classes: names."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > MOST_BYTES:  # a small file can hold very many zeros
+            raise ValueError(f"it unpacks to {size:,} bytes, more than any set that is read here")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # a damaged archive can raise anything

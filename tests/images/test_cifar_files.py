@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -22,6 +23,16 @@ def write_npz(root, layout):
         y_test=parts[-1][1][:, None],
         classes=[f"name{i}" for i in range(layout.classes)],
     )
+
+
+def test_a_small_file_of_very_many_zeros_is_not_unpacked(small, tmp_path, monkeypatch):
+    write_npz(tmp_path, small["cifar10"])
+    with zipfile.ZipFile(tmp_path / "cifar10.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.npy", bytes(10**7))
+    monkeypatch.setattr(cifar_files, "MOST_BYTES", 10**7)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("was unpacked"))
+    with pytest.raises(ValueError, match=r"cifar10.npz is not a readable .npz file: it unpacks to 1.,...,... bytes"):
+        dataloader.cifar("cifar10", tmp_path, 8, "cpu")
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
