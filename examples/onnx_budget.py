@@ -13,6 +13,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # for others, Pillow starts programs
+
 
 def choose(table, budget):
     """The most accurate point within a budget; of points whose accuracy is not known the dearest."""
@@ -23,7 +25,7 @@ def choose(table, budget):
 
 def read(file, table):
     """An image as the network takes it: float32 (1, 3, height, width)."""
-    image, (_, height, width) = Image.open(file).convert("RGB"), table["input_size"]
+    image, (_, height, width) = Image.open(file, formats=FORMATS).convert("RGB"), table["input_size"]
     sides = [side * table["resize"] // min(image.size) for side in image.size]
     image = image.resize(sides, Image.Resampling.BILINEAR)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
@@ -56,4 +58,10 @@ def main(folder, budget, *files):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) < 4:
+        print("error: name a folder, a budget and one image or more", file=sys.stderr)
+        sys.exit(2)
+    try:
+        main(*sys.argv[1:])
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"error: {error}")
