@@ -127,16 +127,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _remove_left_over(path: Path) -> None:
     """Remove what processes that no longer run have left of a file that they were replacing."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        process = left.name.split(".")[-2]
-        if process.isdecimal() and not _is_running(int(process)):
+        if not may_run(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
-    if os.name == "nt":  # where signal 0 is Ctrl-C
+def may_run(process: str) -> bool:
+    """Whether the process whose number is in the name of a file may still run; True if it is no number."""
+    if not process.isdecimal() or os.name == "nt":  # where signal 0 is Ctrl-C
         return True
     try:
-        os.kill(process, 0)
+        os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
