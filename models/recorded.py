@@ -134,6 +134,9 @@ def check_resumable(content: Mapping, path: Path) -> None:
             _refuse(path, f"training.{name}")
     if training["epoch"] < 0 or training["step"] < 0:
         _refuse(path, "training.epoch")
+    processes = training.get("processes")  # which the first files did not record
+    if processes is not None and not (isinstance(processes, int) and 1 <= processes < 1 << 31):
+        _refuse(path, "training.processes")
     for point, best in training["best"].items():
         if not isinstance(point, str) or not _is_numbers(best) or len(best) != 2:
             _refuse(path, "training.best")

@@ -61,7 +61,8 @@ def test_a_run_does_not_resume_from_odd_keys(tmp_path, part):
 
 
 @pytest.mark.parametrize(
-    ("part", "value"), [("best", {"full": ("a", "b")}), ("best", {"full": (10**400, 1)}), ("epoch", 10**400)]
+    ("part", "value"),
+    [("best", {"full": ("a", "b")}), ("best", {"full": (10**400, 1)}), ("epoch", 10**400), ("processes", 0)],
 )
 def test_a_run_does_not_resume_from_what_are_no_numbers(tmp_path, part, value):
     refused(lambda: opened(tmp_path, content(**{part: value})).training, f"training.{part} is none")
