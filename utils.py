@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,12 +76,32 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 # Files
 
+MOST_BYTES = 1 << 30  # of a file that is read at once; neither an image of 179 million pixels nor a CIFAR file has more
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, is larger than 1 GB, or is a pipe, a socket or a device, which may never end.
+    """
+    # open() itself would wait for a pipe that nobody writes to
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if status.st_size > MOST_BYTES:
+            reason = f"it has {status.st_size:,} bytes, more than any file that is read here"
+            raise OSError(errno.EFBIG, reason, str(path))
+        return file.read()
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that its name only ever holds the old content or the whole new one.
 
-    Yields a temporary path in the same folder; what is written there is flushed to disk and then renamed.
+    Yields a temporary path in the same folder; what is written there is flushed to disk and then renamed. What a killed
+    process has left of the same file is removed.
 
     Raises:
         UserError: no permission, no such folder, not a regular file, or a full disk; the old content is untouched.
@@ -89,6 +111,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         if path.exists() and not path.is_file():  # replacing a device or a pipe would remove it for all programs
             raise OSError(errno.EINVAL, "it is no regular file")
+        _remove_left_over(path)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -99,6 +122,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove what processes that no longer run have left of a file that they were replacing."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not may_run(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
+
+
+def may_run(process: str) -> bool:
+    """Whether the process whose number is in the name of a file may still run; True if it is no number."""
+    if not process.isdecimal() or os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -125,7 +168,7 @@ def parse_json(text: str) -> Any:
 
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file. Raises OSError if it cannot be read, ValueError if it is not JSON."""
-    return parse_json(Path(path).read_text(encoding="utf-8-sig"))
+    return parse_json(read_file(path).decode("utf-8-sig"))
 
 
 def typed(value: Any, kind: type, name: str) -> Any:
@@ -144,11 +187,23 @@ def number(value: Any, name: str, lowest: float = 0, highest: float = math.inf) 
     return value
 
 
+_made: list[Path] = []  # folders that this process has created, parents first
+
+
+def remove_empty_folders() -> None:
+    """Remove the folders that `make_folder` has created, as far as nothing has been put into them."""
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()
+
+
 def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
     """Create a folder. Raises a UserError that names the flag to change if that is not possible."""
     path = Path(path)
     try:
+        new = [folder.absolute() for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        _made.extend(reversed(new))
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission to write there")
     except OSError as error:

@@ -17,12 +17,15 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
+import startup
 
-import engine
-import utils
-from benchmarks import timing
-from engine import cli
+with startup.importing(__name__):
+    import torch
+
+    import engine
+    import utils
+    from benchmarks import timing
+    from engine import cli
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "__main__", "timing"))

@@ -9,15 +9,14 @@ import argparse
 import difflib
 import functools
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from engine import failures, lists, originals, processes, run_images
+from engine.argument_files import normalise
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.recipe import lr_steps
@@ -27,7 +26,7 @@ from models import Checkpoint, profile, registry
 from models.adaptive import AdaptiveModel, Point
 from models.deploy import export
 from models.meta import on_meta
-from utils import UserError, printable, say, world_size
+from utils import UserError, remove_empty_folders, say, world_size
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a mistake in one sentence instead of printing the whole usage."""
 
     def error(self, message: str):
-        print(f"error: {message}", file=sys.stderr)
+        failures.complain(message)
         sys.exit(2)
 
 
@@ -283,50 +282,6 @@ def _has(parser: argparse.ArgumentParser, flag: str) -> bool:
     return any(action.dest == flag for action in parser._actions)
 
 
-#: the most arguments that a file may stand for, and the most bytes it may have
-MOST_ARGUMENTS, LONGEST_FILE = 1_000, 1_000_000
-
-
-def normalise(argv: list[str], inside: tuple[str, ...] = ()) -> list[str]:
-    """Replace `@file` by its content, and hyphens in the names of flags by underscores.
-
-    The home folder replaces a leading `~`, which shells leave in `--flag=~/folder` and `@~/file`.
-    """
-    words = []
-    for word in argv:
-        if word.startswith("@"):
-            file = os.path.expanduser(word[1:])
-            if file in inside:
-                raise UserError(f"the argument file {file} contains itself", exit_code=2)
-            try:
-                if os.path.exists(file) and not os.path.isfile(file):  # a device or a pipe may never end
-                    raise ValueError("it is not a file")
-                if os.path.getsize(file) > LONGEST_FILE:
-                    raise ValueError("it is far too long")
-                inner = shlex.split(Path(file).read_text(), comments=True)
-            except (OSError, ValueError) as error:
-                raise UserError(_explain_unreadable(Path(file), error), exit_code=2) from error
-            named = normalise(inner, (*inside, file))
-            if len(named) > MOST_ARGUMENTS:  # files that name others twice, which name others twice ...
-                raise UserError(f"the argument file {file} stands for {len(named)} arguments: too many", exit_code=2)
-            words += named
-        elif word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            words.append(f"--{name.replace('-', '_')}{equals}{os.path.expanduser(value)}")
-        else:
-            words.append(os.path.expanduser(word))
-    return words
-
-
-def _explain_unreadable(file: Path, error: Exception) -> str:
-    """Say why no arguments can be read from a file, and what may be meant instead."""
-    if not isinstance(error, FileNotFoundError):
-        return f"cannot read the arguments in {file}: {getattr(error, 'strerror', None) or error}"
-    names = [path.name for path in file.parent.glob("*")]  # empty without a folder or permission
-    close = [f"@{file.parent / name}" for name in difflib.get_close_matches(file.name, names)]
-    return f"there is no file {file}; " + (f"close are {', '.join(close)}" if close else "--list_recipes lists recipes")
-
-
 def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[str]:
     """Accept the flags of a training command in an evaluation, as the authors' scripts did."""
     training = Parser(add_help=False, allow_abbrev=False)
@@ -351,7 +306,8 @@ def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry:
 def run(main: Callable[[], None]) -> None:
     """Call a script's main; on failure, exit with one sentence and a code. `python3 -X dev` shows tracebacks instead.
 
-    If standard output or standard error cannot be written to, the script goes on without it.
+    If standard output or standard error cannot be written to, the script goes on without it. Folders that it has made
+    and left empty are removed.
 
     Exits with 2 for an invalid command, 1 for a failure, 128 + signal if a signal stopped it.
     """
@@ -370,8 +326,10 @@ def run(main: Callable[[], None]) -> None:
         sentence = None if sys.flags.dev_mode else failures.explain(error)
         if sentence is None:
             raise
-        print(f"error: {printable(sentence)}", file=sys.stderr)
+        failures.complain(sentence)
         sys.exit(error.exit_code if isinstance(error, UserError) else 1)
+    finally:
+        remove_empty_folders()
 
 
 def folder_name(args: argparse.Namespace) -> str:

@@ -63,7 +63,7 @@ def evaluate(
     if isinstance(points, (Point, str)):
         points = [points]
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
-    num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images)]
+    num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images, finite answers)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
         alike: dict[object, Point] = {}
@@ -102,7 +102,7 @@ def evaluate(
             if stop():
                 break
     if totals is None:  # the other processes may have images
-        totals = torch.zeros(len(measured), 4, dtype=torch.int64, device=next(network.parameters()).device)
+        totals = torch.zeros(len(measured), 5, dtype=torch.int64, device=next(network.parameters()).device)
     if processes.any_of(stop()):
         return None
     if dist.is_initialized():
@@ -110,13 +110,14 @@ def evaluate(
     totals = totals.tolist()
     if not totals[0][3]:
         raise UserError("there are no images to evaluate on")
+    _say_not_finite(measured, totals)
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
     rows = {}
     with autocast(next(network.parameters()).device, amp):
         threads = _threads(network, first, measured[-1], timed if choose_threads else ())
     bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
-    for point, (top1, top5, macs, count) in zip(bar, totals, strict=True):
+    for point, (top1, top5, macs, count, _) in zip(bar, totals, strict=True):
         accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
         times = []
         for batch in timed:
@@ -154,6 +155,18 @@ def _streamed(
 
 
 def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:
-    """Sums over a batch: top-1 hits, top-5 hits, multiply-accumulates, images."""
+    """Sums over a batch: top-1 hits, top-5 hits, multiply-accumulates, images, and those whose logits are finite."""
     top1, top5 = top_hits(logits, labels)
-    return torch.stack([top1.sum(), top5.sum(), macs.sum(), torch.ones_like(labels).sum()])
+    finite = logits.isfinite().all(dim=1)
+    sums = (top1 & finite).sum(), (top5 & finite).sum(), macs.sum(), torch.ones_like(labels).sum(), finite.sum()
+    return torch.stack(sums)
+
+
+def _say_not_finite(points: Sequence[Point], totals: Sequence[Sequence[int]]) -> None:
+    """Say if a network has given answers that are no numbers: its accuracy then says little."""
+    for point, (_, _, _, count, finite) in zip(points, totals, strict=True):
+        if finite < count:
+            say(
+                f"note: at {point.name}, the network's outputs for {count - finite:,} of {count:,} images are not "
+                "finite, and count as wrong: its weights or statistics are too large, or --amp is too narrow for them"
+            )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.distributed as dist
+
+from utils import printable
 
 #: parts of the messages of torch and the system when memory cannot be allocated
 MEMORY_IS_FULL = ("can't allocate memory", "cannot allocate memory", "not enough memory", "std::bad_alloc")
@@ -27,3 +31,14 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, (ValueError, OSError)):
         return text
     return None
+
+
+#: the most characters of a message; those in the middle are left out
+LONGEST = 2_000
+
+
+def complain(sentence: str) -> None:
+    """Print an error, which may quote anything from a file: without control characters, and not endlessly."""
+    text = printable(sentence)
+    half = LONGEST // 2
+    print(f"error: {text if len(text) <= LONGEST else f'{text[:half]} ... {text[-half:]}'}", file=sys.stderr)

@@ -283,7 +283,7 @@ class Run:
         if not path.exists():
             return
         done = self.checkpoint.training["epoch"] if self.checkpoint else 0
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = utils.read_file(path).decode(errors="replace").splitlines()
         kept = [line for line in lines if _epoch_of(line) <= done]
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))

@@ -13,6 +13,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # for others, Pillow starts programs
+
 
 def choose(table, budget):
     """The most accurate point within a budget; of points whose accuracy is not known the dearest."""
@@ -23,7 +25,7 @@ def choose(table, budget):
 
 def read(file, table):
     """An image as the network takes it: float32 (1, 3, height, width)."""
-    image, (_, height, width) = Image.open(file), table["input_size"]
+    image, (_, height, width) = Image.open(file, formats=FORMATS), table["input_size"]
     if image.mode.startswith("I"):  # 16-bit grey, which convert would cut off at 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     image = image.convert("RGB")
@@ -59,4 +61,10 @@ def main(folder, budget, *files):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) < 4:
+        print("error: name a folder, a budget and one image or more", file=sys.stderr)
+        sys.exit(2)
+    try:
+        main(*sys.argv[1:])
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"error: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import numpy as np
 
 from images.classes import check_labels
 from images.data import Arrays
-from images.reading import read_file
-from utils import UserError
+from utils import MOST_BYTES, UserError, read_file
 
 IMAGE_BYTES = 3 * 32 * 32
+PLAIN = (int, float, str, np.generic)
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,12 @@ def _unpickle(path: Path, expected: str) -> dict:
     return content
 
 
+def _values(value: object) -> list:
+    """The numbers and texts of a list or an array from a file; empty if it is neither, or holds others."""
+    values = list(np.ravel(value)) if isinstance(value, np.ndarray) else value
+    return values if isinstance(values, list) and all(isinstance(each, PLAIN) for each in values) else []
+
+
 def _read_python(folder: Path, layout: Layout, coarse: bool) -> Arrays:
     """Read the python layout: pickled dictionaries of `data` (N, 3072) and labels."""
     parts, classes = [], 20 if coarse else layout.classes
@@ -186,14 +193,15 @@ def _read_python(folder: Path, layout: Layout, coarse: bool) -> Arrays:
         count = _images_in(layout, number, layout.python_files)
         expected = f"more than {count * IMAGE_BYTES:,} bytes"
         content = _unpickle(folder / name, expected)
-        rows, labels = np.asarray(content.get("data", ())), np.array(list(content.get(label_key, ())))
-        if rows.shape != (count, IMAGE_BYTES) or rows.dtype != np.uint8 or labels.shape != (count,):
+        rows, labels = content.get("data"), _values(content.get(label_key))
+        if getattr(rows, "shape", None) != (count, IMAGE_BYTES) or rows.dtype != np.uint8 or len(labels) != count:
             raise UserError(
                 f"{folder / name} does not hold {count:,} images and labels; delete it and download it again"
             )
-        parts.append((rows, check_labels(labels, classes, folder / name)))
+        parts.append((rows, check_labels(np.array(labels), classes, folder / name)))
     file, key = layout.python_names
-    names = list(_unpickle(folder / file, "class names").get(key.replace("fine", "coarse") if coarse else key, ()))
+    names = _unpickle(folder / file, "class names").get(key.replace("fine", "coarse") if coarse else key)
+    names = [str(name) for name in _values(names)]
     _check_names(names, classes, folder / file)
     source = f"{layout.title}, python layout in {folder}"
     return _join(parts, names, source)
@@ -202,6 +210,10 @@ def _read_python(folder: Path, layout: Layout, coarse: bool) -> Arrays:
 def _read_npz(path: Path, layout: Layout) -> Arrays:
     """Read arrays x_train, x_test: uint8 (N, 32, 32, 3); y_train, y_test: integers (N,); optionally classes: names."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > MOST_BYTES:  # a small file can hold very many zeros
+            raise ValueError(f"it unpacks to {size:,} bytes, more than any set that is read here")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # a damaged archive can raise anything
@@ -217,7 +229,7 @@ def _read_npz(path: Path, layout: Layout) -> Arrays:
                 f"image for each label in y_{part}"
             )
         arrays[f"y_{part}"] = check_labels(labels, layout.classes, f"{path}, y_{part}")
-    names = [str(name) for name in arrays.get("classes", range(layout.classes))]
+    names = [str(name) for name in np.ravel(arrays.get("classes", range(layout.classes)))]
     _check_names(names, layout.classes, path)
     source = f"{layout.title}, arrays of {path}"
     return Arrays(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"], names, source)

@@ -23,6 +23,8 @@ except ImportError:  # deprecated since torchvision 0.29; Pillow alone takes 1.7
 #: formats as which Pillow may open a file, whatever its name; others start programs, or occur in no data set
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # 179 million; Pillow refuses larger images
+MOST_SCANS = 200  # of a JPEG file; progressive ones have about 10, and each takes time for the whole image
+TILE = (322, 323)  # TIFF tags of a tile's width and height, which may be larger than the image's
 
 
 def decode(blob: bytes) -> Tensor:
@@ -36,13 +38,14 @@ def decode(blob: bytes) -> Tensor:
     identical. The size is checked before an image is decoded.
 
     Raises:
-        ValueError: the image is damaged, is not an image, has more than 179 million pixels, or its values have no scale
-            (floating point, 32-bit integers).
+        ValueError: the image is damaged, is not an image, has more than 179 million pixels or too many scans, or its
+            values have no scale (floating point, 32-bit integers).
         MemoryError: there is not enough memory for it.
     """
     frame = jpeg_frame(blob)
     if decode_jpeg is not None and frame is not None:
         _check_size(*frame[:2])
+        _check_scans(frame[0], frame[1], blob)
         with contextlib.suppress(RuntimeError, ValueError):
             return decode_jpeg(torch.frombuffer(bytearray(blob), dtype=torch.uint8), ImageReadMode.RGB)
     try:
@@ -50,6 +53,9 @@ def decode(blob: bytes) -> Tensor:
             warnings.simplefilter("ignore")  # about metadata, which is not used
             with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
                 _check_size(*image.size)
+                tags = getattr(image, "tag_v2", {})
+                _check_size(tags.get(TILE[0], 1), tags.get(TILE[1], 1), "its tiles have")
+                _check_scans(image.width, image.height, blob)
                 pixels = to_rgb(image)
     except MemoryError:
         raise
@@ -80,10 +86,19 @@ def jpeg_frame(blob: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, what: str = "it has") -> None:
     """Raise ValueError for an image without pixels, and for one that would fill the memory."""
     if not 0 < width * height <= MOST_PIXELS:
-        raise ValueError(f"it has {width:,} x {height:,} pixels; between 1 and {MOST_PIXELS:,} can be read")
+        raise ValueError(f"{what} {width:,} x {height:,} pixels; between 1 and {MOST_PIXELS:,} can be read")
+
+
+def _check_scans(width: int, height: int, blob: bytes) -> None:
+    """Raise ValueError for a JPEG file whose scans would take minutes. Those of small files are not even counted."""
+    if not blob.startswith(b"\xff\xd8") or width * height * len(blob) < 10**11:
+        return
+    scans = blob.count(b"\xff\xda")
+    if scans > MOST_SCANS:
+        raise ValueError(f"it has {scans:,} scans of {width:,} x {height:,} pixels; up to {MOST_SCANS} can be read")
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -92,7 +107,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         kind = "floating-point numbers" if image.mode == "F" else "32-bit or signed integers"
         raise ValueError(f"its values are {kind}, whose black and white are not known; save it with 8 or 16 bits")
     if image.mode[0] != "I":
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy it first
     # TIFF also allows 12 bits, and 0 for white
     tags = getattr(image, "tag_v2", {})
     white = 2 ** tags.get(258, (16,))[0] - 1

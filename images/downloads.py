@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from PIL import Image
 
 from images import classes
 from images.cifar_files import IMAGE_BYTES, Layout
-from utils import UserError, say
+from utils import UserError, may_run, say
 
 TIMEOUT = 10  # seconds without an answer after which a server counts as unreachable
 
@@ -45,10 +46,14 @@ def download(layout: Layout, path: Path) -> None:
         NoSource: every source failed; the message says why for each.
         UserError: the folder cannot be written to.
     """
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for left in path.glob(".download-*"):  # by a process that was killed
+            if not may_run(left.name.split("-")[1]):
+                shutil.rmtree(left, ignore_errors=True)
         # beside its final place, so that a finished download only needs renaming and an interrupted one is never seen
-        temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=path))
+        temporary = Path(tempfile.mkdtemp(prefix=f".download-{os.getpid()}-", dir=path))
     except OSError as error:
         raise UserError(
             f"{layout.title} is not in {path}, and nothing can be downloaded there: {error.strerror}; "
@@ -69,6 +74,9 @@ def download(layout: Layout, path: Path) -> None:
                 failures.append(f"{title} failed ({str(error).strip().partition(chr(10))[0]})")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if new:
+            with contextlib.suppress(OSError):  # there is something in it
+                path.rmdir()
     raise NoSource(
         f"found no {layout.title}: {'; '.join(failures)}; unpack {layout.archive.filename} of {layout.archive.url} "
         f"into {path}, or name a folder that has it with --dataset_path, or use --dataset digits, which needs no "

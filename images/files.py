@@ -10,8 +10,7 @@ from torch import Tensor
 
 from images.decoding import centre_crop, decode
 from images.normalise import Normalise, normalisation
-from images.reading import read_file
-from utils import UserError
+from utils import UserError, read_file
 
 
 def image_files(

@@ -12,8 +12,8 @@ import numpy as np
 from images.classes import are_numbers, positions
 from images.data import Sources
 from images.mapping import NAMES, find_mapping, mapped_labels
-from images.reading import EXTENSIONS, class_folders, first_few, image_paths, read_file
-from utils import UserError, say
+from images.reading import EXTENSIONS, class_folders, first_few, image_paths
+from utils import UserError, read_file, say
 
 
 class Folder:

@@ -1,13 +1,10 @@
-"""Files and folders on disk: which of them belong to a data set, and the bytes of files."""
+"""Files and folders on disk: which of them belong to a data set."""
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-MOST_BYTES = 1 << 30  # of a file; neither an image within Pillow's pixel limit nor a CIFAR file has more
 
 #: of image files, in lower case: those of torchvision's ImageFolder, and further ones of the formats that are read here
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
@@ -21,22 +18,6 @@ STRAY = frozenset(
 def is_stray(name: str) -> bool:
     """Whether a file or folder of this name does not belong to a data set: hidden, or left there by another program."""
     return name in STRAY or (name.startswith(".") and name not in (".", ".."))
-
-
-def read_file(path: str | os.PathLike) -> bytes:
-    """Return the content of a regular file.
-
-    Raises:
-        OSError: it cannot be read, is larger than 1 GB, or is a pipe, a socket or a device, which may never end.
-    """
-    # open() itself would wait for a pipe that nobody writes to
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is not a regular file")
-        if status.st_size > MOST_BYTES:
-            raise OSError(f"it has {status.st_size:,} bytes, more than any image that is read here")
-        return file.read()
 
 
 def class_folders(root: str | os.PathLike) -> list[str]:

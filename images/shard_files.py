@@ -85,11 +85,21 @@ class ShardFiles:
             kept, status = _read_index(self._kept(shard)), _status(path)
             if kept is not None and status is not None and (kept.size, kept.changed) == status:
                 return kept.images
-            images = self.list_images(path)
+            images = self._list(shard, path)
             if status is not None:
                 with contextlib.suppress(UserError):  # the next run lists again what cannot be kept
                     write_index(self._kept(shard), Index(images, *status))
             return images
+
+    def _list(self, shard: str, path: str) -> list[Place]:
+        """List the images of a shard. A download that cannot be listed, such as a page of the server, is removed."""
+        try:
+            return self.list_images(path)
+        except UserError as error:
+            if not is_remote(shard):
+                raise
+            os.unlink(path)
+            raise ShardError(f"{shard} was downloaded and cannot be used: {error}; it was removed") from error
 
     def local(self, shard: str) -> str:
         """Return the file of a shard on this machine, downloaded if necessary. Raises ShardError if that fails."""
@@ -155,11 +165,12 @@ def _read_index(path: Path) -> Index | None:
     """Read the index of a shard; None if there is no such file, or if it is not an index."""
     try:
         index = Index(**read_json(path))
-        images = [(int(offset), int(size), int(label)) for offset, size, label in index.images]
+        images = [(offset, size, label) for offset, size, label in index.images]
+        whole = all(type(value) is int for place in images for value in place)
         inside = index.size < 1 << 63 and all(
-            offset >= 0 and 0 <= size <= index.size - offset and label >= 0 for offset, size, label in images
+            offset >= 0 and 0 <= size <= index.size - offset and 0 <= label < 1 << 63 for offset, size, label in images
         )
-        sound = isinstance(index.sha256, str) and isinstance(index.changed, int) and images and inside
+        sound = isinstance(index.sha256, str) and isinstance(index.changed, int) and images and whole and inside
         return index._replace(images=images) if sound else None
     except (OSError, ValueError, TypeError, OverflowError):
         return None
@@ -181,8 +192,11 @@ def _with_ending(url: str) -> str:
 
 
 def _download(url: str, target: Path, expected: Index | None = None) -> None:
-    """Download a file completely or not at all. Raises ShardError after some tries, or at once if there is no file."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Download a file completely or not at all, while no other process does the same.
+
+    Raises ShardError after some tries, or at once if there is no file.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")  # what a killed process has left is overwritten
     for last in (*[False] * (TRIES - 1), True):
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import tarfile
@@ -23,6 +24,7 @@ from utils import UserError, rank, read_json, say, world_size
 MOST_CLASSES = 100_000  # if nothing says how many there are; a wrong label must not make a list of 10^10 names
 MOST_SHARDS = 1_000_000
 SETTINGS = "shards.json"  # file beside shards that `tools/make_shards.py` made
+LARGEST_HEADER = 1 << 20  # bytes; only names are in them
 LANES = 16  # number of sequences in which shards on a server are read
 CONNECTIONS = 8  # to a server while listing shards
 
@@ -95,13 +97,22 @@ class Shards:
         return order
 
 
+class _Headers(io.BufferedReader):
+    """A tar file of which only headers and labels are read: a header that claims gigabytes must not fill the memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LARGEST_HEADER:
+            raise ValueError(f"a header in it has {size:,} bytes")
+        return super().read(size)
+
+
 def list_images(path: str, classes: int) -> list[Place]:
     """Return offset, size and label of each image of a shard, in order."""
     from webdataset.tariterators import base_plus_ext
 
     images, labels = {}, {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _Headers(open(path, "rb", buffering=0)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key, extension = base_plus_ext(member.name)
                 if key is None or not member.isfile() or any(map(is_stray, Path(member.name).parts)):

@@ -9,9 +9,13 @@ import argparse
 import contextlib
 import datetime
 import decimal
+import encodings
+import encodings.aliases
+import errno
 import importlib
 import pathlib
 import pickle
+import pickletools
 import re
 import struct
 import types
@@ -19,13 +23,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 #: what torch and zipfile raise for a file they cannot read, depending on where it is damaged
 DAMAGE = (
-    *(ValueError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, AssertionError, TypeError),
+    *(ValueError, RuntimeError, EOFError, LookupError, AttributeError, AssertionError, TypeError, ArithmeticError),
     *(MemoryError, RecursionError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 #: types that the numbers of a layer can be loaded from: no complex ones, no packed bits
@@ -74,6 +79,8 @@ def read_any(path: Path, mapped: bool = False) -> object:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _check_zip(path, size)
+        else:
+            _check_old_format(path)
         with torch.serialization.safe_globals(_plain_data()):
             # files of old PyTorch versions are not zip archives and cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
@@ -114,7 +121,9 @@ def _explaining_damage(path: Path) -> Iterator[None]:
                 "save model.state_dict() alone where the file comes from"
             ) from error
         raise ValueError(f"{path} {_foreign_pickle(path) or 'is not a checkpoint, or is damaged'}") from error
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # to seek a place that no file has
+            raise
         other = _foreign_pickle(path)
         raise ValueError(f"{path} {other or 'is truncated or not a checkpoint: copy or download it again'}") from error
 
@@ -179,6 +188,40 @@ def _check_zip(path: Path, size: int) -> None:
         raise _Refused(f"is a zip archive{inside}, not a checkpoint: unpack it and name the file in it")
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
         raise _Refused("is a compressed archive, which PyTorch does not write: pack it again with zip -0")
+    with zipfile.ZipFile(path) as file:
+        for part in parts:
+            if part.filename.endswith("data.pkl"):
+                _check_calls(file.open(part))
+
+
+#: how many pickles there are at the beginning of such a file: a number, a version, a description, and the content
+OLD_PICKLES = 4
+
+
+def _check_old_format(path: Path) -> None:
+    """Check the pickles with which files of old PyTorch versions begin. Damage is left to torch to find."""
+    with open(path, "rb") as file, contextlib.suppress(ValueError):
+        for _ in range(OLD_PICKLES):
+            _check_calls(file)
+
+
+#: names of codecs that make more bytes of bytes
+GROWING = {
+    name
+    for names in encodings.aliases.aliases.items()
+    if names[1] in ("base64_codec", "hex_codec", "quopri_codec", "uu_codec")
+    for name in names
+}
+
+
+def _check_calls(file: IO[bytes]) -> None:
+    """Refuse a pickle that can turn a few bytes into gigabytes, by calls that PyTorch's safe reader allows."""
+    texts = {value for _, value, _ in pickletools.genops(file) if isinstance(value, str)}
+    calls = {"builtins bytearray", "__builtin__ bytearray"} & texts
+    if "_codecs encode" in texts and GROWING & {encodings.normalize_encoding(text).lower() for text in texts}:
+        calls.add("_codecs encode")
+    if calls:
+        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {calls.pop().replace(' ', '.')}")
 
 
 def _plain_data() -> list:

@@ -300,6 +300,7 @@ class Checkpoint:
                 checkpoint_files.verify_checksums(self._prepared_file)
             else:
                 return None
+            checkpoint_files.check_tensors(content, self.path)
             kept = content["images"]
             asked = {key: value for key, value in images.items() if key in kept or key != "dataset_path"}
             if all(kept.get(key, model) == value for key, value in asked.items()):

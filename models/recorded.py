@@ -21,6 +21,8 @@ from models.checkpoint_files import check_tensors, fault_of, read_any
 IMAGES = {"subset": int, "seed": int, "padding_mode": str, "min_scale": (int, float), "color_jitter": (int, float)}
 #: the largest side of an image, in pixels, that a file may ask for
 LARGEST_SIDE = 100_000
+#: the most values that a flag may have
+MOST_VALUES = 10_000
 
 
 def training_content(weights: dict, optimizer: dict, top1: float, training: dict) -> dict:
@@ -115,7 +117,7 @@ def extracted_of(content: Mapping, path: Path) -> dict:
     for name, kind in kinds.items():
         if not isinstance(extracted, dict) or not isinstance(extracted.get(name), kind):
             _refuse(path, f"extracted.{name}")
-    if extracted["num_classes"] < 1:
+    if not _is_number(extracted["num_classes"]) or extracted["num_classes"] < 1:
         _refuse(path, "extracted.num_classes")
     images = {key: value for key, value in extracted["data"].items() if key != "classes"}
     _check_flags({**images, **extracted["flags"], "model": extracted["model"]}, "extracted.flags", path)
@@ -128,12 +130,15 @@ def check_resumable(content: Mapping, path: Path) -> None:
     training = content["training"]
     kinds = {"epoch": int, "step": int, "best": dict, "objective": dict, "scaler": dict, "rng": dict}
     for name, kind in kinds.items():
-        if not isinstance(training.get(name), kind):
+        if not isinstance(training.get(name), kind) or (kind is int and not _is_number(training[name])):
             _refuse(path, f"training.{name}")
     if training["epoch"] < 0 or training["step"] < 0:
         _refuse(path, "training.epoch")
+    processes = training.get("processes")  # which the first files did not record
+    if processes is not None and not (isinstance(processes, int) and 1 <= processes < 1 << 31):
+        _refuse(path, "training.processes")
     for point, best in training["best"].items():
-        if not isinstance(point, str) or not _is_plain(best) or not isinstance(best, (tuple, list)) or len(best) != 2:
+        if not isinstance(point, str) or not _is_numbers(best) or len(best) != 2:
             _refuse(path, "training.best")
     generator = training["rng"].get("cpu")
     if not isinstance(generator, Tensor) or generator.dtype != torch.uint8:
@@ -238,14 +243,28 @@ def _check_classes(names: object, where: str, path: Path) -> None:
 
 
 def _is_numbers(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and all(isinstance(each, (int, float)) for each in value)
+    return isinstance(value, (tuple, list)) and all(map(_is_number, value))
 
 
-def _is_plain(value: object, depth: int = 3) -> bool:
-    """Whether this is a number, a string, None, or a short sequence of these."""
-    if isinstance(value, (tuple, list)):
-        return depth > 0 and len(value) <= 10_000 and all(_is_plain(each, depth - 1) for each in value)
-    return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+def _is_number(value: object) -> bool:
+    """Whether this is a finite number, within the range of int64 if it is whole."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+
+
+def _is_plain(value: object) -> bool:
+    """Whether this is a number, a string, None, or up to three nested sequences of a limited number of these."""
+    parts = [value]
+    for _ in range(4):
+        sequences = [part for part in parts if isinstance(part, (tuple, list))]
+        others = [part for part in parts if not isinstance(part, (tuple, list))]
+        if not all(part is None or isinstance(part, str) or _is_number(part) for part in others):
+            return False
+        if sum(map(len, sequences)) > MOST_VALUES:  # a small file can refer to one sequence in a great many places
+            return False
+        parts = [part for sequence in sequences for part in sequence]
+    return not parts
 
 
 def _refuse(path: Path, where: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from models import registry
 from models.published import PublishedCheckpoint
-from utils import UserError, read_json
+from utils import UserError, number, read_json, typed
 
 WEIGHTS = Path(__file__).parent / "weights"
 PREFIX = "zoo/"
@@ -30,10 +30,11 @@ def entries(dataset: str | None = None) -> list[PublishedCheckpoint]:
 def _entry(file: Path) -> PublishedCheckpoint:
     try:
         record = read_json(file)
-        error = 100 - max(point["top1"] for point in record["points"])
+        error = 100 - max(number(point["top1"], "top1", highest=100) for point in record["points"])
         name, weights = PREFIX + file.stem, str(file.with_suffix(".pth"))
-        known = {"flags": dict(record["flags"]), "sha256": record["sha256"], "top1_error": error}
-        return PublishedCheckpoint(name, record["model"], record["dataset"], url="", file=weights, **known)
+        model, dataset, digest = (typed(record[key], str, key) for key in ("model", "dataset", "sha256"))
+        known = {"flags": typed(record["flags"], dict, "flags"), "sha256": digest, "top1_error": error}
+        return PublishedCheckpoint(name, model, dataset, url="", file=weights, **known)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} does not describe a network of the zoo; see reporting/zoo.py") from error
 

@@ -4,6 +4,15 @@
 import matplotlib.
 """
 
-from reporting.pictures import plot
+from typing import Any
 
 __all__ = ["plot"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `plot` when it is asked for: before torch is imported, the command line must do what `startup` says."""
+    if name in __all__:
+        from reporting import pictures
+
+        return getattr(pictures, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import argparse
 
-from engine import cli
-from engine.flags import positive
-from reporting import measured, pages, tables, zoo
-from reporting.compare import compare
+import startup
+
+with startup.importing(__name__):
+    from engine import cli
+    from engine.flags import positive
+    from reporting import measured, pages, tables, zoo
+    from reporting.compare import compare
 
 
 def command_line() -> cli.Parser:

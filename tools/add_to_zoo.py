@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import tempfile
 from pathlib import Path
 
-import eval_cifar10
-import utils
-from engine import cli, run_images
-from images.normalise import USUAL
-from models import Checkpoint, checkpoint_files, profile, registry, zoo
-from models.recorded import zoo_content
-from reporting.curves import machines
-from reporting.evaluations import load_run
-from utils import UserError
+import startup
+
+with startup.importing(__name__):
+    import eval_cifar10
+    import utils
+    from engine import cli, run_images
+    from images.normalise import USUAL
+    from models import Checkpoint, checkpoint_files, profile, registry, zoo
+    from models.recorded import zoo_content
+    from reporting.curves import machines
+    from reporting.evaluations import load_run
+    from utils import UserError
 
 #: maximum bytes of a file of weights, as every clone contains them all
 LARGEST = 1_500_000
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _read_json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return utils.read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file.parent} is not the folder of a training of this project (no run.json)") from error
 

@@ -24,7 +24,6 @@ import contextlib
 import hashlib
 import io
 import itertools
-import json
 import os
 import signal
 import sys
@@ -36,23 +35,25 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm.auto import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine import cli, flags
-from images import shards
-from images.data import Source
-from images.decoding import Resize, decode, jpeg_frame
-from images.folders import folder_sources
-from images.processors import default_workers
-from images.reading import read_file
-from images.shard_files import ENDING, Index, Place, write_index
-from images.shards import SETTINGS
-from utils import UserError, make_folder, replacing, write_json
+import startup
+
+with startup.importing(__name__):
+    import numpy as np
+    import torch
+    from PIL import Image
+    from tqdm.auto import tqdm
+
+    from engine import cli, flags
+    from images import shards
+    from images.data import Source
+    from images.decoding import Resize, decode, jpeg_frame
+    from images.folders import folder_sources
+    from images.processors import default_workers
+    from images.shard_files import ENDING, Index, Place, write_index
+    from images.shards import SETTINGS
+    from utils import UserError, make_folder, read_file, read_json, replacing, write_json
 
 START = "spawn"  # method for worker processes: threads of this one, such as torch's, cannot be forked
 DIGITS = 4  # in a shard's number
@@ -208,7 +209,7 @@ def _check_folder(target: Path, found: dict[str, list[Part]], making: Making, cl
     own = {**asdict(making), "listed": digest.hexdigest(), "classes": classes}
     file = target / SETTINGS
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(file.read_text()) == own:
+        if read_json(file) == own:
             return
     if file.exists() or any(target.glob("*.tar")):
         raise UserError(f"{target} holds shards of other images or settings: name another folder", exit_code=2)

@@ -13,15 +13,18 @@ import contextlib
 import dataclasses
 import json
 
-import torch
-from tqdm.auto import tqdm
+import startup
 
-import dataloader
-import utils
-from engine import cli
-from models import AdaptiveModel, Checkpoint, profile, zoo
-from models.profile import Latency
-from reporting.zoo import BATCHES
+with startup.importing(__name__):
+    import torch
+    from tqdm.auto import tqdm
+
+    import dataloader
+    import utils
+    from engine import cli
+    from models import AdaptiveModel, Checkpoint, profile, zoo
+    from models.profile import Latency
+    from reporting.zoo import BATCHES
 
 #: number of times that each network is timed
 ROUNDS = 15

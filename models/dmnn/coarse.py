@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from utils import read_file
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -65,7 +67,7 @@ def read(path: str | Path, num_classes: int) -> Grouping:
         ValueError: the file cannot be read, has another number of classes, or leaves a group empty.
     """
     try:
-        text = Path(path).read_text()
+        text = read_file(path).decode()
         groups = tuple(int(word) for word in text.strip().strip("[]").replace(",", " ").split())
     except OSError as error:
         raise ValueError(f"cannot read --coarse_file {path}: {error.strerror}") from error

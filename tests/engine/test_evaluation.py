@@ -25,6 +25,22 @@ def test_evaluation_counts_as_a_loop_over_images_does():
     assert rows[0].macs == 30
 
 
+def test_answers_that_are_no_numbers_are_said_to_be_wrong(capsys):
+    """Weights near the largest number are finite, but what they compute is not."""
+    torch.manual_seed(0)
+    model, data = Tiny().eval(), digits(100)
+    engine.evaluate(model, data.test)
+    assert "note" not in capsys.readouterr().out
+    torch.nn.init.constant_(model.late.weight, 3e38)
+    early, late = engine.evaluate(model, data.test)
+    assert (
+        "note: at late, the network's outputs for 360 of 360 images are not finite, and count"
+        in capsys.readouterr().out
+    )
+    assert early.top1 > 0
+    assert (late.top1, late.top5) == (0, 0)
+
+
 def test_evaluation_leaves_the_training_modes():
     model = Tiny().train()
     model.norm.eval()

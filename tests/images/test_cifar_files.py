@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -22,6 +23,16 @@ def write_npz(root, layout):
         y_test=parts[-1][1][:, None],
         classes=[f"name{i}" for i in range(layout.classes)],
     )
+
+
+def test_a_small_file_of_very_many_zeros_is_not_unpacked(small, tmp_path, monkeypatch):
+    write_npz(tmp_path, small["cifar10"])
+    with zipfile.ZipFile(tmp_path / "cifar10.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.npy", bytes(10**7))
+    monkeypatch.setattr(cifar_files, "MOST_BYTES", 10**7)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("was unpacked"))
+    with pytest.raises(ValueError, match=r"cifar10.npz is not a readable .npz file: it unpacks to 1.,...,... bytes"):
+        dataloader.cifar("cifar10", tmp_path, 8, "cpu")
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
@@ -97,6 +108,25 @@ def test_a_truncated_python_file_is_reported(size, small, tmp_path):
         dataloader.cifar("cifar10", tmp_path, 5, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        *(
+            ("test_batch", {key: value}, "does not hold")
+            for key in ("data", "labels")
+            for value in (5, None, [[1], [2, 3]])
+        ),
+        *(("batches.meta", {"label_names": value}, "names 0 different classes") for value in (5, None, [{}] * 10)),
+    ],
+)
+def test_odd_values_in_a_python_file_are_reported(name, content, words, small, tmp_path):
+    write_python(tmp_path, small["cifar10"])
+    file = tmp_path / "cifar-10-batches-py" / name
+    file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes(), encoding="latin1") | content))
+    with pytest.raises(ValueError, match=rf"{name} {words}"):
+        dataloader.cifar("cifar10", tmp_path, 5, "cpu")
+
+
 @pytest.mark.parametrize("write", [write_python, write_binary])
 def test_a_missing_file_is_reported(write, small, tmp_path):
     write(tmp_path, small["cifar10"])
@@ -112,6 +142,7 @@ def test_a_missing_file_is_reported(write, small, tmp_path):
         ({"x_test": np.zeros((TEST, 28, 28), np.uint8)}, "x_test is uint8"),
         ({"y_train": np.full(5 * TRAIN, 10)}, "labels outside 0 to 9"),
         ({"y_test": np.array([{}] * TEST)}, "not a readable .npz"),
+        ({"classes": np.array("abc")}, "names 1 different classes, but there are 10"),
     ],
 )
 def test_a_wrong_npz_file_is_reported(change, words, small, tmp_path):

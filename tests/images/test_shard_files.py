@@ -104,6 +104,9 @@ def test_damaged_lists_are_made_again(tmp_path, folder, monkeypatch):
     want = files.index(shard)
     (kept,) = tmp_path.glob("shards/*.index")
     good = json.loads(kept.read_text())
+    for change in ({"images": [[True, 1, 0]]}, {"images": [[512.7, 1, 0]]}, {"images": [[0, 1, 10**30]]}):
+        kept.write_text(json.dumps(good | change))
+        assert files.index(shard) == want
     for change in ({"size": 1}, {"images": [[0, 10**9, 0]]}, {"images": [[0, 1, -1]]}, {"images": []}, {"more": 1}):
         kept.write_text(json.dumps(good | change))
         assert files.index(shard) == want
@@ -112,7 +115,7 @@ def test_damaged_lists_are_made_again(tmp_path, folder, monkeypatch):
     for text in ("[", "[" * 100_000, json.dumps(first)):
         kept.write_text(text)
         assert files.index(shard) == want
-    assert len(names) == 9
+    assert len(names) == 12
 
 
 def test_a_list_beside_a_shard_must_not_be_older(tmp_path, folder):
@@ -221,6 +224,24 @@ def test_broken_connections_are_tried_again(server, tmp_path):
     assert [path.suffix for path in (tmp_path / "shards").iterdir() if path.name.startswith(".")] == []
     with pytest.raises(ShardError, match="404"):
         files.index(f"{server.url}/train-77.tar")
+
+
+def test_a_page_of_the_server_is_not_kept_as_a_shard(server, folder, tmp_path):
+    """The address answers with a page, and later with the shard; a killed download has left a part of it."""
+    shard = folder / "train-09.tar"
+    files = ShardFiles(tmp_path, lambda path: shards.list_images(path, 10))
+    shard.write_text("<html>Quota exceeded</html>")
+    try:
+        with pytest.raises(ShardError, match=r"train-09.tar was downloaded and cannot be used: .*; it was removed"):
+            files.index(f"{server.url}/train-09.tar")
+        assert list(tmp_path.glob("shards/*.tar")) == []
+        left = files._copy(f"{server.url}/train-09.tar")
+        left.with_name(f".{left.name}.tmp").write_bytes(bytes(10**6))
+        shard.write_bytes((folder / "train-00.tar").read_bytes())
+        assert len(files.index(f"{server.url}/train-09.tar")) == 5
+    finally:
+        shard.unlink()
+    assert list(tmp_path.glob("shards/.*.tmp")) == []
 
 
 def test_a_server_that_ends_ends_an_epoch_with_a_sentence(server, tmp_path):

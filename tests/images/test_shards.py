@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from images.decoding import decode
+from images.shards import list_images
 from tests.images.folders import encoded, equal, load, photograph
 
 
@@ -52,3 +53,16 @@ def test_shards_without_webdataset_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
     with pytest.raises(ValueError, match="pip install webdataset"):
         load("/data/{train,val}-{00..01}.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_header_that_claims_gigabytes_is_not_read(tmp_path, kind):
+    """A file with a hole, which takes no room on the disk and would take all memory."""
+    pytest.importorskip("webdataset")
+    header = tarfile.TarInfo("a")
+    header.type, header.size = kind, 1 << 40
+    with open(tmp_path / "train-0.tar", "wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(1 << 41)
+    with pytest.raises(ValueError, match=r"train-0.tar: a header in it has 1,099,511,627,776 bytes; shards are"):
+        list_images(str(tmp_path / "train-0.tar"), 10)

@@ -2,6 +2,8 @@
 
 import http.server
 import io
+import pickle
+import struct
 import threading
 import zipfile
 
@@ -41,6 +43,8 @@ def refused(action, match):
         ("flags", {"model": "ResNet32_SingleShared", "dataset": "cifar10", "shared_rank": "many"}),
         ("flags", {"model": "ResNet20", "dataset": "cifar10", "crop": 10**12}),
         ("flags", {"model": "ResNet20", "dataset": "cifar10", "mean": (0.5, "x", 0.5)}),
+        ("flags", {"model": "ResNet20", "dataset": "cifar10", "mean": (0.5, 10**400, 0.5)}),
+        ("flags", {"model": "ResNet20", "dataset": "cifar10", "lr": [[[0.1] * 10_000] * 10_000] * 10_000}),
         ("classes", [1, 2]),
         ("valid_index", "abc"),
         ("valid_index", torch.tensor([-1])),
@@ -56,9 +60,25 @@ def test_a_run_does_not_resume_from_odd_keys(tmp_path, part):
     refused(lambda: opened(tmp_path, content(**{part: torch.ones(1)})).training, f"training.{part} is none")
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("best", {"full": ("a", "b")}), ("best", {"full": (10**400, 1)}), ("epoch", 10**400), ("processes", 0)],
+)
+def test_a_run_does_not_resume_from_what_are_no_numbers(tmp_path, part, value):
+    refused(lambda: opened(tmp_path, content(**{part: value})).training, f"training.{part} is none")
+
+
 def test_a_run_does_not_resume_from_tensors_that_lie(tmp_path):
     odd = content(objective={"means": [torch.zeros(1).expand(10**12)]})
     refused(lambda: opened(tmp_path, odd).training, "claims 1e")
+
+
+def test_prepared_statistics_that_lie_are_not_used(tmp_path):
+    model = create_model("mutualnet_wrn28_10", depth=10, widen_factor=1)
+    file = opened(tmp_path, content())
+    state = {"weights": model.fingerprint(), "statistics": {(1.0, 32): torch.zeros(1).expand(2, 10**10)}}
+    torch.save({"images": {}, "state": state}, file.path.with_name("file.pth.prepared"))
+    assert file.load_prepared(model, {}) is None
 
 
 def test_many_references_to_one_list_take_no_time():
@@ -78,11 +98,12 @@ def test_a_sub_network_without_its_description(tmp_path, value):
     refused(opened(tmp_path, content() | {"extracted": value}).build, r"extracted\.\w+ is none")
 
 
-def test_ten_thousand_million_classes(tmp_path):
+@pytest.mark.parametrize(("count", "match"), [(10**10, "too few for num_classes 1e"), (10**400, "num_classes is none")])
+def test_ten_thousand_million_classes(tmp_path, count, match):
     whole = create_model("ResNet32_ADN")
     lie = extracted_content(whole, "TTT", {})
-    lie["extracted"]["num_classes"] = 10**10
-    refused(opened(tmp_path, lie).build, "too few for num_classes 1e")
+    lie["extracted"]["num_classes"] = count
+    refused(opened(tmp_path, lie).build, match)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +166,58 @@ def test_weights_of_eight_bits_are_read(tmp_path):
     state["conv1.weight"] = state["conv1.weight"].to(torch.float8_e4m3fn)
     built = opened(tmp_path, state).build("ResNet20").state_dict()
     assert torch.equal(built["conv1.weight"], state["conv1.weight"].float())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"cdatetime\ntimedelta\n\x8a\x09" + bytes(8) + b"\x01\x85R",  # 2**64 days
+        b"cdecimal\nDecimal\nX\x03\0\0\0abc\x85R",
+        b"c_codecs\nencode\nX\x03\0\0\0abcX\x03\0\0\0abc\x86R",  # in a code that does not exist
+    ],
+)
+def test_plain_data_that_cannot_be_made(tmp_path, call):
+    refused(lambda: checkpoint_files.read(pickled(tmp_path, call)), "truncated or not a checkpoint")
+
+
+def pickled(folder, call):
+    """A file of today's format that holds what a call in its pickle returns."""
+    with zipfile.ZipFile(folder / "file.pth", "w") as archive:
+        archive.writestr("file/data.pkl", b"\x80\x02" + call + b".")
+        archive.writestr("file/version", b"3\n")
+    return folder / "file.pth"
+
+
+def text(word):
+    return b"X" + struct.pack("<I", len(word)) + word.encode()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R", "builtin__.bytearray"),  # 2 GB of zeros
+        # of 8 bytes, each encoded as two, and these as two each ...
+        (
+            b"c_codecs\nencode\n" * 34 + text("1234") + text("latin1") + b"\x86R" + (text("HEX") + b"\x86R") * 33,
+            "codecs",
+        ),
+    ],
+)
+def test_few_bytes_that_would_become_gigabytes(tmp_path, call, name, old):
+    path = pickled(tmp_path, call)
+    if old:
+        torch.save({}, path, _use_new_zipfile_serialization=False)
+        blob = path.read_bytes()
+        path.write_bytes(blob.replace(pickle.dumps({}, 2), b"\x80\x02" + call + b".", 1))
+    refused(lambda: checkpoint_files.read(path), rf"holds more than weights \(pickled code: \w*{name}")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_plain_bytes_are_read(tmp_path, old):
+    content = {"state_dict": {"w": torch.ones(2)}, "note": b"abc", "packed": "zip"}
+    torch.save(content, tmp_path / "file.pth", _use_new_zipfile_serialization=not old)
+    assert checkpoint_files.read(tmp_path / "file.pth")["note"] == b"abc"
 
 
 def test_archives_that_are_no_checkpoints(tmp_path):

@@ -6,6 +6,9 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +151,24 @@ def test_the_example_chooses_the_best_point_of_a_budget(written, example, tmp_pa
         assert capsys.readouterr().out.strip().endswith(said)
     with pytest.raises(SystemExit, match=r"no point in .* fits the budget 1000"):
         example.main(folder, "1000")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        ([], 2, "name a folder, a budget and one image or more"),
+        (["missing", "2ms", "a.png"], 1, "missing/table.json"),
+        (["folder", "much", "a.png"], 1, "'much'"),
+        (["folder", "1e9", "page.png"], 1, "cannot identify image file 'page.png'"),
+    ],
+)
+def test_mistakes_with_the_example_are_a_sentence(written, tmp_path, words, code, reason):
+    (tmp_path / "folder").symlink_to(written[-1])
+    Image.new("RGB", (40, 40)).save(tmp_path / "page.png", "EPS")  # which Pillow would give to another program
+    command = [sys.executable, str(EXAMPLE), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+    assert re.match(f"error: .*{reason}", done.stderr)
 
 
 def test_the_example_needs_nothing_of_this_project():

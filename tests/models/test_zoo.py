@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 import pytest
 import torch
@@ -78,6 +79,24 @@ def test_a_model_finds_its_own_row_of_the_zoo(weights):
     assert zoo.name_for("dmnn32", "digits") == "zoo/dmnn32"
     with pytest.raises(ValueError, match="the zoo has no ResNet20 for cifar10"):
         zoo.name_for("ResNet20", "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", ["ResNet20"]),
+        ("dataset", 5),
+        ("flags", [["a", "b"]]),
+        ("sha256", None),
+        ("points", [{"top1": math.nan}]),
+    ],
+)
+def test_odd_values_in_a_description_are_a_sentence(weights, key, value):
+    add("ResNet20", create_model("ResNet20", "cifar10"))
+    record = json.loads((weights / "ResNet20.json").read_text())
+    (weights / "ResNet20.json").write_text(json.dumps(record | {key: value}))
+    with pytest.raises(ValueError, match=r"ResNet20\.json does not describe a network of the zoo"):
+        zoo.entries()
 
 
 def test_wrong_names_and_damaged_files_are_named(weights):

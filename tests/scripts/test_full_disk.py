@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,19 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         temporary.write_text("new")
     assert path.read_text() == "good"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = [tmp_path / name for name in (f".a[1].json.{ended.pid}.tmp", f".a[1].json.{10**30}.tmp")]
+    others = [
+        tmp_path / name for name in (f".a[1].json.{os.getppid()}.tmp", f".b.json.{ended.pid}.tmp", ".a[1].json.tmp")
+    ]
+    for path in (*left, *others):
+        path.write_text("half of it")
+    utils.write_json(tmp_path / "a[1].json", {})
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a[1].json", *others])
 
 
 def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 import dataloader
 import eval_cifar10
 import eval_ilsvrc
+from engine import tasks
 from models import create_model, profile
 from tests.scripts.commands import call
 
@@ -62,6 +63,20 @@ def test_each_image_gets_five_classes_and_its_cost(folder, monkeypatch, capsys):
         assert block.splitlines()[1:] == lines
     assert not (folder / "data").exists()
     assert not (folder / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    "task", [["--image", "missing.png", "--csv=new/deep/a.csv"], ["--dataset=digits", "--latency_batch=0"]]
+)
+def test_an_evaluation_that_fails_leaves_no_empty_folder(folder, monkeypatch, capsys, task):
+    """Folders are made before hours of work, which may then fail."""
+    flags, _ = weights("ResNet20", "cifar10")
+    monkeypatch.setattr(
+        tasks.evaluation, "evaluate", lambda *_, **__: dataloader.image_files([], "cifar10", "cpu", 1, 1)
+    )
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags, *task)
+    assert (code, err.count("error: ")) == (1, 1)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []
 
 
 def test_a_name_that_is_no_text_keeps_its_bytes_in_the_table(folder, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import eval_cifar10
 import train_cifar10
 from engine import cli
 from tests.scripts.commands import QUICK, ROOT, call
+from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -114,3 +115,33 @@ def test_an_argument_file_that_contains_itself_is_refused(tmp_path, monkeypatch,
     (tmp_path / "self").write_text(f"@{tmp_path}/self")
     code, _, err = call(monkeypatch, capsys, train_cifar10, f"@{tmp_path}/self")
     assert (code, "contains itself" in err) == (2, True)
+
+
+def argument_files(folder, texts):
+    for name, text in texts.items():
+        (folder / name).write_text(text.replace("@", f"@{folder}/"))
+    return f"@{folder}/0"
+
+
+def test_argument_files_that_name_very_many_are_refused_at_once(tmp_path):
+    """Each names the next twice, and the last is empty; or each names one, too many for Python to follow."""
+    doubling = argument_files(tmp_path, {str(n): f"@{n + 1} @{n + 1}" for n in range(60)} | {"60": ""})
+    with pytest.raises(UserError, match="names over 100 others: too many"):
+        cli.normalise([doubling])
+    chain = argument_files(tmp_path, {str(n): f"@{n + 1}" for n in range(1100)})
+    with pytest.raises(UserError, match="names over 100 others: too many"):
+        cli.normalise([chain])
+
+
+def test_an_argument_file_of_an_editor_on_windows(tmp_path, monkeypatch, capsys):
+    (tmp_path / "marked").write_text("# a comment\n--model=ResNet20", encoding="utf-8-sig")
+    assert cli.normalise([f"@{tmp_path}/marked"]) == ["--model=ResNet20"]
+    (tmp_path / "wide").write_bytes("--save=run".encode("utf-16-le"))
+    code, _, err = call(monkeypatch, capsys, train_cifar10, f"@{tmp_path}/wide")
+    assert (code, "it has null characters; save it as plain text" in err) == (2, True)
+
+
+def test_a_message_neither_moves_the_cursor_nor_fills_the_screen(monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, train_cifar10, *QUICK, f"--mo\x1b[2Jdel{'x' * 100_000}")
+    assert (code, err.startswith("error: --mo\\x1b[2Jdelxxx"), len(err) < 3000) == (2, True, True)
+    assert "its own flags are" in err  # the end is not lost

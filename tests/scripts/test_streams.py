@@ -71,8 +71,30 @@ def test_scripts_import_within_that_context(script):
         [],
         ["from functools import partial"],
     )
-    code = "import startup, sys; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).stdout == b"False\n"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("reporting.__main__", "benchmarks.__main__", "tools.make_shards", "tools.add_to_zoo", "tools.time_zoo"),
+        "train_cifar10",
+    ],
+)
+def test_programs_import_torch_within_that_context(module):
+    """Until then, nothing is imported that takes long enough for anyone to press Ctrl-C."""
+    code = (
+        "import sys, startup\nstartup.importing = lambda _: sys.exit(print('torch' in sys.modules))\nimport " + module
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_the_pictures_of_an_evaluation_are_imported_when_needed():
+    import reporting
+
+    assert reporting.plot is reporting.pictures.plot
+    with pytest.raises(AttributeError, match="has no attribute 'plots'"):
+        _ = reporting.plots
 
 
 def test_importing_a_script_changes_no_handler():

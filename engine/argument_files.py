@@ -1,0 +1,76 @@
+"""Arguments of a command that are in files: `@file` stands for what is in it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+from pathlib import Path
+
+from utils import UserError
+
+#: the most files that a command may name, in itself and in one another, and the most arguments in one of them
+MOST_FILES, MOST_ARGUMENTS = 100, 1_000
+LONGEST_FILE = 1_000_000  # bytes
+
+
+def normalise(argv: list[str], inside: tuple[str, ...] = (), read: list[str] | None = None) -> list[str]:
+    """Replace `@file` by its content, and hyphens in the names of flags by underscores.
+
+    The home folder replaces a leading `~`, which shells leave in `--flag=~/folder` and `@~/file`.
+
+    Args:
+        inside: the files that name each other on the way here.
+        read: all files that were read for this command.
+
+    Raises:
+        UserError: a file cannot be read or names itself, or there are too many files or arguments.
+    """
+    words: list[str] = []
+    read = [] if read is None else read
+    for word in argv:
+        if word.startswith("@"):
+            words += _arguments(os.path.expanduser(word[1:]), inside, read)
+        elif word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            words.append(f"--{name.replace('-', '_')}{equals}{os.path.expanduser(value)}")
+        else:
+            words.append(os.path.expanduser(word))
+    return words
+
+
+def _arguments(file: str, inside: tuple[str, ...], read: list[str]) -> list[str]:
+    """The arguments that a file stands for; arguments and errors as for `normalise`."""
+    if file in inside:
+        raise UserError(f"the argument file {file} contains itself", exit_code=2)
+    read.append(file)
+    if len(read) > MOST_FILES:  # each of which may name others twice, which name others twice ...
+        raise UserError(f"the argument file {read[0]} names over {MOST_FILES} others: too many", exit_code=2)
+    words = normalise(_words(file), (*inside, file), read)
+    if len(words) > MOST_ARGUMENTS:
+        raise UserError(f"the argument file {file} stands for {len(words)} arguments: too many", exit_code=2)
+    return words
+
+
+def _words(file: str) -> list[str]:
+    """The words in a file, without comments. Raises UserError if it cannot be read."""
+    try:
+        if os.path.exists(file) and not os.path.isfile(file):  # a device or a pipe may never end
+            raise ValueError("it is not a file")
+        if os.path.getsize(file) > LONGEST_FILE:
+            raise ValueError("it is far too long")
+        text = Path(file).read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it has null characters; save it as plain text")
+        return shlex.split(text, comments=True)
+    except (OSError, ValueError) as error:
+        raise UserError(_explain_unreadable(Path(file), error), exit_code=2) from error
+
+
+def _explain_unreadable(file: Path, error: Exception) -> str:
+    """Say why no arguments can be read from a file, and what may be meant instead."""
+    if not isinstance(error, FileNotFoundError):
+        return f"cannot read the arguments in {file}: {getattr(error, 'strerror', None) or error}"
+    names = [path.name for path in file.parent.glob("*")]  # empty without a folder or permission
+    close = [f"@{file.parent / name}" for name in difflib.get_close_matches(file.name, names)]
+    return f"there is no file {file}; " + (f"close are {', '.join(close)}" if close else "--list_recipes lists recipes")
