@@ -9,9 +9,11 @@ import io
 import json
 import math
 import os
+import platform
 import stat
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,11 +109,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         UserError: no permission, no such folder, not a regular file, or a full disk; the old content is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         if path.exists() and not path.is_file():  # replacing a device or a pipe would remove it for all programs
             raise OSError(errno.EINVAL, "it is no regular file")
-        _remove_left_over(path)
+        remove_left_over(path)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -124,24 +126,39 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _remove_left_over(path: Path) -> None:
-    """Remove what processes that no longer run have left of a file that they were replacing."""
+def temporary_name(path: Path) -> Path:
+    """Where this process writes a file until it is whole."""
+    return path.with_name(f".{path.name}.{process_name()}.tmp")
+
+
+def remove_left_over(path: Path) -> None:
+    """Remove what processes of this machine that no longer run have left under a `temporary_name`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         if not may_run(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)
 
 
+def process_name() -> str:
+    """Name of this process, also among those of other machines that share a folder."""
+    return f"{_machine()}-{os.getpid()}"
+
+
 def may_run(process: str) -> bool:
-    """Whether the process whose number is in the name of a file may still run; True if it is no number."""
-    if not process.isdecimal() or os.name == "nt":  # where signal 0 is Ctrl-C
+    """Whether the process of this name may still run; True if it is one of another machine, or no name."""
+    machine, _, number = process.partition("-")
+    if machine != _machine() or not number.isdecimal() or os.name == "nt":  # where signal 0 is Ctrl-C
         return True
     try:
-        os.kill(int(process), 0)
+        os.kill(int(number), 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
     return True
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"  # a name may be long, or have dots
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

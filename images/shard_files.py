@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import filelock
 import torch
 
-from utils import UserError, printable, read_json, replacing
+from utils import UserError, printable, read_json, remove_left_over, replacing, temporary_name
 
 TIMEOUT = 30  # seconds without an answer after which a server counts as unreachable
 TRIES, WAIT = 3, 1.0  # attempts to download a file, and seconds between them
@@ -192,11 +192,9 @@ def _with_ending(url: str) -> str:
 
 
 def _download(url: str, target: Path, expected: Index | None = None) -> None:
-    """Download a file completely or not at all, while no other process does the same.
-
-    Raises ShardError after some tries, or at once if there is no file.
-    """
-    temporary = target.with_name(f".{target.name}.tmp")  # what a killed process has left is overwritten
+    """Download a file completely or not at all. Raises ShardError after some tries, or at once if there is no file."""
+    temporary = temporary_name(target)  # without locks, other processes may do the same
+    remove_left_over(target)
     for last in (*[False] * (TRIES - 1), True):
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dataloader
+import utils
 from images import downloads
 from images.cifar_files import LAYOUTS
 from tests.images.small_sets import ROOT, TEST, write_python
@@ -39,8 +40,8 @@ def test_a_download_that_fails_or_was_killed_leaves_nothing(offline, monkeypatch
         downloads.download(LAYOUTS["cifar10"], tmp_path / "new")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    running = f".download-{os.getpid()}-b"
-    for name in (f".download-{ended.pid}-a", running):
+    running, machine = f".download-{utils.process_name()}-b", utils.process_name().partition("-")[0]
+    for name in (f".download-{machine}-{ended.pid}-a", running):
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").write_text("half a download")
     with pytest.raises(downloads.NoSource):

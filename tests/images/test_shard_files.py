@@ -8,6 +8,8 @@ import http.server
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -19,7 +21,7 @@ from images import shard_files, shards
 from images.shard_files import ShardError, ShardFiles
 from tests.images.folders import equal, load
 from tests.images.test_shards import write_shards
-from utils import UserError
+from utils import UserError, temporary_name
 
 pytest.importorskip("webdataset")
 PATTERN = "{train-{00..04},val-{00..01}}.tar"
@@ -226,7 +228,7 @@ def test_broken_connections_are_tried_again(server, tmp_path):
         files.index(f"{server.url}/train-77.tar")
 
 
-def test_a_page_of_the_server_is_not_kept_as_a_shard(server, folder, tmp_path):
+def test_a_page_of_the_server_is_not_kept_as_a_shard(server, folder, tmp_path, monkeypatch):
     """The address answers with a page, and later with the shard; a killed download has left a part of it."""
     shard = folder / "train-09.tar"
     files = ShardFiles(tmp_path, lambda path: shards.list_images(path, 10))
@@ -236,7 +238,11 @@ def test_a_page_of_the_server_is_not_kept_as_a_shard(server, folder, tmp_path):
             files.index(f"{server.url}/train-09.tar")
         assert list(tmp_path.glob("shards/*.tar")) == []
         left = files._copy(f"{server.url}/train-09.tar")
-        left.with_name(f".{left.name}.tmp").write_bytes(bytes(10**6))
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        monkeypatch.setattr(os, "getpid", lambda: ended.pid)
+        temporary_name(left).write_bytes(bytes(10**6))
+        monkeypatch.undo()
         shard.write_bytes((folder / "train-00.tar").read_bytes())
         assert len(files.index(f"{server.url}/train-09.tar")) == 5
     finally:

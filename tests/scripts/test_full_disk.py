@@ -28,12 +28,13 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_has_left_is_removed(tmp_path):
+    """Not that of a process that runs, of one of another machine that shares the folder, or of another file."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = [tmp_path / name for name in (f".a[1].json.{ended.pid}.tmp", f".a[1].json.{10**30}.tmp")]
-    others = [
-        tmp_path / name for name in (f".a[1].json.{os.getppid()}.tmp", f".b.json.{ended.pid}.tmp", ".a[1].json.tmp")
-    ]
+    machine = utils.process_name().partition("-")[0]
+    left = [tmp_path / f".a[1].json.{machine}-{number}.tmp" for number in (ended.pid, 10**30)]
+    names = [f"a[1].json.{machine}-{os.getppid()}", f"a[1].json.0-{ended.pid}", f"b.json.{machine}-{ended.pid}"]
+    others = [tmp_path / f".{name}.tmp" for name in (*names, "a[1].json")]
     for path in (*left, *others):
         path.write_text("half of it")
     utils.write_json(tmp_path / "a[1].json", {})
