@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from models.figures import Table
 from reporting import style
 from reporting.curves import network_label, system_of_record
 from reporting.evaluations import data_title
+
+#: letters of a title that fit into an inch
+LETTERS = 12
 
 
 def write(parts: Iterable[Table | figures.Figure], folder: str | Path, record: dict | None = None) -> list[Path]:
@@ -36,12 +40,17 @@ def write(parts: Iterable[Table | figures.Figure], folder: str | Path, record: d
         elif style.can_draw():
             with style.drawing():
                 figure = DRAW[type(part)](part, color)
-                figure.suptitle("\n".join(utils.printable(text) for text in (part.title, subject) if text), fontsize=9)
+                figure.suptitle("\n".join(_lines((part.title, subject), figure.get_figwidth())), fontsize=9)
                 style.save(figure, path)
         else:
             continue
         files.append(path)
     return files
+
+
+def _lines(texts: Iterable[str], inches: float) -> list[str]:
+    """The lines of a title of several texts, as wide as its figure at most."""
+    return [line for text in texts for line in textwrap.wrap(utils.printable(text), int(LETTERS * inches))]
 
 
 def _write_table(table: Table, path: Path, suffix: str) -> None:

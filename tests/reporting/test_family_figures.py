@@ -31,6 +31,18 @@ def test_every_figure_says_what_it_shows_of_which_images(part, tmp_path, monkeyp
     assert drawn == [f"{title}\ndmnn50 num_paths=4 on CIFAR-100"]
 
 
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: type(part).__name__)
+def test_a_long_title_fits_into_the_figure(part, tmp_path, monkeypatch):
+    def save(figure, path):
+        title = figure.texts[0].get_window_extent(figure.canvas.get_renderer())
+        assert (title.x0 >= 0, title.x1 <= figure.bbox.x1) == (True, True), figure.get_suptitle()
+
+    monkeypatch.setattr(style, "save", save)
+    flags = {"nBlocks": 3, "step": 3, "stepmode": "even", "nChannels": 16, "growthRate": 12, "grFactor": (1, 1, 1)}
+    flags |= {"bnFactor": (1, 1, 1), "prune": "min", "reduction": 0.25, "bottleneck": False}
+    figures.write([part], tmp_path, {"model": "msdnet_ge", "dataset": "cifar10", "flags": flags})
+
+
 def test_every_figure_is_written_as_text_and_not_as_mathematics(tmp_path):
     assert [file.name for file in figures.write(PARTS, tmp_path)] == [part.file for part in PARTS]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.iterdir())
