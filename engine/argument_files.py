@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from utils import UserError
+from utils import UserError, read_file
 
 #: the most files that a command may name, in itself and in one another, and the most arguments in one of them
 MOST_FILES, MOST_ARGUMENTS = 100, 1_000
@@ -55,11 +55,9 @@ def _arguments(file: str, inside: tuple[str, ...], read: list[str]) -> list[str]
 def _words(file: str) -> list[str]:
     """The words in a file, without comments. Raises UserError if it cannot be read."""
     try:
-        if os.path.exists(file) and not os.path.isfile(file):  # a device or a pipe may never end
-            raise ValueError("it is not a file")
         if os.path.getsize(file) > LONGEST_FILE:
             raise ValueError("it is far too long")
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = read_file(file).decode("utf-8-sig")
         if "\0" in text:
             raise ValueError("it has null characters; save it as plain text")
         return shlex.split(text, comments=True)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from unicodedata import normalize
 
 from images.reading import first_few
-from utils import UserError
+from utils import UserError, read_file
 
 #: names of such files, in the folder or beside it
 NAMES = ("val.txt", "val_map.txt", "val_labels.txt", "val_annotations.txt", "LOC_val_solution.csv")
@@ -64,7 +64,7 @@ def _rows(mapping: Path) -> list[tuple[int, list[str]]]:
     """Non-empty lines: their number, from 1, and their columns."""
     number = 1
     try:  # bytes that are not UTF-8 are decoded as in file names
-        content = mapping.read_bytes()
+        content = read_file(mapping)
         encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
         text = normalize("NFC", content.decode(encoding, errors="surrogateescape"))
         text = text.replace("\r\n", "\n").replace("\r", "\n")

@@ -101,7 +101,8 @@ class _Headers(io.BufferedReader):
     """A tar file of which only headers and labels are read: a header that claims gigabytes must not fill the memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= LARGEST_HEADER:
+        size = -1 if size is None else size
+        if not 0 <= size <= LARGEST_HEADER:
             raise ValueError(f"a header in it has {size:,} bytes")
         return super().read(size)
 
