@@ -8,7 +8,7 @@ and `engine.tasks`.
 
 from engine.devices import autocast, device_name, devices_in_words, multiplies_bf16, parallel, start_device
 from engine.evaluation import Row, evaluate
-from engine.processes import broadcast
+from engine.processes import broadcast, leave
 from engine.recipe import Recipe
 from engine.run import Run, Stopped
 from engine.steps import check, losses_of
@@ -28,6 +28,7 @@ __all__ = [
     "devices_in_words",
     "evaluate",
     "fit",
+    "leave",
     "losses_of",
     "multiplies_bf16",
     "parallel",

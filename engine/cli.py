@@ -317,6 +317,7 @@ def run(main: Callable[[], None]) -> None:
         processes.leave()
     except Stopped as stop:
         say(stop)
+        stop.__traceback__ = None  # it holds the network
         processes.leave()
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -72,7 +74,7 @@ def _counts(name: str) -> bool:
 
 
 def join(device: torch.device) -> None:
-    """Join the other processes.
+    """Join the other processes, until `leave`.
 
     Args:
         device: the device of this process; the current one if it is a GPU.
@@ -99,6 +101,8 @@ def join(device: torch.device) -> None:
     # torchrun keeps its store when it restarts the processes
     _store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     on_gpu = device.type == "cuda"
+    # optimizers import it; if that happens while a group exists, the group never ends
+    importlib.import_module("torch._dynamo")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",  # values on the host need not pass through a GPU
         store=_store,
@@ -109,7 +113,11 @@ def join(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """End the group once every process has come this far; the others wait while the first one is still writing."""
+    """End what `join` began, once every process has come this far; the others wait while the first is still writing.
+
+    A process that ends without it may be aborted: the threads of the group free tensors, for which they need a Python
+    that has not ended.
+    """
     global _store
     if not dist.is_initialized():
         return
@@ -119,6 +127,7 @@ def leave() -> None:
         else:
             _store.wait(["done"], timedelta(days=1))
     dist.barrier()  # the first process may hold the store
+    gc.collect()  # a network that is left over would keep the group, and its threads
     dist.destroy_process_group()
     _store = None
 

@@ -42,6 +42,7 @@ def train(folder):
     data = dataloader.cifar("digits", None, 100, device, subset=1400)  # 14 whole batches
     run = engine.Run(folder, {}, None)
     engine.fit(Net(), Twice(), data, run, engine.Recipe(2, 0.1), device)
+    engine.leave()
 
 
 def in_two_processes(folder):
@@ -49,12 +50,18 @@ def in_two_processes(folder):
     script = folder.parent / "train.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-        f"from tests.engine.test_distributed import train; train({str(folder)!r})"
+        f"from tests.engine import test_distributed; test_distributed.train({str(folder)!r}); "
+        "print('threads', test_distributed.threads())"
     )
     words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run([sys.executable, *words, script], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def threads():
+    """The names of this process's threads, where Linux tells them."""
+    return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
 
 
 def left(folder):
@@ -65,6 +72,8 @@ def left(folder):
 def test_two_processes_train_as_one_does(tmp_path):
     train(tmp_path / "one")
     out = in_two_processes(tmp_path / "two")
+    assert out.count("threads") == 2
+    assert "gloo" not in out, "what still runs may abort the process as Python ends"
     (one, log_one), (two, log_two) = left(tmp_path / "one"), left(tmp_path / "two")
     for key, value in one["net_state_dict"].items():
         # the order of float32 additions differs
