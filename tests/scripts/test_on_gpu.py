@@ -22,7 +22,7 @@ case "$*" in *--only=msdnet*) exit 3 ;; esac
 def run(*arguments, **variables):
     """The lines that the script prints."""
     environment = os.environ | {name: str(value) for name, value in variables.items()}
-    done = subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
