@@ -5,20 +5,14 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import datetime
-import decimal
 import encodings
 import encodings.aliases
 import errno
-import importlib
-import pathlib
 import pickle
 import pickletools
 import re
 import struct
-import types
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,6 +21,8 @@ from typing import IO
 
 import torch
 from torch import Tensor
+
+from models.foreign_objects import plain_data, unknown_classes, without_modules
 
 #: what torch and zipfile raise for a file they cannot read, depending on where it is damaged
 DAMAGE = (
@@ -64,7 +60,8 @@ def read(path: Path, mapped: bool = False) -> dict:
 def read_any(path: Path, mapped: bool = False) -> object:
     """Read a file onto the CPU without running anything in it. Raises ValueError if it cannot be read.
 
-    Besides weights it may hold plain data: numpy scalars and arrays, paths, dates, `argparse.Namespace`.
+    Besides weights it may hold plain data (numpy scalars and arrays, paths, dates, `argparse.Namespace`) and objects of
+    other projects' classes, of which nothing is used but the weights of networks that were saved whole.
 
     Args:
         mapped: leave the tensors in the file until they are used.
@@ -77,13 +74,11 @@ def read_any(path: Path, mapped: bool = False) -> object:
     with _explaining_damage(path):
         _check_start(path)
         is_zip = zipfile.is_zipfile(path)
-        if is_zip:
-            _check_zip(path, size)
-        else:
-            _check_old_format(path)
-        with torch.serialization.safe_globals(_plain_data()):
+        classes = _check_zip(path, size) if is_zip else _check_old_format(path)
+        with torch.serialization.safe_globals(plain_data() + unknown_classes(classes)):
             # files of old PyTorch versions are not zip archives and cannot be mapped
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+        return without_modules(content)
 
 
 def verify_checksums(path: Path) -> None:
@@ -109,10 +104,15 @@ def _explaining_damage(path: Path) -> Iterator[None]:
     except _Refused as error:
         raise ValueError(f"{path} {error}") from None
     except pickle.UnpicklingError as error:
-        code = re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]*)", str(error))
+        code = re.search(r"unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]*)", str(error), re.IGNORECASE)
         if code:
             raise ValueError(
                 f"{path} holds more than weights (pickled code: {code[1]}), which is never loaded: "
+                "save model.state_dict() alone where the file comes from"
+            ) from error
+        if "persistent_load" in str(error):
+            raise ValueError(
+                f"{path} holds a network saved whole by an old PyTorch version, with its source code: "
                 "save model.state_dict() alone where the file comes from"
             ) from error
         if zipfile.is_zipfile(path):
@@ -173,8 +173,8 @@ def _check_start(path: Path) -> None:
             raise _Refused(what)
 
 
-def _check_zip(path: Path, size: int) -> None:
-    """Refuse archives that torch.save did not write, before anything in them is unpacked."""
+def _check_zip(path: Path, size: int) -> set[str]:
+    """Refuse archives that torch.save did not write, before anything in them is unpacked. Returns the classes in it."""
     with zipfile.ZipFile(path) as file:
         parts = file.infolist()
     for folder, program in (("code/", "a TorchScript"), ("models/", "an exported (.pt2)")):
@@ -189,20 +189,24 @@ def _check_zip(path: Path, size: int) -> None:
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
         raise _Refused("is a compressed archive, which PyTorch does not write: pack it again with zip -0")
     with zipfile.ZipFile(path) as file:
-        for part in parts:
-            if part.filename.endswith("data.pkl"):
-                _check_calls(file.open(part))
+        pickles = [file.open(part) for part in parts if part.filename.endswith("data.pkl")]
+        return set().union(*map(_check_calls, pickles))
 
 
 #: how many pickles there are at the beginning of such a file: a number, a version, a description, and the content
 OLD_PICKLES = 4
 
 
-def _check_old_format(path: Path) -> None:
-    """Check the pickles with which files of old PyTorch versions begin. Damage is left to torch to find."""
+def _check_old_format(path: Path) -> set[str]:
+    """Check the pickles with which files of old PyTorch versions begin. Damage is left to torch to find.
+
+    Returns the classes in them.
+    """
+    classes: set[str] = set()
     with open(path, "rb") as file, contextlib.suppress(ValueError):
         for _ in range(OLD_PICKLES):
-            _check_calls(file)
+            classes |= _check_calls(file)
+    return classes
 
 
 #: names of codecs that make more bytes of bytes
@@ -214,58 +218,22 @@ GROWING = {
 }
 
 
-def _check_calls(file: IO[bytes]) -> None:
-    """Refuse a pickle that can turn a few bytes into gigabytes, by calls that PyTorch's safe reader allows."""
-    texts = {value for _, value, _ in pickletools.genops(file) if isinstance(value, str)}
+def _check_calls(file: IO[bytes]) -> set[str]:
+    """Refuse a pickle that can turn a few bytes into gigabytes, by calls that PyTorch's safe reader allows.
+
+    Returns the names of the classes and functions in it, each as "module name".
+    """
+    texts, classes = set(), set()
+    for operation, value, _ in pickletools.genops(file):
+        if isinstance(value, str):
+            (classes if operation.name == "GLOBAL" else texts).add(value)
+    texts |= classes
     calls = {"builtins bytearray", "__builtin__ bytearray"} & texts
     if "_codecs encode" in texts and GROWING & {encodings.normalize_encoding(text).lower() for text in texts}:
         calls.add("_codecs encode")
     if calls:
         raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {calls.pop().replace(' ', '.')}")
-
-
-def _plain_data() -> list:
-    """Classes and functions for plain data that torch's safe reader may use. None of them runs code from the file."""
-    allowed = [argparse.Namespace, types.SimpleNamespace, torch.torch_version.TorchVersion]
-    # a defaultdict names a type; it is never called
-    allowed += [(_empty_dict, "collections.defaultdict"), (_empty_list, "collections.deque"), decimal.Decimal]
-    allowed += [frozenset, range, slice]
-    allowed += [(_empty_dict, f"builtins.{kind}") for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")]
-    allowed += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
-    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
-        kind = getattr(pathlib, name)
-        # unpickling a path of another operating system fails, and such a path is of no use here
-        made = kind if name in ("PurePosixPath", "PureWindowsPath") else _path
-        allowed += [(made, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
-    return allowed + _numpy_data()
-
-
-def _path(*parts: str) -> pathlib.PurePath:
-    """Stand-in for path classes that exist on one operating system only."""
-    return pathlib.PurePosixPath(*parts)
-
-
-def _empty_dict(*_: object) -> dict:
-    return {}
-
-
-def _empty_list(*_: object) -> list:
-    return []
-
-
-def _numpy_data() -> list:
-    """What numpy's scalars and arrays are pickled as, under the module names of numpy 1 and 2."""
-    try:
-        import numpy as np
-    except ImportError:  # files with such data are then refused
-        return []
-    kinds = [np.dtype(code) for code in np.typecodes["All"] if code != "O"]
-    allowed = [np.ndarray, np.dtype, *{type(kind) for kind in kinds}, *{kind.type for kind in kinds if kind != "V"}]
-    for module in ("numpy._core", "numpy.core"):
-        with contextlib.suppress(ImportError, AttributeError):
-            inner = importlib.import_module(f"{'numpy._core' if hasattr(np, '_core') else 'numpy.core'}.multiarray")
-            allowed += [(getattr(inner, name), f"{module}.multiarray.{name}") for name in ("scalar", "_reconstruct")]
-    return allowed
+    return classes
 
 
 # Weights

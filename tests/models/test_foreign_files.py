@@ -208,15 +208,6 @@ def test_plain_data_beside_the_weights_is_harmless(tmp_path, source, beside):
     assert loads(saved(tmp_path, {"state_dict": source.state_dict(), "more": beside}), source)
 
 
-def test_code_is_refused_by_its_name(tmp_path, source):
-    class_of_others = type("Trainer", (), {"__module__": __name__})
-    globals()["Trainer"] = class_of_others
-    class_of_others.__qualname__ = "Trainer"
-    path = saved(tmp_path, {"state_dict": source.state_dict(), "trainer": class_of_others()})
-    with pytest.raises(ValueError, match=r"pickled code: \S*Trainer\), which is never loaded: save model.state_dict"):
-        load_checkpoint(create_model("ResNet20"), path)
-
-
 # Files that are known
 
 
