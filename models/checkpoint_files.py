@@ -22,7 +22,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from models.foreign_objects import plain_data, unknown_classes, without_modules
+from models.foreign_objects import parts_of, plain_data, unknown_classes, usable
 
 #: what torch and zipfile raise for a file they cannot read, depending on where it is damaged
 DAMAGE = (
@@ -78,7 +78,7 @@ def read_any(path: Path, mapped: bool = False) -> object:
         with torch.serialization.safe_globals(plain_data() + unknown_classes(classes)):
             # files of old PyTorch versions are not zip archives and cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
-        return without_modules(content)
+        return usable(content)
 
 
 def verify_checksums(path: Path) -> None:
@@ -317,18 +317,9 @@ def fault_of(tensor: Tensor) -> str:
 
 def check_tensors(content: object, path: Path) -> None:
     """Raise ValueError if any tensor in nested containers cannot be used."""
-    waiting, seen = [content], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:  # a small file can refer to one container in a great many places
-            continue
-        seen.add(id(value))
+    for value in parts_of(content):
         if isinstance(value, Tensor) and (fault := fault_of(value)):
             raise ValueError(f"{path} is damaged or not of this project: a tensor in it {fault}")
-        if isinstance(value, Mapping):
-            waiting += value.values()
-        elif isinstance(value, (list, tuple, set)):
-            waiting += value
 
 
 def _listed(names: list[str]) -> str:

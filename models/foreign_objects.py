@@ -98,8 +98,12 @@ def _is_foreign(module: str) -> bool:
     return package not in sys.stdlib_module_names and package not in ("torch", "numpy")
 
 
-def without_modules(content: object) -> object:
-    """Replace pickled networks by their state dicts: the content of a file, or values in it."""
+def usable(content: object) -> object:
+    """Return what a file holds with state dicts in place of networks: of the content, or of values in it."""
+    for part in parts_of(content):
+        if isinstance(part, collections.OrderedDict):
+            for name in vars(part).keys() & dir(collections.OrderedDict):
+                del vars(part)[name]  # it would hide a method, as the `values` of a meter would
     if _is_module(content):
         return dict(_tensors_of(content))
     if isinstance(content, dict):
@@ -107,6 +111,21 @@ def without_modules(content: object) -> object:
             if _is_module(value):
                 content[key] = dict(_tensors_of(value))
     return content
+
+
+def parts_of(content: object) -> Iterator[object]:
+    """Every value in nested containers, attributes of dictionaries included, and the content itself."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:  # a small file can refer to one container in a great many places
+            continue
+        seen.add(id(value))
+        yield value
+        if isinstance(value, dict):
+            waiting += [*dict.values(value), *getattr(value, "__dict__", {}).values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += value
 
 
 def _is_module(value: object) -> bool:

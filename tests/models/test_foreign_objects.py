@@ -38,6 +38,7 @@ class Settings(dict):
 class Meter:
     def __init__(self):
         self.average, self.history = 0.5, [1, 2]
+        self.values, self.items, self.keys, self.get = [], {}, None, 1  # names of methods that dictionaries have
 
     def __setstate__(self, state):
         raise AssertionError("code of the class ran")
