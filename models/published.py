@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from models import checkpoint_files, registry
-from utils import UserError
+from utils import UserError, process_name
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -178,7 +178,7 @@ def _own_part(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # another process has just finished with it
             if time.time() - other.stat().st_mtime > ABANDONED:
                 other.unlink()
-    left, part = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.{os.getpid()}.part")
+    left, part = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.{process_name()}.part")
     with contextlib.suppress(OSError):
         os.rename(left, part)  # one process gets it, the others start afresh
     try:
@@ -275,7 +275,7 @@ def _unpack(path: Path) -> None:
             raise ValueError(f"{path} was an archive of {len(weights)} files of weights instead of one")
         if weights[0].file_size > 100 * path.stat().st_size:  # weights hardly compress
             raise ValueError(f"{path} was an archive that claims {weights[0].file_size} bytes")
-        inner = path.with_name(f"{path.name}.{os.getpid()}.unpacked.part")
+        inner = path.with_name(f"{path.name}.{process_name()}.unpacked.part")
         try:
             with archive.open(weights[0]) as source, open(inner, "wb") as target:
                 shutil.copyfileobj(source, target)

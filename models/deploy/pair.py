@@ -41,7 +41,7 @@ from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.built import BuiltAs, MadeFor
 from models.deploy import export, stages
-from utils import UserError, make_folder, write_json
+from utils import UserError, make_folder, may_run, process_name, write_json
 
 TABLE = "table.json"
 
@@ -230,9 +230,15 @@ def _timed(row: Row, timing: profile.Latency | None) -> Row:
 
 @contextlib.contextmanager
 def _replaced(folder: Path) -> Iterator[Path]:
-    """A context with a new subfolder. If all goes well, its files replace those of `folder`, the table last."""
-    new = folder / f".new-{os.getpid()}"
+    """A context with a new subfolder. If all goes well, its files replace those of `folder`, the table last.
+
+    Subfolders that killed processes have left are removed.
+    """
+    new = folder / f".new-{process_name()}"
     try:
+        for left in folder.glob(".new-*"):
+            if not may_run(left.name.removeprefix(".new-")):
+                shutil.rmtree(left, ignore_errors=True)
         new.mkdir()
         yield new
         (folder / TABLE).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from models import Checkpoint, create_model, profile
 from models.deploy import export, pair, stages
 from tests.models.files import content_of_training, saved
 from tests.scripts.commands import call
-from utils import UserError
+from utils import UserError, process_name
 
 pytestmark = pytest.mark.xdist_group("pair")  # what its tests share is made once
 
@@ -274,6 +274,7 @@ def test_a_failure_leaves_earlier_files_as_they_were(monkeypatch, capsys, tmp_pa
     folder.mkdir()
     for name in ("exit1.pt2", "table.json"):
         (folder / name).write_text("an earlier one")
+    (folder / f".new-{process_name().partition('-')[0]}-{10**30}").mkdir()  # of a process that was killed
 
     another = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)).requires_grad_(False)
     cut = [stages.Stage(torch.fx.symbolic_trace(another), model.points[0], (torch.zeros(2, *SHAPE),), 1)]
