@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -110,14 +111,26 @@ def main(argv=None):
     parser.add_argument("--names", help="file with a line 'id<tab>name, other name' for each node (words.txt)")
     parser.add_argument("--groups", type=int, default=58, help="number of groups (default: 58)")
     args = parser.parse_args(argv)
-    pairs = [tuple(line.split()) for line in Path(args.is_a).read_text().splitlines() if line.strip()]
-    place = Path(args.classes)
-    classes = [path.name for path in place.iterdir() if path.is_dir()] if place.is_dir() else place.read_text().split()
-    names = {}
-    if args.names:
-        lines = Path(args.names).read_text().splitlines()
-        names = {wnid: words.partition(",")[0] for wnid, _, words in (line.partition("\t") for line in lines)}
-    print(json.dumps(derive(pairs, classes, args.groups, names)))
+    try:
+        print(json.dumps(derive(_pairs(args.is_a), _classes(Path(args.classes)), args.groups, _names(args.names))))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _pairs(path: str) -> list[tuple[str, str]]:
+    rows = [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
+    if not rows or any(len(row) != 2 for row in rows):
+        raise ValueError(f"{path} is not an is-a relation: each line should be 'parent child', two WordNet ids")
+    return [(parent, child) for parent, child in rows]
+
+
+def _classes(path: Path) -> list[str]:
+    return [inner.name for inner in path.iterdir() if inner.is_dir()] if path.is_dir() else path.read_text().split()
+
+
+def _names(path: str | None) -> dict[str, str]:
+    lines = Path(path).read_text().splitlines() if path else []
+    return {wnid: words.partition(",")[0] for wnid, _, words in (line.partition("\t") for line in lines)}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import create_model, create_objective
-from tools.coarse_categories import ROOT, Hierarchy
+from tools.coarse_categories import ROOT, Hierarchy, main
 
 
 def test_groups_follow_the_largest_branch():
@@ -24,6 +24,23 @@ def test_groups_follow_the_largest_branch():
     ]
     with pytest.raises(ValueError, match="6 classes cannot make 7 groups"):
         hierarchy.split(7)
+
+
+@pytest.mark.parametrize(
+    ("relation", "sentence"),
+    [
+        (None, "No such file"),
+        ("n1 n2 n3", "each line should be 'parent child'"),
+        (f"{ROOT} n1", "class n2 does not lie under"),
+        (f"{ROOT} n2", "1 classes cannot make 58 groups"),
+    ],
+)
+def test_a_relation_that_cannot_be_used_is_one_sentence(tmp_path, relation, sentence):
+    if relation:
+        (tmp_path / "is_a.txt").write_text(relation)
+    (tmp_path / "classes.txt").write_text("n2")
+    with pytest.raises(SystemExit, match=f"^error: .*{sentence}"):
+        main([f"{tmp_path}/is_a.txt", f"{tmp_path}/classes.txt"])
 
 
 def test_a_coarse_file_replaces_the_grouping(tmp_path):
