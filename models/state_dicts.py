@@ -84,7 +84,8 @@ def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor], path: str | os.
 
     Such parts are the `module` of a part that was trained with DataParallel, and a prefix of all names, such as
     `backbone.` if the network was an attribute of another one. If that one had further tensors, such as those of a
-    loss, they are dropped, provided that only one of its attributes is large enough to be the network.
+    loss, they are dropped, provided that only one of its attributes is large enough to be the network. If the network
+    was divided among several, such as `backbone.` and `head.`, it is put together again.
     """
     given = {key: value for key, value in given.items() if key in own or key.rpartition(".")[2] not in COUNTERS}
     if not any("module" in key.split(".") for key in own):
@@ -101,7 +102,15 @@ def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor], path: str | os.
                 f"{path}: of {', '.join(name[:-1] or 'other tensors' for name in sizes)}, only {large[0][:-1]} is used"
             )
         given = {key.removeprefix(large[0]): value for key, value in given.items() if key.startswith(large[0])}
-    return given
+    return _put_together(own, given)
+
+
+def _put_together(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the first part off all names of which it is none of the network's, if it thereby becomes the network."""
+    places = {key.partition(".")[0] for key in own}
+    bare = {key if (parts := key.partition("."))[0] in places else parts[2]: value for key, value in given.items()}
+    found = len(own.keys() & bare.keys())
+    return bare if len(bare) == len(given) and found > max(len(own) / 2, len(own.keys() & given.keys())) else given
 
 
 #: what to do if only the number of classes differs

@@ -171,6 +171,24 @@ def test_the_tensors_of_a_loss_beside_the_network_are_dropped(tmp_path, source, 
     assert f"of {prefix.partition('.')[0]}, criterion, only" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("body", "head"), [("backbone.", "head."), ("encoder.", "")])
+def test_a_network_that_was_divided_is_put_together(tmp_path, body, head):
+    torch.manual_seed(0)
+    other = torchvision.models.resnet18(num_classes=7)
+    state = {(head if key.startswith("fc.") else body) + key: value for key, value in other.state_dict().items()}
+    model = create_model("ResNet18", "ilsvrc", 7)
+    load_checkpoint(model, saved(tmp_path, {"state_dict": state}))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(images), other.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_names_that_stay_foreign_are_told_as_they_are(tmp_path, source):
+    state = {key: value for key, value in source.state_dict().items() if not key.startswith("layer3.")}
+    with pytest.raises(ValueError, match=r"missing \(layer3.*unexpected \(criterion\.weight\)"):
+        load_checkpoint(create_model("ResNet20"), saved(tmp_path, state | {"criterion.weight": torch.ones(10)}))
+
+
 def test_of_two_networks_beside_each_other_none_is_chosen(tmp_path, source):
     state = {prefix + key: value for key, value in source.state_dict().items() for prefix in ("online.", "target.")}
     with pytest.raises(ValueError, match="not a checkpoint of this ResNet20"):
