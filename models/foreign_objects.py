@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+#: how many classes get a stand-in: torch looks through all of them for every object
+MOST_CLASSES = 200
 #: how many modules and tensors a pickled network may have, and how many characters their names: in a hostile file a
 #: module may be part of itself
 MOST_PARTS, LONGEST_NAME = 100_000, 1000
@@ -86,9 +88,11 @@ class Unknown:
 
 def unknown_classes(names: Iterable[str]) -> list:
     """Stand-ins for the classes of other projects, and for the modules and optimizers of torch, among those that a
-    pickle names as "module name". Those of Python itself have none: they are refused if they are not plain data.
+    pickle names as "module name". Those of Python itself have none: they are refused if they are not plain data. So are
+    all if there are very many.
     """
-    return [(Unknown, name.replace(" ", ".", 1)) for name in names if _is_foreign(name.partition(" ")[0])]
+    found = [(Unknown, name.replace(" ", ".", 1)) for name in names if _is_foreign(name.partition(" ")[0])]
+    return found if len(found) <= MOST_CLASSES else []
 
 
 def _is_foreign(module: str) -> bool:

@@ -114,6 +114,15 @@ def test_the_state_dict_of_a_whole_network_is_torchs(tmp_path):
         assert torch.equal(found[name], value), name
 
 
+def test_a_file_that_names_very_many_classes_is_refused_at_once(tmp_path):
+    names = "".join(f"cpackage\nClass{number}\n0" for number in range(20_000)).encode()
+    with zipfile.ZipFile(tmp_path / "file.pth", "w") as archive:
+        archive.writestr("file/data.pkl", b"\x80\x02" + names + b"}.")
+        archive.writestr("file/version", b"3\n")
+    with pytest.raises(ValueError, match=r"pickled code: package\.Class0\)"):
+        read(tmp_path / "file.pth")
+
+
 def test_a_whole_network_in_the_old_format_is_refused(tmp_path, source):
     torch.save(source, tmp_path / "file.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match="a network saved whole by an old PyTorch version"):
