@@ -22,7 +22,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from models.foreign_objects import parts_of, plain_data, unknown_classes, usable
+from models.foreign_objects import allowed, parts_of, usable
 
 #: what torch and zipfile raise for a file they cannot read, depending on where it is damaged
 DAMAGE = (
@@ -75,7 +75,7 @@ def read_any(path: Path, mapped: bool = False) -> object:
         _check_start(path)
         is_zip = zipfile.is_zipfile(path)
         classes = _check_zip(path, size) if is_zip else _check_old_format(path)
-        with torch.serialization.safe_globals(plain_data() + unknown_classes(classes)):
+        with torch.serialization.safe_globals(allowed(classes)):
             # files of old PyTorch versions are not zip archives and cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
         return usable(content)

@@ -21,27 +21,44 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-#: how many classes get a stand-in: torch looks through all of them for every object
-MOST_CLASSES = 200
+#: how many classes get a stand-in
+MOST_CLASSES = 100
 #: how many modules and tensors a pickled network may have, and how many characters their names: in a hostile file a
 #: module may be part of itself
 MOST_PARTS, LONGEST_NAME = 100_000, 1000
 
 
-def plain_data() -> list:
-    """Classes and functions for plain data, under the names that files have for them."""
-    allowed = [argparse.Namespace, types.SimpleNamespace, torch.torch_version.TorchVersion]
+def allowed(names: Iterable[str]) -> list:
+    """What torch's safe reader may use for a pickle that names these classes and functions, each as "module name".
+
+    That is what plain data needs, and stand-ins for all others except those of Python itself, which are refused.
+    """
+    words = {name.rpartition(" ")[2].replace("xrange", "range") for name in names}
+    plain = [item for item in _plain_data() if _name(item) in words]  # torch looks through them for every object
+    return plain + _unknown_classes(names) + (_numpy_data() if any(name.startswith("numpy") for name in names) else [])
+
+
+def _name(item: object) -> str:
+    return (item[1] if isinstance(item, tuple) else item.__name__).rpartition(".")[2]
+
+
+# Plain data
+
+
+def _plain_data() -> list:
+    """Classes and functions for plain data, some under the names that files have for them."""
+    data = [argparse.Namespace, types.SimpleNamespace, torch.torch_version.TorchVersion]
     # a defaultdict names a type; it is never called
-    allowed += [(_empty_dict, "collections.defaultdict"), (_empty_list, "collections.deque"), decimal.Decimal]
-    allowed += [frozenset, range, slice]
-    allowed += [(_empty_dict, f"builtins.{kind}") for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")]
-    allowed += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
+    data += [(_empty_dict, "collections.defaultdict"), (_empty_list, "collections.deque"), decimal.Decimal]
+    data += [frozenset, range, slice]
+    data += [(_empty_dict, f"builtins.{kind}") for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")]
+    data += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]
     for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"):
         kind = getattr(pathlib, name)
         # unpickling a path of another operating system fails, and such a path is of no use here
         made = kind if name in ("PurePosixPath", "PureWindowsPath") else _path
-        allowed += [(made, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
-    return allowed + _numpy_data()
+        data += [(made, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
+    return data
 
 
 def _path(*parts: str) -> pathlib.PurePath:
@@ -86,11 +103,8 @@ class Unknown:
         return collections.OrderedDict()
 
 
-def unknown_classes(names: Iterable[str]) -> list:
-    """Stand-ins for the classes of other projects, and for the modules and optimizers of torch, among those that a
-    pickle names as "module name". Those of Python itself have none: they are refused if they are not plain data. So are
-    all if there are very many.
-    """
+def _unknown_classes(names: Iterable[str]) -> list:
+    """Stand-ins for the classes of other projects, and for the modules and optimizers of torch; none for very many."""
     found = [(Unknown, name.replace(" ", ".", 1)) for name in names if _is_foreign(name.partition(" ")[0])]
     return found if len(found) <= MOST_CLASSES else []
 
