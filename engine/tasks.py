@@ -55,6 +55,7 @@ def evaluate(
     trained_on = checkpoint.describe().get("dataset", args.dataset)
     if trained_on != args.dataset:
         say(f"note: {checkpoint.path} is of {trained_on}, whose classes are not those of {args.dataset}")
+    model.made_for = model.made_for.updated(vars(args))
     model.for_images((3, _side(args), _side(args)))
     points = cli.named_points(model, args.point)
     if args.extract:

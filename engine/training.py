@@ -41,6 +41,9 @@ def fit(
             data.check_classes(run.checkpoint.classes)
             data.check_held_out(run.checkpoint.training.get("valid_index"))
         model.for_images(data.shape)
+        if model.made_for and data.train.normalisation:  # from now on it is made for these images
+            mean, std = data.train.normalisation
+            model.made_for = model.made_for.updated({"mean": mean, "std": std}, data.classes)
         _fit(Trainer(model, objective, data, run, recipe, device), start)
     except BaseException:
         run.release()
