@@ -27,6 +27,7 @@ def main(argv=None):
     cli.check_network(args, 32)
     utils.seed_everything(args.seed, args.deterministic)
     model = create_model(args.model, args.dataset, **args.model_flags)
+    model.made_for = model.made_for.updated(vars(args))
     objective = create_objective(args.model, args.dataset, **args.objective_flags)
     recipe = engine.Recipe.of(args)
     engine.check(objective, recipe, device)

@@ -56,6 +56,7 @@ def main(argv=None):
         on_device=args.decode == "gpu",
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
+    model.made_for = model.made_for.updated(vars(args))
     if teacher:
         objective.teacher = teacher.build(model, data.classes)
     if args.checkpoint:

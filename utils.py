@@ -228,6 +228,13 @@ def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
     return path
 
 
+def make_room(file: str | os.PathLike, flag: str) -> None:
+    """Create the folder of a file that will be written. Raises a UserError that names the flag if it cannot be."""
+    if Path(file).exists() and not Path(file).is_file():
+        raise UserError(f"cannot write {file}: it is no regular file; name another with {flag}")
+    make_folder(Path(file).parent, flag)
+
+
 def code_version() -> str:
     """Return the git commit of this folder, with "-dirty" if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from utils import UserError, read_file
 #: the most files that a command may name, in itself and in one another, and the most arguments in one of them
 MOST_FILES, MOST_ARGUMENTS = 100, 1_000
 LONGEST_FILE = 1_000_000  # bytes
+#: a word, or a comment: as in shells, a # within a word or quotes begins none
+WORD_OR_COMMENT = re.compile(r"""((?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\#]|(?<=\S)#)+)|#[^\n]*""", re.DOTALL)
 
 
 def normalise(argv: list[str], inside: tuple[str, ...] = (), read: list[str] | None = None) -> list[str]:
@@ -60,7 +63,8 @@ def _words(file: str) -> list[str]:
         text = read_file(file).decode("utf-8-sig")
         if "\0" in text:
             raise ValueError("it has null characters; save it as plain text")
-        return shlex.split(text, comments=True)
+        text = WORD_OR_COMMENT.sub(lambda match: match[1] or "", text)
+        return shlex.split(re.sub(r"\\\r?\n", "", text))  # a line that ends in a backslash goes on in the next one
     except (OSError, ValueError) as error:
         raise UserError(_explain_unreadable(Path(file), error), exit_code=2) from error
 

@@ -63,6 +63,7 @@ def evaluate(
     if isinstance(points, (Point, str)):
         points = [points]
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
+    _say_other_normalisation(network, batches)
     num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images, finite answers)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
@@ -125,6 +126,18 @@ def evaluate(
                 times.append(profile.latency(network, first, point, batch, seconds))
         rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, tuple(times))
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
+
+
+def _say_other_normalisation(network: AdaptiveModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Say if images are normalised differently from those that a network is made for, as far as known."""
+    found = getattr(batches, "normalisation", None)
+    if found is None or network.made_for is None or found == network.made_for.normalisation:
+        return
+    mean, std = network.made_for.normalisation
+    say(
+        f"note: these images are normalised by mean {found[0]} and std {found[1]}, and the network is made for others: "
+        f"give the loader mean={mean}, std={std}"
+    )
 
 
 def _threads(network: AdaptiveModel, images: Tensor, point: Point, batches: Sequence[int]) -> dict[int, int]:

@@ -19,7 +19,7 @@ from models.deploy import export, pair
 from models.query_table import QueryTable
 from reporting import evaluations, screen, zoo
 from reporting.run_report import latency_columns, latency_note
-from utils import UserError, make_folder, rank, replacing, say
+from utils import UserError, make_room, rank, replacing, say
 
 
 def write(
@@ -124,7 +124,7 @@ def write_file(
     point = export.fixed_point(model, args.point)
     if args.point is None and point != model.main_point:
         say(f"at {model.main_point} each image decides what runs, which a fixed graph cannot express: writing {point}")
-    make_folder(Path(file).parent, "--export")
+    make_room(file, "--export")
     (point,) = tasks.ready(model, [point], load, args, device, checkpoint)
     if rank() != 0:
         return

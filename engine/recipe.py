@@ -48,7 +48,8 @@ class Recipe:
         lr_steps: for multistep, pairs (epoch from 0, factor on lr from that epoch on).
         lr_decay: for exponential, the factor per epoch.
         warmup_epochs: the rate rises linearly over these; cosine, linear and onecycle fill the remaining epochs.
-        accumulate: number of batches whose gradients are averaged into one step.
+        accumulate: number of batches whose gradients are averaged into one step; the last step of an epoch averages
+            those that are left.
         amp: off, bf16 or fp16.
         compile: torch.compile the network; None uses whichever is faster, see `engine.faster_step`.
         cuda_graph: start each step with one or a few launches, see `engine.cuda_graph`; None leaves it to `fast`.
@@ -97,6 +98,11 @@ class Recipe:
         # the last step of a warm-up already has the full rate; the published linear schedule falls before each step
         taken = step - warmup + (1 if warmup or self.lr_schedule == "linear" else 0)
         return self.lr * self._shape(step // steps_per_epoch, taken / left)
+
+    def together(self, step: int, steps_per_epoch: int) -> int:
+        """Return how many batches the update of a step of an epoch averages; the last update may have fewer."""
+        first = step - step % self.accumulate
+        return min(self.accumulate, steps_per_epoch - first)
 
     def _shape(self, epoch: int, done: float) -> float:
         """The factor on lr in an epoch (from 0) after a share `done` of the schedule's steps."""

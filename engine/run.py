@@ -149,8 +149,9 @@ class Run:
 
     def _find_checkpoints(self, resume: str | None) -> list[Path]:
         """The files to continue from, newest first; none for a run that starts afresh."""
-        # new.pth only exists if a kill came between writing and renaming it: it is complete, and the newest
-        written = [path for path in (self.new, self.last, self.previous) if path.exists()]
+        # new.pth is whole: it exists if a kill came before it was renamed; best files may be all that was kept of a run
+        files = (self.new, self.last, self.previous, *sorted(self.folder.glob("best*.pth"), reverse=True))
+        written = [path for path in files if path.exists()]
         if processes.restarted() and written:
             return written
         if resume is None and written:
@@ -211,8 +212,7 @@ class Run:
 
     def _compare_flags(self, checkpoint: Checkpoint) -> None:
         """Raise UserError if the flags of a checkpoint differ from this run's."""
-        saved = {name: value for name, value in self.defaults.items() if name in self.flags}
-        saved |= checkpoint.training["flags"]
+        saved = {key: value for key, value in self.defaults.items() if key in self.flags} | checkpoint.training["flags"]
         differing = {
             name: f"--{name} was {saved.get(name)} and is {self.flags.get(name)}"
             for name in sorted(saved.keys() | self.flags.keys())

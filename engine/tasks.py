@@ -31,6 +31,7 @@ from reporting.run_report import write
 from utils import (
     UserError,
     make_folder,
+    make_room,
     printable,
     rank,
     replacing,
@@ -54,6 +55,7 @@ def evaluate(
     trained_on = checkpoint.describe().get("dataset", args.dataset)
     if trained_on != args.dataset:
         say(f"note: {checkpoint.path} is of {trained_on}, whose classes are not those of {args.dataset}")
+    model.made_for = model.made_for.updated(vars(args))
     model.for_images((3, _side(args), _side(args)))
     points = cli.named_points(model, args.point)
     if args.extract:
@@ -63,16 +65,16 @@ def evaluate(
     run_images.load_prepared(model, checkpoint, vars(args))
     budget = _budget(model, args)
     within = _points_within(budget, whole, model, args, device) if budget else None
+    if budget or args.query_table:
+        points = within or points or model.points
     if args.extract:
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     data = load()
-    if budget or args.query_table:
-        points = within or points or model.points
     folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")  # a refused command leaves none
-    for file in (args.query_table, args.extract and args.extract[1]):
+    for flag, file in (("--query_table", args.query_table), ("--extract", args.extract and args.extract[1])):
         if file:
-            make_folder(Path(file).parent, "its flag")
+            make_room(file, flag)
     wrapped = parallel(model, device, compiled=False)
     capture = args.fast and device.type == "cuda"
     rows = evaluation.evaluate(
@@ -92,8 +94,8 @@ def evaluate(
     if budget or args.query_table:
         table = QueryTable.of(whole, rows, data.shape[-1], **_how(args, model is not whole))
     main = model.main_point.name
-    if budget and not within:
-        main = _look_up(table, budget)
+    if budget:
+        main = within[0].name if within else _look_up(table, budget)
     chosen = next((row for row in rows if row.point == main), rows[-1])
     if budget:
         print(f"--budget {args.budget}: point {chosen.point}")
@@ -249,7 +251,7 @@ def predict(
     model.for_images(shape)
     points = cli.named_points(model, args.point) or [model.main_point]
     if args.csv:
-        make_folder(Path(args.csv).parent, "--csv")
+        make_room(args.csv, "--csv")
     model = _folded(model, args, device)
     points = ready(model, points, load, args, device, checkpoint)
     answers: list[Answer] = []

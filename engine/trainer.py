@@ -88,6 +88,7 @@ class Trainer:
         self.captured: cuda_graph.CapturedStep | FasterStep | None = None
         self.ways: Ways | None = None  # see `fast.settle`
         self.total = torch.zeros((), device=device)  # sum of a step's losses
+        self.together = torch.ones((), device=device)  # number of batches averaged into the coming update
         self.generators = Generators(objective, device)
         self.agreement = Agreement(device)
         self.gradients = Gradients([], self.agreement)
@@ -254,12 +255,10 @@ class Trainer:
     # A step: a backward pass for each loss, then the optimizer
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch, at the rate of the schedule.
-
-        Returns:
-            The sum of the losses, on the device; the next step overwrites it.
-        """
+        """Train on one batch, at the rate of the schedule. Returns the sum of the losses, until the next step."""
         steps = len(self.data.train)
+        if self.recipe.accumulate > 1:
+            self.together.fill_(self.recipe.together(self.step, steps))
         self._set_rate(self.recipe.rate(self.epoch * steps + self.step, steps))
         self.step += 1
         images = self.ways.images(images) if self.ways else images
@@ -301,7 +300,7 @@ class Trainer:
 
     def _backward(self, losses: Iterator[Tensor]) -> None:
         for loss in losses:
-            self.gradients.backward(self.scaler.scale(loss / self.recipe.accumulate))
+            self.gradients.backward(self.scaler.scale(loss / self.together))
             self.total += loss.detach()
             if self.objective.step_per_loss:
                 self.gradients.average()

@@ -33,13 +33,17 @@ def fit(
 
     Raises:
         Stopped: a signal asked to stop; everything is saved.
-        UserError: the classes are not those that the run began with; or the loss is no longer finite, in which case the
-            message names the last good checkpoint.
+        UserError: the classes or the held-out images are not those that the run began with; or the loss is no longer
+            finite, in which case the message names the last good checkpoint.
     """
     try:
         if run.checkpoint:
             data.check_classes(run.checkpoint.classes)
+            data.check_held_out(run.checkpoint.training.get("valid_index"))
         model.for_images(data.shape)
+        if model.made_for and data.train.normalisation:  # from now on it is made for these images
+            mean, std = data.train.normalisation
+            model.made_for = model.made_for.updated({"mean": mean, "std": std}, data.classes)
         _fit(Trainer(model, objective, data, run, recipe, device), start)
     except BaseException:
         run.release()

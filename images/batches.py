@@ -31,6 +31,9 @@ class Batches:
         UserError: there are fewer images in a batch than processes.
     """
 
+    #: mean and standard deviation of red, green and blue by which pixels from 0 to 1 were normalised; None if unknown
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
     def __init__(
         self, num_images: int, batch_size: int, shuffle: bool, seed: int = 0, share: tuple[int, int] | None = None
     ):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from images.batches import Batches
@@ -49,6 +50,17 @@ class Data:
             f"the {len(self.classes)} classes of {self.source} are not the {len(before)} that the run began with "
             f"(new: {first_few(new) or 'none'}; gone: {first_few(gone) or 'none'}): restore their names, or begin "
             "another run with --save",
+            exit_code=2,
+        )
+
+    def check_held_out(self, before: Tensor | None) -> None:
+        """Raise UserError unless the images held out are at the positions at which a run began to hold them out."""
+        now = self.valid_index
+        if before is now or (before is not None and now is not None and torch.equal(before, now)):
+            return
+        raise UserError(
+            f"the images held out of {self.source} are not those that the run began with, so it has trained on some: "
+            "images were added or removed since; restore what was there, or begin another run with --save",
             exit_code=2,
         )
 

@@ -55,6 +55,7 @@ class DiskBatches(Batches):
     ):
         super().__init__(len(index), batch_size, shuffle, seed, share)
         self.device, self.index, self.size = torch.device(device), index, size
+        self.normalisation = tuple(mean), tuple(std)
         self.normalise = Normalise(mean, std, size, device)
         self.unreadable: dict[str, str] = {}
         self.plan: list[list[tuple[int | None, int]]] = []  # keys of the batches that `loader` will fetch

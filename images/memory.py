@@ -81,6 +81,7 @@ class MemoryBatches(Batches):
             row = int((labels < 0).int().argmax())
             raise UserError(f"the label in row {row} (from 0) is {labels[row].item()}; classes are numbered from 0")
         self.pixels, self.labels, self.index = pixels, labels, index
+        self.normalisation = tuple(mean), tuple(std)
         self.normalise = Normalise(mean, std, pixels.shape[2], pixels.device)
         self.padding, self.padding_mode, self.mirror = padding, padding_mode, mirror
 

@@ -252,7 +252,13 @@ class Checkpoint:
 
     def load_into(self, model: torch.nn.Module, new_head: bool = False) -> None:
         """Load the weights into a network, which may be wrapped; arguments and errors as for `load_state`."""
-        load_state(unwrap(model), self.weights, self.path, new_head)
+        try:
+            load_state(unwrap(model), self.weights, self.path, new_head)
+        except ValueError as error:
+            if self.extracted_point is None:
+                raise
+            alone = f"it holds the sub-network of {self.extracted_point} alone; give the whole network's file"
+            raise ValueError(f"{error}; {alone}") from error
 
     # What a run needs to resume
 

@@ -191,7 +191,8 @@ class MultiExit(AdaptiveModel):
         if first is None:
             return
         if full is None:
-            full = min(len(first), 64) if first.device.type == "cpu" else len(first)
+            full = len(first) or 64
+            full = min(full, 64) if first.device.type == "cpu" else full
         resized = (resize(images, point.resolution) for images in itertools.chain([first], batches))
         stages = self.stages(point, resize(first[:1], point.resolution).shape[1:])
         line = Line(self, stages, exit_budgets.confidence, full)

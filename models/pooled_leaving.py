@@ -40,12 +40,13 @@ class Batch:
     left: int = field(init=False)
     logits: list[Tensor | None] = field(init=False)
     macs: list[int] = field(init=False)
+    none: Tensor | None = None  # logits of no image, if there is none
 
     def __post_init__(self):
         self.left, self.logits, self.macs = self.size, [None] * self.size, [0] * self.size
 
     def result(self) -> tuple[Tensor, Tensor]:
-        logits = torch.stack(self.logits)
+        logits = torch.stack(self.logits) if self.none is None else self.none
         return logits, torch.tensor(self.macs, dtype=torch.int64, device=logits.device)
 
 
@@ -116,6 +117,8 @@ class Line:
 
     def enter(self, batch: Batch, images: Tensor) -> None:
         """Run images through the first stage, and on through later ones for which full batches have gathered."""
+        if not batch.size:
+            batch.none = self.network.all_logits(images, [1])[1]
         for start in range(0, batch.size, self.full):
             part = images[start : start + self.full]
             places = [(batch, start + i) for i in range(len(part))]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from models import registry
 from models.adaptive import AdaptiveModel, Objective
+from models.built import MadeFor
 from models.checkpoints import Checkpoint
 from models.state_dicts import load_same
 from utils import UserError
@@ -48,7 +50,10 @@ class Teacher:
     def build(self, student: AdaptiveModel, names: Sequence[str] | None = None) -> nn.Module:
         """Build the network with its weights, in eval mode and without gradients.
 
+        It takes the student's images; if it was trained on images that were normalised differently, they are converted.
+
         Args:
+            student: its `made_for` says how its images are normalised.
             names: of the student's classes, by label; by default those of its data set.
 
         Raises:
@@ -62,6 +67,8 @@ class Teacher:
         else:
             name = self.model or self.checkpoint.describe().get("model", student.built_as.model)
             teacher = self.checkpoint.build(name, self.dataset, classes)
+            given, wanted = MadeFor.of(student).normalisation, MadeFor.of(teacher).normalisation
+            teacher = teacher if given == wanted else Renormalised(teacher, given, wanted)
         return teacher.eval().requires_grad_(False)
 
     def _check_classes(self, names: list[str]) -> None:
@@ -87,6 +94,27 @@ class Teacher:
         except RuntimeError as error:
             raise ValueError(f"{self.checkpoint.path} is not a checkpoint of torchvision's {name}") from error
         return teacher
+
+
+class Renormalised(nn.Module):
+    """A network that takes images which are normalised differently from those that it was trained on.
+
+    Args:
+        given, wanted: mean and standard deviation of the three channels, before and after the conversion.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, given: Sequence[Sequence[float]], wanted: Sequence[Sequence[float]]):
+        super().__init__()
+        (mean, std), (own_mean, own_std) = (torch.tensor(values).view(2, 3, 1, 1) for values in (given, wanted))
+        self.network = network
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images * self.scale + self.shift)
 
 
 def _check_torchvision(name: str) -> None:

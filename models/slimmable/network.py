@@ -250,7 +250,7 @@ class Slimmable(AdaptiveModel):
 
     @torch.no_grad()
     def calibrate(self, points: Iterable[SlimPoint], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Average batch means and unbiased batch variances over images, for all points in one pass, in float32.
+        """Average batch means and unbiased batch variances over images, for all points in one pass, in float32 or 64.
 
         In a run of several processes, each goes through its own batches, and their averages are averaged.
 
@@ -262,11 +262,12 @@ class Slimmable(AdaptiveModel):
         """
         if not self.prepared.fingerprint or not self.prepared.unchanged():
             self.prepared.renew(self.fingerprint())
-        device = next(self.parameters()).device
+        weight = next(self.parameters())
+        device, kind = weight.device, {"dtype": torch.promote_types(weight.dtype, torch.float32)}
         points = tuple(points)
         alike = {self._rounded(point): point for point in points}
         measured = {
-            point: tuple((torch.zeros(count, device=device), torch.ones(count, device=device)) for count in channels)
+            point: tuple((weight.new_zeros(count, **kind), weight.new_ones(count, **kind)) for count in channels)
             for (channels, _), point in alike.items()
         }
         seen = 0

@@ -118,9 +118,24 @@ def test_what_only_readers_need_does_not_stop_a_run(run, content):
 
 def test_odd_parts_without_another_file_are_a_sentence(run):
     change(run / "last.pth", lambda content: content["net_state_dict"].pop("late.weight"))
-    (run / "previous.pth").unlink()
+    for name in ("previous.pth", "best.pth"):
+        (run / name).unlink()
     with pytest.raises(utils.UserError, match=r"last.pth cannot be continued from .*--pretrained"):
         fit(run, epochs=3, resume="auto")
+
+
+def test_a_best_file_that_was_kept_alone_is_not_replaced(run):
+    for name in ("last.pth", "previous.pth"):
+        (run / name).unlink()
+    kept = (run / "best.pth").read_bytes()
+    with pytest.raises(utils.UserError, match="holds a run already"):
+        engine.Run(run, {"lr": 0.1})
+    with pytest.raises(utils.UserError, match=r"--lr was 0.1 and is 0.2"):
+        engine.Run(run, {"lr": 0.2}, "auto")
+    assert (run / "best.pth").read_bytes() == kept
+    continued = engine.Run(run, {"lr": 0.1}, "auto")
+    continued.close()
+    assert continued.checkpoint.path == run / "best.pth"
 
 
 def test_what_a_killed_save_left_is_removed(run):

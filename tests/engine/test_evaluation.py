@@ -8,7 +8,8 @@ from torch import nn
 
 import engine
 from models import create_model
-from tests.engine.runs import Tiny, digits
+from models.adaptive import CrossEntropy
+from tests.engine.runs import Tiny, digits, fit
 
 
 def test_evaluation_counts_as_a_loop_over_images_does():
@@ -23,6 +24,18 @@ def test_evaluation_counts_as_a_loop_over_images_does():
     assert rows[1].top5 == pytest.approx(100 * in_five / len(labels))
     assert rows[0].images == 360
     assert rows[0].macs == 30
+
+
+def test_images_normalised_for_another_network_are_noted(tmp_path, capsys):
+    model, data = create_model("ResNet20", "digits").eval(), digits(256, mean=(0.5, 0.4, 0.3), subset=64)
+    engine.evaluate(model, digits(256).test)
+    assert "note" not in capsys.readouterr().out
+    engine.evaluate(model, data.test)
+    assert "give the loader mean=(0.305, 0.305, 0.305), std=(0.324, 0.324, 0.324)" in capsys.readouterr().out
+    fit(tmp_path, 1, objective=CrossEntropy(), model=model, data=data)
+    engine.evaluate(model, data.test)
+    assert "note" not in capsys.readouterr().out
+    assert model.made_for.normalisation[0] == (0.5, 0.4, 0.3)
 
 
 def test_answers_that_are_no_numbers_are_said_to_be_wrong(capsys):

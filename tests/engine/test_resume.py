@@ -8,6 +8,7 @@ import engine
 from models import Checkpoint
 from tests.engine.runs import CPU, Both, Tiny, digits, fit
 from tests.parity import check
+from utils import UserError
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"accumulate": 2}, {"lr_schedule": "cosine"}])
@@ -49,6 +50,16 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_previous(tmp_path, capsys):
     (tmp_path / "last.pth").write_bytes(b"half")
     fit(tmp_path, epochs=2, resume="auto")
     assert "using" in capsys.readouterr().out
+
+
+def test_other_held_out_images_are_refused(tmp_path):
+    """Images were added, so that a run would be judged on some that it has trained on."""
+    fit(tmp_path, epochs=1, data=digits(valid=100))
+    before = (tmp_path / "last.pth").read_bytes()
+    with pytest.raises(UserError, match=r"the images held out of .* are not those that the run began with"):
+        fit(tmp_path, epochs=2, resume="auto", data=digits(valid=100, seed=1))
+    assert (tmp_path / "last.pth").read_bytes() == before
+    fit(tmp_path, epochs=2, resume="auto", data=digits(valid=100))
 
 
 def test_a_foreign_optimizer_is_left_out(tmp_path, capsys):

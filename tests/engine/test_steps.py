@@ -35,7 +35,8 @@ def test_a_summed_step_equals_one_backward_over_the_sum():
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_accumulated_gradients_are_the_mean_of_the_batches(tmp_path):
+@pytest.mark.parametrize("accumulate", [2, 5])  # an epoch has two batches
+def test_accumulated_gradients_are_the_mean_of_the_batches(tmp_path, accumulate):
     class Linear(Tiny):
         def compute(self, images, point):  # no batch norm, whose statistics depend on the batch
             return self.early(images.mean((2, 3)))
@@ -47,7 +48,7 @@ def test_accumulated_gradients_are_the_mean_of_the_batches(tmp_path):
         model.load_state_dict(start.state_dict())
     options = {"subset": 256, "augment": False}
     fit(tmp_path / "a", 1, None, CrossEntropy(), whole, digits(256, **options))
-    fit(tmp_path / "b", 1, None, CrossEntropy(), halves, digits(128, **options), accumulate=2)
+    fit(tmp_path / "b", 1, None, CrossEntropy(), halves, digits(128, **options), accumulate=accumulate)
     torch.testing.assert_close(whole.early.weight, halves.early.weight)
 
 

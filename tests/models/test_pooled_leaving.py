@@ -36,7 +36,7 @@ def half_and_half(network, images):
     return BudgetPoint("half", thresholds=(first, second, exit_budgets.ALWAYS))
 
 
-@pytest.mark.parametrize("sizes", [(1,), (4,), (21,), (9, 3, 1, 5)])
+@pytest.mark.parametrize("sizes", [(1,), (4,), (21,), (9, 3, 1, 5), (0, 8, 0, 3)])
 def test_a_stream_gives_what_each_batch_gives(network, images, half_and_half, sizes):
     ends = itertools.takewhile(lambda end: end < len(images), itertools.accumulate(itertools.cycle(sizes)))
     batches = [part.contiguous(memory_format=torch.channels_last) for part in images.tensor_split(list(ends))]

@@ -15,6 +15,7 @@ from models import create_model, create_objective
 from models.adaptive import CrossEntropy, TeacherFile
 from models.teachers import Teacher
 from tests.engine.runs import digits, fit
+from utils import UserError
 
 
 def teacher_file(folder):
@@ -38,6 +39,36 @@ def test_a_teacher_knows_its_own_network_and_flags(tmp_path):
     assert len(list(objective(model, images, labels))) == 2
     assert not any(parameter.requires_grad for parameter in objective.teacher.parameters())
     assert not objective.teacher.training
+
+
+def test_a_teacher_sees_images_as_it_was_trained_on_them(tmp_path):
+    torch.manual_seed(0)
+    network = create_model("ResNet20").eval()
+    flags = {"model": "ResNet20", "dataset": "cifar10", "mean": (0.3, 0.4, 0.5), "std": (0.1, 0.2, 0.3)}
+    torch.save({"net_state_dict": network.state_dict(), "training": {"flags": flags}}, tmp_path / "teacher.pth")
+    student = create_model("ResNet32_DoubleShared_skip")
+    student.made_for = student.made_for.updated({"std": (0.5, 0.5, 0.5)})
+    pixels = torch.rand(4, 3, 32, 32)
+    own, theirs = (
+        (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        for mean, std in (student.made_for.normalisation, (flags["mean"], flags["std"]))
+    )
+    teacher = Teacher(str(tmp_path / "teacher.pth"), None, "cifar10").build(student)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(own), network(theirs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("script", [train_cifar10, train_ilsvrc], ids=lambda script: script.__name__)
+def test_a_teacher_is_told_how_a_run_normalises(script, tmp_path, monkeypatch):
+    def build(self, student, names=None):
+        raise UserError(f"normalised by {student.made_for.normalisation}")
+
+    _, path = teacher_file(tmp_path)
+    monkeypatch.setattr(Teacher, "build", build)
+    model = "ResNet32_DoubleShared_skip" if script is train_cifar10 else "ResNet34_DoubleShared_skip"
+    flags = [f"--model={model}", "--dataset_path=fake", f"--teacher={path}", "--mean=0,0.1,0.2", "--std=1,2,3"]
+    with pytest.raises(UserError, match=r"\(0.0, 0.1, 0.2\), \(1.0, 2.0, 3.0\)"):
+        script.main(flags)
 
 
 def test_an_objective_opens_no_file(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 import eval_cifar10
 import train_cifar10
-from engine import cli
+from engine import argument_files, cli
 from tests.scripts.commands import QUICK, call
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -42,6 +42,20 @@ def test_hyphens_count_as_underscores_and_files_hold_arguments(tmp_path):
     (tmp_path / "args").write_text("--shared-rank=8  # eight\n--model=ResNet32_SharedOnly\n")
     args = cli.parse(train_cifar10.SCRIPT, [f"@{tmp_path}/args", "--batch-size", "7"])
     assert (args.model, args.model_flags, args.batch_size) == ("ResNet32_SharedOnly", {"shared_rank": 8}, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("--save=runs/#3 --lr=0.5", ["--save=runs/#3", "--lr=0.5"]),
+        ("--save='a #1'#2 # it's a comment\n--lr=1", ["--save=a #1#2", "--lr=1"]),
+        ('#--lr=2\n"--save=\\"#\\"" #', ['--save="#"']),
+        ("--lr=1 \\\n  --save=a\\\r\nb \n# c \\\n--seed=1", ["--lr=1", "--save=ab", "--seed=1"]),
+    ],
+)
+def test_argument_files_are_read_as_a_shell_reads_a_command(tmp_path, text, words):
+    (tmp_path / "args").write_bytes(text.encode())
+    assert argument_files.normalise([f"@{tmp_path}/args"]) == words
 
 
 def test_parsing_changes_nothing_in_the_process(monkeypatch):

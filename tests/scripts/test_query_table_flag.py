@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import eval_cifar10
-from models import create_model
+from models import Checkpoint, create_model
+from models.query_table import QueryTable
 from tests.scripts.commands import call
 
 NETWORK = [
@@ -62,6 +63,29 @@ def test_a_table_of_another_batch_size_is_refused(evaluate):
     assert (code, error.count("\n")) == (2, 1)
     assert "batch 1 instead of 4" in error
     assert evaluate("--budget=10000M", latency_batch=4)[0] == 0, "multiply-accumulates are the same everywhere"
+
+
+def test_a_budget_and_another_point_to_extract(evaluate, files):
+    code, out, error = evaluate("--budget=0.3x", "--extract", "w0.8-r16", files / "small.pth")
+    assert code == 0, error
+    assert "--budget 0.3x: point w0.5-r16" in out
+    assert Checkpoint.open(files / "small.pth").extracted_point == "w0.8-r16"
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(evaluate, files):
+    code, out, error = evaluate("--budget=0.3x", "--extract", "w0.8-r16", files)
+    assert (code, "name another with --extract" in error, "Eval_Acc" in out) == (1, True, False)
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_table_has_all_points_whatever_is_extracted(tmp_path, monkeypatch, capsys):
+    model = create_model("ResNet32_ADN", "digits")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    flags = ["--dataset=digits", "--model=ResNet32_ADN", f"--pretrained={tmp_path}/weights.pth", "--latency_batch=0"]
+    files = [f"--query_table={tmp_path}/table.json", "--extract", "TFT", tmp_path / "TFT.pth", f"--report={tmp_path}/r"]
+    code, _, error = call(monkeypatch, capsys, eval_cifar10, *flags, *files)
+    assert code == 0, error
+    assert {row.point for row in QueryTable.load(tmp_path / "table.json").rows} == {p.name for p in model.points}
 
 
 def test_a_noisy_latency_is_said(evaluate, files):

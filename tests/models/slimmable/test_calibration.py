@@ -52,6 +52,15 @@ def test_statistics_are_those_of_float32_in_half_precision_too():
         assert torch.equal(prepared(half, digits(50), "w0.93-r24")[0.93, 24], wanted[0.93, 24])
 
 
+def test_a_network_in_double_precision_is_calibrated_in_it():
+    model, images = tiny().eval(), torch.randn(12, 3, 32, 32)
+    point, double = model.at(0.93, 32), tiny().eval().double()
+    double.load_state_dict(model.state_dict())
+    for each, x in ((model, images), (double, images.double())):
+        each.prepare([point], [(x, None)])
+    torch.testing.assert_close(double(images.double(), point).float(), model(images, point), rtol=1e-4, atol=1e-5)
+
+
 def test_the_published_number_of_images_is_the_default():
     for entry in entries():
         flags = {flag.name: flag.default for flag in entry.model_flags()}
