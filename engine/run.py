@@ -148,7 +148,7 @@ class Run:
     # What to continue from
 
     def _find_checkpoints(self, resume: str | None) -> list[Path]:
-        """The files to continue from, newest first; none for a run that starts afresh."""
+        """The files to continue from, newest first, then the best ones; none for a run that starts afresh."""
         # new.pth is whole: it exists if a kill came before it was renamed; best files may be all that was kept of a run
         files = (self.new, self.last, self.previous, *sorted(self.folder.glob("best*.pth"), reverse=True))
         written = [path for path in files if path.exists()]

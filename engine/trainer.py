@@ -255,7 +255,7 @@ class Trainer:
     # A step: a backward pass for each loss, then the optimizer
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch, at the rate of the schedule. Returns the sum of the losses, until the next step."""
+        """Train on one batch, at the rate of the schedule. Returns its losses' sum; the next step overwrites it."""
         steps = len(self.data.train)
         if self.recipe.accumulate > 1:
             self.together.fill_(self.recipe.together(self.step, steps))

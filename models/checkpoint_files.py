@@ -110,7 +110,7 @@ def _explaining_damage(path: Path) -> Iterator[None]:
                 f"{path} holds more than weights (pickled code: {code[1]}), which is never loaded: "
                 "save model.state_dict() alone where the file comes from"
             ) from error
-        if "persistent_load" in str(error):
+        if "Only persistent_load of storage" in str(error):
             raise ValueError(
                 f"{path} holds a network saved whole by an old PyTorch version, with its source code: "
                 "save model.state_dict() alone where the file comes from"

@@ -81,12 +81,12 @@ def _numpy_data() -> list:
     except ImportError:  # files with such data are then refused
         return []
     kinds = [np.dtype(code) for code in np.typecodes["All"] if code != "O"]
-    allowed = [np.ndarray, np.dtype, *{type(kind) for kind in kinds}, *{kind.type for kind in kinds if kind != "V"}]
+    data = [np.ndarray, np.dtype, *{type(kind) for kind in kinds}, *{kind.type for kind in kinds if kind != "V"}]
     for module in ("numpy._core", "numpy.core"):
         with contextlib.suppress(ImportError, AttributeError):
             inner = importlib.import_module(f"{'numpy._core' if hasattr(np, '_core') else 'numpy.core'}.multiarray")
-            allowed += [(getattr(inner, name), f"{module}.multiarray.{name}") for name in ("scalar", "_reconstruct")]
-    return allowed
+            data += [(getattr(inner, name), f"{module}.multiarray.{name}") for name in ("scalar", "_reconstruct")]
+    return data
 
 
 # Objects of other classes

@@ -64,11 +64,13 @@ class Teacher:
         self._check_classes(list(names or student.classes))
         if self.model and self.model.startswith(TORCHVISION):
             teacher = self._build_torchvision(self.model.removeprefix(TORCHVISION), classes)
+            trained_for = MadeFor(self.dataset)  # such files do not say; torchvision's own are of the usual images
         else:
             name = self.model or self.checkpoint.describe().get("model", student.built_as.model)
             teacher = self.checkpoint.build(name, self.dataset, classes)
-            given, wanted = MadeFor.of(student).normalisation, MadeFor.of(teacher).normalisation
-            teacher = teacher if given == wanted else Renormalised(teacher, given, wanted)
+            trained_for = MadeFor.of(teacher)
+        given, wanted = MadeFor.of(student).normalisation, trained_for.normalisation
+        teacher = teacher if given == wanted else Renormalised(teacher, given, wanted)
         return teacher.eval().requires_grad_(False)
 
     def _check_classes(self, names: list[str]) -> None:

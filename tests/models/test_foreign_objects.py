@@ -105,10 +105,10 @@ def test_a_network_that_was_saved_whole(tmp_path, wrapped, inside):
 
 
 def test_the_state_dict_of_a_whole_network_is_torchs(tmp_path):
-    class_of = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
-    class_of.register_buffer("passing", torch.ones(1), persistent=False)
-    class_of.append(class_of[1])  # a part that has two names
-    found, expected = read_any(saved(tmp_path, class_of)), class_of.state_dict()
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+    network.register_buffer("passing", torch.ones(1), persistent=False)
+    network.append(network[1])  # a part that has two names
+    found, expected = read_any(saved(tmp_path, network)), network.state_dict()
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name

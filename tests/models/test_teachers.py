@@ -58,6 +58,19 @@ def test_a_teacher_sees_images_as_it_was_trained_on_them(tmp_path):
         torch.testing.assert_close(teacher(own), network(theirs), rtol=1e-4, atol=1e-4)
 
 
+def test_a_teacher_of_torchvision_sees_the_usual_images(tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=10).eval()
+    torch.save(network.state_dict(), tmp_path / "teacher.pth")
+    student = create_model("ResNet34_DoubleShared_skip", "ilsvrc", 10)
+    usual = student.made_for.normalisation
+    student.made_for = student.made_for.updated({"mean": (0, 0, 0), "std": (1, 1, 1)})
+    pixels, (mean, std) = torch.rand(2, 3, 64, 64), (torch.tensor(values).view(3, 1, 1) for values in usual)
+    teacher = Teacher(str(tmp_path / "teacher.pth"), "torchvision:resnet18", "ilsvrc").build(student)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(pixels), network((pixels - mean) / std), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("script", [train_cifar10, train_ilsvrc], ids=lambda script: script.__name__)
 def test_a_teacher_is_told_how_a_run_normalises(script, tmp_path, monkeypatch):
     def build(self, student, names=None):
