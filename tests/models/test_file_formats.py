@@ -63,6 +63,7 @@ def numpy_file(write, *arrays, **named):
         (pickle.dumps({"conv1.weight": np.zeros(3)}, protocol=2), "is a pickle that torch.save did not write"),
         (pickle.dumps({"conv1.weight": np.zeros(3)}, protocol=4), "is a pickle that torch.save did not write"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "file",
 )
 def test_a_file_that_is_something_else_is_called_what_it_is(tmp_path, content, said):
     (tmp_path / "w.pth").write_bytes(content)
