@@ -58,13 +58,16 @@ def evaluate(
         stop: called after each batch; if it returns True in any process, all of them return None.
         choose_threads: on a CPU, time with the number of threads that is quickest at the last of the points, found for
             each batch size; otherwise with as many as torch has been given.
+
+    Raises:
+        UserError: there are no images, or a label is none of the network's classes.
     """
     network = unwrap(model)
     if isinstance(points, (Point, str)):
         points = [points]
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
     _say_other_normalisation(network, batches)
-    num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images, finite answers)]
+    num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images, finite answers, known labels)]
     with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
         alike: dict[object, Point] = {}
@@ -103,7 +106,7 @@ def evaluate(
             if stop():
                 break
     if totals is None:  # the other processes may have images
-        totals = torch.zeros(len(measured), 5, dtype=torch.int64, device=next(network.parameters()).device)
+        totals = torch.zeros(len(measured), 6, dtype=torch.int64, device=next(network.parameters()).device)
     if processes.any_of(stop()):
         return None
     if dist.is_initialized():
@@ -111,6 +114,7 @@ def evaluate(
     totals = totals.tolist()
     if not totals[0][3]:
         raise UserError("there are no images to evaluate on")
+    _check_labels(*totals[0][3::2], num_classes)
     _say_not_finite(measured, totals)
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
@@ -118,7 +122,7 @@ def evaluate(
     with autocast(next(network.parameters()).device, amp):
         threads = _threads(network, first, measured[-1], timed if choose_threads else ())
     bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
-    for point, (top1, top5, macs, count, _) in zip(bar, totals, strict=True):
+    for point, (top1, top5, macs, count, *_) in zip(bar, totals, strict=True):
         accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
         times = []
         for batch in timed:
@@ -168,16 +172,25 @@ def _streamed(
 
 
 def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:
-    """Sums over a batch: top-1 hits, top-5 hits, multiply-accumulates, images, and those whose logits are finite."""
+    """Sums over a batch: top-1 hits, top-5 hits, multiply-accumulates, images, finite answers, labels of a class."""
     top1, top5 = top_hits(logits, labels)
     finite = logits.isfinite().all(dim=1)
-    sums = (top1 & finite).sum(), (top5 & finite).sum(), macs.sum(), torch.ones_like(labels).sum(), finite.sum()
-    return torch.stack(sums)
+    known = (labels >= 0) & (labels < logits.shape[1])
+    hits = (top1 & finite).sum(), (top5 & finite).sum()
+    return torch.stack([*hits, macs.sum(), torch.ones_like(labels).sum(), finite.sum(), known.sum()])
+
+
+def _check_labels(images: int, known: int, num_classes: int) -> None:
+    if known < images:
+        raise UserError(
+            f"{images - known:,} of {images:,} labels name none of the network's {num_classes} classes, 0 to "
+            f"{num_classes - 1}: evaluate on images of its classes, numbered in its order"
+        )
 
 
 def _say_not_finite(points: Sequence[Point], totals: Sequence[Sequence[int]]) -> None:
     """Say if a network has given answers that are no numbers: its accuracy then says little."""
-    for point, (_, _, _, count, finite) in zip(points, totals, strict=True):
+    for point, (_, _, _, count, finite, _) in zip(points, totals, strict=True):
         if finite < count:
             say(
                 f"note: at {point.name}, the network's outputs for {count - finite:,} of {count:,} images are not "

@@ -10,6 +10,7 @@ import engine
 from models import create_model
 from models.adaptive import CrossEntropy
 from tests.engine.runs import Tiny, digits, fit
+from utils import UserError
 
 
 def test_evaluation_counts_as_a_loop_over_images_does():
@@ -52,6 +53,13 @@ def test_answers_that_are_no_numbers_are_said_to_be_wrong(capsys):
     )
     assert early.top1 > 0
     assert (late.top1, late.top5) == (0, 0)
+
+
+@pytest.mark.parametrize("label", [10, -1])
+def test_labels_of_no_class_are_not_wrong_answers(label):
+    images = torch.zeros(3, 3, 32, 32)
+    with pytest.raises(UserError, match=r"^1 of 3 labels name none of the network's 10 classes, 0 to 9"):
+        engine.evaluate(create_model("ResNet20"), [(images, torch.tensor([0, label, 9]))])
 
 
 def test_evaluation_leaves_the_training_modes():
