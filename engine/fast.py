@@ -226,4 +226,4 @@ def _eager_or_compiled(trainer: Trainer, steps: int) -> FasterStep:
         name: lambda images, labels, form=form: trainer.make_step(form(), images, labels)
         for name, form in forms.items()
     }
-    return FasterStep(step, steps, settled, clock_of(trainer.device), untimed=2, timed=5, worth_trying=0.0)
+    return FasterStep(step, steps, settled, clock_of(trainer.device), untimed=2, timed=1, rounds=5, worth_trying=0.0)

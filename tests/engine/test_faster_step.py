@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import engine
-from engine.faster_step import TIMED, UNTIMED, FasterStep
+from engine.faster_step import ROUNDS, TIMED, UNTIMED, FasterStep
 from engine.steps import settle
 from models.adaptive import CrossEntropy
 from models.slimmable.objective import MutualLearning
 
-STEPS = 2 * (UNTIMED + TIMED)
+#: of a trial: until the first way has been timed, and of both
+FIRST, STEPS = UNTIMED + TIMED, 2 * (UNTIMED + ROUNDS * TIMED)
 
 
 class Clock:
@@ -62,9 +63,28 @@ def test_nothing_is_compiled_where_little_is_left():
     assert run(STEPS, (0.003, 0.001), left=10_000) == (["plain"], [STEPS, 0])
 
 
+def test_other_programs_do_not_decide():
+    """One runs from the moment at which the second way starts, ends for a while, and makes steps five times as long."""
+    clock, kept = Clock(), []
+
+    def disturbed(way, seconds):
+        def step(images, labels):
+            clock.now += seconds * (5 if FIRST <= images < STEPS - 3 * TIMED else 1)
+            return images
+
+        return step
+
+    step = FasterStep(
+        {n: disturbed(n, s) for n, s in (("plain", 0.003), ("compiled", 0.002))}, 10**6, kept.append, clock
+    )
+    for number in range(STEPS):
+        step(number, None)
+    assert kept == ["compiled"]
+
+
 def test_all_processes_keep_the_same_way():
     """The second way is the faster one here, but on average over the processes the first one is."""
-    means = iter([0.002, 0.003])
+    means = iter([0.002, 0.002, 0.003])
     assert run(STEPS, (0.003, 0.002), agree=lambda value: next(means))[0] == ["plain"]
 
 

@@ -64,7 +64,7 @@ def test_no_time_is_said_before_a_trial_of_two_ways_has_ended(tmp_path, capsys, 
             said_by_then.append(capsys.readouterr().out)
 
         ways = {"eager": step, "compiled": step}
-        trainer.captured = FasterStep(ways, 100, settled, time.perf_counter, untimed=4, timed=4, worth_trying=0.0)
+        trainer.captured = FasterStep(ways, 100, settled, time.perf_counter, untimed=4, timed=1, worth_trying=0.0)
 
     monkeypatch.setattr(fast, "settle", settle)
     fit(tmp_path, epochs=3)

@@ -193,8 +193,13 @@ def test_compiling_must_be_won_back(seconds, amp, worth, capsys):
 @pytest.mark.parametrize("kept", ["eager", "compiled"])
 def test_a_long_fast_run_keeps_the_quicker_steps(kept, data, always, compiled, monkeypatch, tmp_path, capsys):
     always("channels-last", seconds=100.0)
-    # five eager steps, the compiled ones of the first epoch, whose timing begins again, and five of the second
-    clock = iter([0.0, 1.0, 5.0, 10.0, 10.5 if kept == "compiled" else 12.0])
+
+    def ticks():
+        """Begin and end of eager and compiled steps, which are timed in turns."""
+        for seconds in itertools.cycle([1.0, 0.5 if kept == "compiled" else 2.0]):
+            yield from (0.0, seconds)
+
+    clock = ticks()
     monkeypatch.setattr(fast, "clock_of", lambda device: lambda: next(clock))
     usual, _ = fit(tmp_path / "usual", 2, data=data)
     model, _ = fit(tmp_path / "fast", 2, data=data, fast=True)
