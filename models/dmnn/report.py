@@ -92,17 +92,21 @@ def report(model, data) -> list[Table | Figure]:
 
     `macs.csv` (each image), `macs-summary.csv`, `rates.csv` (each block and path: for all images, for every coarse
     category and for the nodes of figure 7), `macs.png` (histogram), `rates.png`, `rates-groups.png` and
-    `easy-hard.png` (a contact sheet of one class, unless its images all cost the same).
+    `easy-hard.png` (a contact sheet of one class, unless its images all cost the same). Prints a note if all images
+    take the same route.
     """
     routes = record_routes(model, data.test)
+    summary = distribution(routes)
+    if summary["distinct_routes"] == 1 < summary["images"]:
+        print(f"note: all {summary['images']:,} images take the same route: the gates do not tell them apart")
     by_group = _rates_by_group(routes, model.grouping)
     stages = model.stage_of_block
     dividers = [block for block in range(1, len(stages)) if stages[block] != stages[block - 1]]
     parts = [
         Table("macs.csv", _image_rows(routes, data.classes)),
-        Table("macs-summary.csv", [distribution(routes)]),
+        Table("macs-summary.csv", [summary]),
         Table("rates.csv", _rate_rows(by_group)),
-        _histogram(routes, model.costs(data.shape)),
+        _histogram(routes, summary, model.costs(data.shape)),
         _rate_map(by_group["all"], dividers),
     ]
     if len(by_group) > 1:
@@ -135,11 +139,11 @@ def _rate_rows(by_group: Mapping[str, Tensor]) -> list[dict]:
     ]
 
 
-def _histogram(routes: Routes, costs) -> Histogram:
+def _histogram(routes: Routes, summary: Mapping[str, float], costs) -> Histogram:
     macs = routes.macs.double() / 1e6
-    mean, full = macs.mean().item(), (costs.static + costs.all_paths) / 1e6
+    mean, full = summary["mean"] / 1e6, (costs.static + costs.all_paths) / 1e6
     marks = {f"mean {mean:.1f}M": mean, f"all paths {full:.1f}M": full}
-    title = f"{len(macs):,} images, {distribution(routes)['distinct_routes']:,} different routes"
+    title = f"{len(macs):,} images, {summary['distinct_routes']:,} different routes"
     return Histogram("macs.png", macs, marks, title, "multiply-accumulates of an image (millions)", "images")
 
 

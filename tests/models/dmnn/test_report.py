@@ -38,6 +38,20 @@ def test_rates_and_costs_of_a_report_are_those_of_a_slow_count(tmp_path):
         assert [int(row["macs"]) for row in csv.DictReader(file)] == torch.cat(macs).tolist()
 
 
+@pytest.mark.parametrize("spread", [0, 3])
+def test_gates_that_do_not_tell_images_apart_are_noted(spread, capsys):
+    torch.manual_seed(1)
+    model, side = small_network("resnet")
+    for block in model.gated_blocks():
+        nn.init.normal_(block.controller.gate.weight, std=spread)
+        block.controller.gate.bias.data.normal_()
+    images = torch.randn(8, 3, side, side) * torch.rand(8, 1, 1, 1) * 4
+    data = SimpleNamespace(test=[(images, torch.arange(8))], classes=["class"] * 100, shape=(3, side, side))
+    model.report(data)
+    noted = "note: all 8 images take the same route: the gates do not tell them apart" in capsys.readouterr().out
+    assert noted is (spread == 0)
+
+
 def test_easy_images_cost_least_and_hard_ones_most():
     macs, labels = torch.tensor([5, 1, 9, 7, 3]), torch.tensor([0, 0, 0, 1, 0])
     routes = report.Routes(labels, labels, macs, torch.zeros(5, 1, 1, dtype=torch.bool))
