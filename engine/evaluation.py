@@ -114,7 +114,7 @@ def evaluate(
     totals = totals.tolist()
     if not totals[0][3]:
         raise UserError("there are no images to evaluate on")
-    _check_labels(*totals[0][3::2], num_classes)
+    _check_labels(totals[0][3], totals[0][5], num_classes)
     _say_not_finite(measured, totals)
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()

@@ -239,7 +239,10 @@ class GatedNetwork(AdaptiveModel):
 
 
 class MultiPath:
-    """Loading of checkpoints, shared by both DMNN networks."""
+    """What both DMNN networks share: loading of checkpoints, and which parameters are those of gates."""
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        return [parameter for block in self.gated_blocks() for parameter in block.controller.parameters()]
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Drop category heads that this network lacks; keep its own if the file has none. Evaluation needs none.

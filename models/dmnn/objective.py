@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.adaptive import Objective, Phase, unwrap
+from models.adaptive import AdaptiveModel, Objective, Phase, unwrap
 from models.layers import constant
 
 #: weight of a block's category loss, by the stage of the block (equation 10)
@@ -65,6 +65,14 @@ def target_loss(rates: Tensor, targets: Tensor) -> Tensor:
     return ((targets - rates).square() * (targets < 1)).mean()
 
 
+def gates_apart(model: AdaptiveModel, **settings: float) -> Phase:
+    """All trained parameters in two groups: those of the gates, with settings of their own, after all others."""
+    gates = {id(parameter) for parameter in model.gate_parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    others = [parameter for parameter in trained if id(parameter) not in gates]
+    return Phase([{"params": others}, {"params": [p for p in trained if id(p) in gates], **settings}])
+
+
 def check_rate(name: str, rate: float) -> None:
     """Raise ValueError unless a target rate is in (0, 1]."""
     if not 0 < rate <= 1:
@@ -81,6 +89,7 @@ class PathLoss(Objective):
         alpha: weight of the execution rate loss within them.
         beta: weight of the FLOPs loss within them.
         lambda_cat: weight of the category loss.
+        gate_weight_decay: weight decay of the controllers; that of the run if None.
     """
 
     def __init__(
@@ -91,16 +100,24 @@ class PathLoss(Objective):
         alpha: float = 1.0,
         beta: float = 1.0,
         lambda_cat: float = 1.0,
+        gate_weight_decay: float | None = None,
     ):
         super().__init__()
         flops_target = target_rate if flops_target is None else flops_target
         check_rate("target_rate", target_rate)
         check_rate("flops_target", flops_target)
-        for name, value in dict(lambda_res=lambda_res, alpha=alpha, beta=beta, lambda_cat=lambda_cat).items():
+        weights = dict(lambda_res=lambda_res, alpha=alpha, beta=beta, lambda_cat=lambda_cat)
+        for name, value in dict(weights, gate_weight_decay=gate_weight_decay or 0.0).items():
             if value < 0:
                 raise ValueError(f"{name} {value} must be 0 or more")
         self.target_rate, self.flops_target = target_rate, flops_target
         self.lambda_res, self.alpha, self.beta, self.lambda_cat = lambda_res, alpha, beta, lambda_cat
+        self.gate_weight_decay = gate_weight_decay
+
+    def begin_epoch(self, model, epoch):
+        if self.gate_weight_decay is None:
+            return super().begin_epoch(model, epoch)
+        return gates_apart(model, weight_decay=self.gate_weight_decay)
 
     def __call__(self, model, images, labels):
         network = unwrap(model)
@@ -139,11 +156,7 @@ class TargetRates(Objective):
         self.lossfact, self.lrfact = lossfact, lrfact
 
     def begin_epoch(self, model, epoch):
-        gates = {id(parameter) for parameter in model.gate_parameters()}
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        others = [parameter for parameter in trained if id(parameter) not in gates]
-        gates = [parameter for parameter in trained if id(parameter) in gates]
-        return Phase([{"params": others}, {"params": gates, "lr_scale": self.lrfact}])
+        return gates_apart(model, lr_scale=self.lrfact)
 
     def __call__(self, model, images, labels):
         routed = model(images)

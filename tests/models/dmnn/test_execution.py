@@ -141,6 +141,18 @@ def test_gate_layers_have_a_learning_rate_of_their_own():
         assert len(own["params"]) + len(others["params"]) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize(("name", "dataset"), [("dmnn32", "cifar10"), ("dmnn_mobilenetv2", "ilsvrc")])
+def test_controllers_have_a_weight_decay_of_their_own(name, dataset):
+    with on_meta():
+        model = create_model(name, dataset)
+    assert len(create_objective(name, dataset).begin_epoch(model, 0).groups) == 1
+    others, own = create_objective(name, dataset, gate_weight_decay=0.0).begin_epoch(model, 0).groups
+    assert ("weight_decay" in others, own["weight_decay"]) == (False, 0.0)
+    of_controllers = {id(p) for name, p in model.named_parameters() if ".controller." in name}
+    assert {id(p) for p in own["params"]} == of_controllers
+    assert len(own["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
 @NETWORKS
 def test_a_network_in_half_precision_has_gates_in_half_precision(name):
     model, side = small_network(name)
