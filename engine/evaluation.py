@@ -181,6 +181,7 @@ def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:
 
 
 def _check_labels(images: int, known: int, num_classes: int) -> None:
+    """Raise UserError if the network has no class for some of the labels."""
     if known < images:
         raise UserError(
             f"{images - known:,} of {images:,} labels name none of the network's {num_classes} classes, 0 to "
