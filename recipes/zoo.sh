@@ -5,8 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- ResNet20 ResNet32_ADN ResNet32 msdnet_ge mutualnet_wrn10_2 ResNet32_SingleShared \
-  ResNet32_DoubleShared_ADN ResNet32_DoubleShared dmnn32-t05 dmnn32-t07 convnet_aig32 IMTA_MSDNet \
-  exits_resnet32 exits_resnet32-heads
+  ResNet32_DoubleShared_ADN ResNet32_DoubleShared dmnn32-t07 convnet_aig32 exits_resnet32
 for name in "$@"; do
   ! grep -qs '"epochs": 40,' "models/weights/$name.json" || continue # finished
   python3 train_cifar10.py "@recipes/zoo/$name" --fast --resume=auto --save="checkpoint/zoo/$name" ${OPTIONS:-}

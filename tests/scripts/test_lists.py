@@ -1,10 +1,14 @@
 """--list_models, --list_checkpoints and --list_recipes."""
 
+import json
+import shutil
+
 import pytest
 
 import train_cifar10
 import train_ilsvrc
 from engine import lists
+from models import zoo
 from tests.scripts.commands import call
 
 
@@ -50,8 +54,13 @@ def test_patterns_ignore_case_and_other_data_sets(monkeypatch, capsys):
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [["ResNet18", "ilsvrc"]]
 
 
-def test_flags_of_a_file_are_those_of_its_command(monkeypatch, capsys):
-    code, out, _ = call(monkeypatch, capsys, train_cifar10, "--list_checkpoints", "zoo/exits_resnet32-heads")
+def test_flags_of_a_file_are_those_of_its_command(tmp_path, monkeypatch, capsys):
+    record = json.loads((zoo.WEIGHTS / "exits_resnet32.json").read_text())
+    record["flags"]["freeze_backbone"] = True
+    (tmp_path / "exits_resnet32.json").write_text(json.dumps(record))
+    shutil.copy(zoo.WEIGHTS / "exits_resnet32.pth", tmp_path)
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, "--list_checkpoints", "zoo/exits_resnet32")
     assert code == 0
     flags = out.splitlines()[1].split()[4:]
     assert set(flags) >= {"--after=layer1.2,layer2.2", "--freeze_backbone"}
