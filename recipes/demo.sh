@@ -19,7 +19,7 @@ evaluate() { # NAME FLAGS...: of a network that `weights` finds
 }
 
 baseline=$(of_zoo ResNet20 ResNet32) exits=$(of_zoo exits_resnet32 msdnet_ge)
-widths=$(of_zoo mutualnet_wrn10_2) gates=$(of_zoo convnet_aig32 dmnn32-t07 dmnn32-t05)
+widths=$(of_zoo mutualnet_wrn10_2) gates=$(of_zoo convnet_aig32)
 weights() { printf 'zoo/%s' "$1"; }
 part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
 if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline"; then
