@@ -77,19 +77,28 @@ def zoo_content(weights: Mapping[str, Tensor], training: Mapping[str, object], f
     """
     kept = {key: training[key] for key in ("classes", "valid_index") if training.get(key) is not None}
     used = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
-    halved = {name: value.half() if value.dim() > 1 else value for name, value in used.items()}
-    return {"net_state_dict": packed(halved), "training": {"flags": dict(flags), **kept}}
+    halved = {_place(value): value.half() if value.dim() > 1 else value for value in used.values()}
+    state = packed({name: halved[_place(value)] for name, value in used.items()})
+    return {"net_state_dict": state, "training": {"flags": dict(flags), **kept}}
 
 
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors next to each other in memory, so that a file holds one piece for each type instead of many."""
-    result = dict(tensors)  # keeps their order
+    """Copy tensors next to each other in memory, so that a file holds one piece for each type instead of many.
+
+    A tensor with several names, such as a shared basis, is copied once.
+    """
+    once = {_place(tensor): tensor for tensor in tensors.values()}
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors.values()):
-        alike = {name: tensor for name, tensor in tensors.items() if tensor.dtype == dtype}
+        alike = {place: tensor for place, tensor in once.items() if tensor.dtype == dtype}
         whole = torch.cat([tensor.reshape(-1) for tensor in alike.values()])
         parts = whole.split([tensor.numel() for tensor in alike.values()])
-        result |= {name: part.view(alike[name].shape) for name, part in zip(alike, parts, strict=True)}
-    return result
+        once |= {place: part.view(alike[place].shape) for place, part in zip(alike, parts, strict=True)}
+    return {name: once[_place(tensor)] for name, tensor in tensors.items()}
+
+
+def _place(tensor: Tensor) -> tuple:
+    """What only tensors that are one and the same in memory have in common."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 # Read
