@@ -139,7 +139,7 @@ def measured_errors(row: PublishedRow) -> str:
     for point, record in evaluations_of(row):
         error = 100 - point["top1"]
         if authors_weights(record):
-            found.append(f"{error:.2f} (authors' weights)")
+            found.append(f"{error:.2f} (their weights)")
         else:
             trained.setdefault(record["flags"]["epochs"], []).append((error, training_text(record)))
     for epochs, runs in trained.items():

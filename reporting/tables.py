@@ -14,7 +14,6 @@ from reporting.measured import (
     evaluations_of,
     mean_and_spread,
     measured_errors,
-    training_text,
 )
 from reporting.published import PublishedRow, published_rows
 
@@ -58,18 +57,21 @@ def _ratio(row: PublishedRow, macs: int | None, baseline: int | None) -> str:
 
 def checkpoints_table() -> str:
     """Markdown of the published rows measured here: the table in README.md."""
-    lines = [
-        "| row | weights | params | MACs | 2xMACs | top-1 error published | measured here |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ("row", "`--pretrained=`", "params", "MACs", "2xMACs", "top-1 error published", "measured here")
+    lines = [table_row(*head), "|" + "---|" * len(head)]
     for row in published_rows():
-        for point, record in evaluations_of(row):
-            name = authors_weights(record)
-            weights, macs = f"`--pretrained={name}`" if name else training_text(record), point["macs"] / 1e6
-            lines.append(
-                f"| {_escaped(row.row)} | {weights} | {point['params']:,} | {macs:.2f}M | {2 * macs:.2f}M "
-                f"| {row.top1_error} | {100 - point['top1']:.2f} |"
+        for point, record in evaluations_of(row)[:1]:
+            name, macs = authors_weights(record), point["macs"] / 1e6
+            line = table_row(
+                _escaped(row.row),
+                f"`{name}`" if name else "",
+                f"{point['params']:,}",
+                f"{macs:.2f}M",
+                f"{2 * macs:.2f}M",
+                row.top1_error,
+                measured_errors(row),
             )
+            lines.append(line)
     return "\n".join(lines)
 
 
@@ -84,7 +86,7 @@ def _escaped(text: str) -> str:
 def runs_table(runs: Sequence[KeptRun]) -> str:
     """Markdown of kept runs and their commands: a row for each watched point, and some of the frontier."""
     head = ("run", "point", "params", "MACs", "epochs", "images", "seed", "test error, best checkpoint", "last epoch")
-    lines = [table_row(*head, "seconds an epoch", "device", "commit"), "|" + "---|" * 12]
+    lines = [table_row(*head, "precision", "seconds an epoch", "device", "commit"), "|" + "---|" * 13]
     for run in runs:
         flags, rows = run.record["flags"], run.record["rows"]
         threads = {timing["threads"] for row in rows for timing in row["latency"]}
@@ -102,7 +104,8 @@ def runs_table(runs: Sequence[KeptRun]) -> str:
                 flags["seed"],
                 f"{100 - row['top1']:.2f}",
                 f"{errors[-1]:.2f}{held_out}" if errors else "",
-                f"{statistics.median(record['seconds'] for record in run.log):.0f}",
+                flags.get("amp", "off").replace("off", "float32"),
+                f"{statistics.median(record['seconds'] for record in run.log):.3g}",
                 device,
                 run.record["code"],
             )

@@ -123,7 +123,8 @@ def test_a_kept_run_is_on_the_page_without_local_paths(tmp_path, monkeypatch):
     ((title, stem, _, (kept,)),) = pages.sections()
     assert (title, kept.name, kept.errors("full")) == ("Short runs", "short-one", [10.0, 10.0])
     table = tables.runs_table([kept])
-    assert "| short-one | full | 1,000 | 40.50M | 2 | cifar10, all | 3 | 10.00 | 10.00 | 60 | a chip, 1 thread" in table
+    assert "| short-one | full | 1,000 | 40.50M | 2 | cifar10, all | 3 | 10.00 | 10.00 | float32 | 60.5 |" in table
+    assert "| a chip, 1 thread |" in table
     assert "python3 train_cifar10.py --dataset_path=mine --save=one  # short-one" in table
     pictures.draw_runs([kept], tmp_path / stem)
     assert {path.name for path in tmp_path.glob("*.png")} == {"short-runs-costs.png", "short-runs-epochs.png"}
