@@ -2,6 +2,7 @@
 
     python3 benchmarks/fast.py                     # all systems; compiling takes minutes each
     python3 benchmarks/fast.py --only dmnn         # one
+    python3 benchmarks/fast.py --no_compile        # only steps that are not compiled: seconds
 
 Plain is eager, contiguous, float32, with torch's default SGD, and with the network in its original form (train_step.py
 has that of shared bases). This code's sides are the engine's own steps for a recipe's command, without and with --fast.
@@ -14,10 +15,11 @@ Compilation time is not in the times but in the notes, as is the number of opera
 device: tensor operations that are neither views nor allocations (a convolution's backward is one), and the kernels
 generated in place of others.
 
-On a GPU, the notes also have the launches that CUDA counts, and a floor: the bytes that the convolutions and matrix
-products of an eager step read and write in the precision of --fast, each operand once, divided by the bandwidth of a
-large copy. Everything else could be fused into them, so no step in this form can be quicker; batch normalisation in
-training raises the real floor.
+On a GPU, the notes also have what CUDA counts: launches, the kernels that they start (a graph starts many), and the
+time of these kernels; the rest of a step is spent waiting for launches. Also given is a floor: the bytes that the
+convolutions and matrix products of an eager step read and write in the precision of --fast, each operand once, divided
+by the bandwidth of a large copy. Everything else could be fused into them, so no step in this form can be quicker;
+batch normalisation in training raises the real floor.
 
 Aims: with --fast 1.8 times as many steps on a CPU; on a GPU 3 times as many, or at most twice the floor's time.
 """
@@ -33,12 +35,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.compiler.config
 from torch import Tensor, nn
-from torch._inductor.utils import run_and_get_code
+from torch._inductor.graph import GraphLowering
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -130,13 +133,19 @@ def operations(step: Callable) -> Operations:
     return counted
 
 
-def launches(step: Callable) -> int:
-    """Number of launches of one step on the GPU, by CUDA's own tracing; 0 if that is not available."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as traced:
+def counted_by_cuda(step: Callable) -> str:
+    """Launches of one step on the GPU, and the kernels that they start, as a note; empty if CUDA cannot be traced."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as traced:
         step()
         torch.cuda.synchronize()
-    started = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
-    return sum(event.count for event in traced.key_averages() if event.key.startswith(started))
+    started, kernels, microseconds = 0, 0, 0.0
+    for event in traced.key_averages():
+        if event.key.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")):
+            started += event.count
+        elif event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels += event.count
+            microseconds += event.self_device_time_total
+    return f"; {started} launches of {kernels} kernels of {microseconds / 1e3:.2f} ms" if started else ""
 
 
 def bandwidth(device: torch.device) -> float:
@@ -248,6 +257,7 @@ def variants_of(
     if not system.original:
         del variants[1]
     if images.is_cuda:
+        variants.insert(-2, Variant(f"--amp={args.amp}", partial(ours, compile=False)))
         variants[-1] = replace(variants[-1], change=f"--compile --amp={args.amp}")  # --fast chooses between these two
         for compiled in (False, True):
             change = f"--cuda_graph {'--compile ' * compiled}--amp={args.amp}"
@@ -256,11 +266,15 @@ def variants_of(
     return variants
 
 
-def compare(system: System, args: Namespace, rounds: int, device: torch.device, quick: bool) -> Iterator[Result]:
+def compare(
+    system: System, args: Namespace, rounds: int, device: torch.device, quick: bool, no_compile: bool
+) -> Iterator[Result]:
     """A result for each variant of a system's steps except the plain one, with which they are compared."""
     data = noise(args.batch_size, device)
     images, labels = next(data.train.epoch(0))
     variants = variants_of(system, args, data, images, labels)
+    if no_compile:
+        variants = [variant for variant in variants if not variant.compiled]
     if quick:
         variants = [variants[0], *variants[-2:]]
     jobs, counts, notes, first = [], [], [], None
@@ -268,7 +282,9 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
         job, kernels, note = variant.step(), int(variant.captured), ""
         start = time.perf_counter()
         if variant.compiled:
-            loss, sources = run_and_get_code(job)
+            sources = []
+            with mock.patch.object(GraphLowering, "save_output_code", sources.append):  # where torch shows its code
+                loss = job()
             kernels = sum(len(KERNEL_CALL.findall(source)) for source in sources)
             note = f"; amp {args.amp}" if variant.goal else ""
             note += f"; compiled in {time.perf_counter() - start:.0f} s"
@@ -281,7 +297,7 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
             job()
         jobs.append(job)
         counts.append(operations(job).count + kernels)
-        note += f"; {started} launches" if device.type == "cuda" and (started := launches(job)) else ""
+        note += counted_by_cuda(job) if device.type == "cuda" else ""
         notes.append(f"{counts[-1]} operations, plain {counts[0]}{note}")
     times = race(jobs, device, rounds, quick)
     floor = None
@@ -297,7 +313,14 @@ def compare(system: System, args: Namespace, rounds: int, device: torch.device, 
         yield result
 
 
-def measure(device: torch.device, quick: bool = False, only: str = "", batch_size: int = 0, rounds: int = 5):
+def measure(
+    device: torch.device,
+    quick: bool = False,
+    only: str = "",
+    batch_size: int = 0,
+    rounds: int = 5,
+    no_compile: bool = False,
+):
     if not batch_size and device.type == "cpu":
         batch_size = 64
     torch.compiler.config.force_disable_caches = not quick  # compilation is timed too
@@ -305,13 +328,14 @@ def measure(device: torch.device, quick: bool = False, only: str = "", batch_siz
     for name in [only] if only else ["msdnet"] if quick else SYSTEMS:  # the quickest to compile
         system = SYSTEMS[name]
         args = command(system, 4 if quick else batch_size, quick, device)
-        yield from compare(system, args, rounds, device, quick)
+        yield from compare(system, args, rounds, device, quick, no_compile)
         torch._dynamo.reset()  # frees memory for the next system
 
 
 def add_flags(add):
     add("--only", choices=SYSTEMS, help="measure only this system")
     add("--batch_size", type=int, help="0: the recipe's on a GPU, 64 on a CPU (default: %(default)s)")
+    add("--no_compile", action="store_true", help="leave out the steps that take minutes to compile")
     add("--rounds", type=int, help="minimum number of rounds (default: %(default)s)")
 
 
