@@ -5,7 +5,7 @@
 # done yet, and trainings continue where they stopped.
 #   MINUTES=25          for everything            DATA=DIR     of CIFAR-10, for the trainings at the end
 #   QUICK=1             small sizes, as a trial   DRY=1        print the steps, their seconds and their commands
-#   PYTHON=python3      what starts Python
+#   PYTHON=python3      what starts Python            WORKERS=8    processes that run tests
 set -u
 cd "$(dirname "$0")/.."
 out=${1:-reports/on_gpu}
@@ -50,23 +50,22 @@ train() { # RECIPE SECONDS FLAGS...
 quick=${QUICK:+--quick}
 side=${QUICK:+32} small=${QUICK:+2}
 # 1. is it right: graphs, replicas, waits, resumed runs; every precision and form of step to the same accuracy
-step tests 240 -m pytest -m cuda -n 0 -vv -s --deselect tests/engine/test_cuda_runs.py
-step stopped 120 -m pytest -m cuda -n 0 -vv -s tests/engine/test_cuda_runs.py -k stopped
-step accuracy 300 -m pytest -m cuda -n 0 -vv -s tests/engine/test_cuda_runs.py -k accuracy
-# 2. how fast is it: a step of five systems with launches and floor, then ResNet-50 in images a second
-for system in shared-basis embedded msdnet slimmable dmnn; do
-  step "fast-$system" 120 benchmarks/fast.py --only=$system $quick
-done
-for compiled in "" --compile; do
-  step "resnet50${compiled#-}" 120 benchmarks/ilsvrc_step.py --amp=bf16 --batch_size=${small:-256} \
-    --side=${side:-224} $compiled $quick
-done
-# 3. what does it reach: published rows, the shortest first, trained with --fast
-for name in cifar10-resnet32-s8u1 cifar10-resnet32-s16u1 cifar10-resnet56-s8u1 cifar10-resnet56-s16u1 \
-  cifar10-resnet32-s16u1-double cifar10-resnet56-s16u1-double; do
-  train "$name" 600
-done
-for name in cifar10-msdnet-b7-lingrow cifar100-dmnn50-n4-t05 cifar10-mutualnet-wrn16-2; do
+step tests 360 -m pytest -m cuda -n "${WORKERS:-8}" -rP
+# 2. how fast is it: eager and recorded steps of five systems with launches and floor; ResNet-50 in images a second
+step fast-eager 150 benchmarks/fast.py --no_compile $quick
+step resnet50 90 benchmarks/ilsvrc_step.py --amp=bf16 --batch_size=${small:-256} --side=${side:-224} $quick
+# 3. what does it reach: published rows, trained with --fast
+for name in cifar10-resnet32-s16u1 cifar10-resnet32-s16u1-double cifar10-resnet32-s8u1 cifar10-resnet56-s8u1 \
+  cifar10-resnet56-s16u1 cifar10-resnet56-s16u1-double; do
   train "$name" 900
 done
+for name in cifar10-msdnet-b7-lingrow cifar100-dmnn50-n4-t05 cifar10-mutualnet-wrn16-2; do
+  train "$name" 1200
+done
+# 4. what does compiling add: each system takes minutes to compile in three forms
+for system in shared-basis embedded msdnet slimmable dmnn; do
+  step "fast-$system" 420 benchmarks/fast.py --only=$system $quick
+done
+step resnet50-compile 300 benchmarks/ilsvrc_step.py --amp=bf16 --batch_size=${small:-256} --side=${side:-224} \
+  --compile $quick
 [ -n "${DRY:-}" ] || echo "written: $out"

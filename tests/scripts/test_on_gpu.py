@@ -30,7 +30,7 @@ def run(*arguments, **variables):
 @pytest.mark.parametrize("variables", [{}, {"QUICK": 1}, {"DATA": "/images"}])
 def test_its_commands_are_understood(variables):
     steps = [line.split() for line in run(DRY=1, **variables)]
-    assert sum(int(step[1]) for step in steps[:10]) <= 25 * 60
+    assert sum(int(step[1]) for step in steps[:4]) <= 25 * 60, "all that comes before the second training"
     for _, _, python, first, *words in steps:
         assert python == "python3"
         if first == "train_cifar10.py":
@@ -41,7 +41,7 @@ def test_its_commands_are_understood(variables):
             assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
         else:
             assert (ROOT / first).exists()
-    assert {step[0] for step in steps[3:8]} == {f"fast-{system}" for system in fast.SYSTEMS}
+    assert {step[0] for step in steps[-6:-1]} == {f"fast-{system}" for system in fast.SYSTEMS}
 
 
 def test_it_goes_on_after_a_failure_and_repeats_only_that(tmp_path):
