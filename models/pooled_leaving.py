@@ -16,6 +16,9 @@ from torch import Tensor
 
 from models.layers import select_images
 
+#: share of a full batch with which images go on at once: to wait, their maps would be copied twice
+NEARLY_FULL = 7 / 8
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -131,7 +134,7 @@ class Line:
                 self._run(k, *pool.take(len(pool.places)))
 
     def _run(self, k: int, walk, carry: Tensor | None, places: list[Place]) -> None:
-        """Run stage k, and then the next one as long as there is a full batch for it."""
+        """Run stage k, and then the next one as long as there is a batch for it that is full or nearly so."""
         while True:
             stage = self.stages[k]
             for exit in stage.exits:
@@ -146,12 +149,17 @@ class Line:
                 _leave(logits[leaving], [places[i] for i in leaving], stage.cost)
             if not staying:
                 return None
+            places = [places[i] for i in staying]
+            rows = torch.tensor(staying, device=logits.device)
+            if len(staying) >= NEARLY_FULL * self.full:
+                if len(staying) < len(leaves):
+                    walk.keep(rows)
+                    carry = None if carry is None else select_images(carry, rows)
+                continue
             pool = self.pools[k]
-            if len(staying) == self.full and not (pool and pool.places):
-                continue  # no image left, and none is waiting
             if pool is None:
                 pool = self.pools[k] = Pool(self.full, walk, carry)
-            pool.add(walk, carry, torch.tensor(staying, device=logits.device), [places[i] for i in staying])
+            pool.add(walk, carry, rows, places)
             if len(pool.places) < self.full:
                 return None
             walk, carry, places = pool.take(self.full)
