@@ -165,7 +165,7 @@ class MultiExit(AdaptiveModel):
 
     @torch.no_grad()
     def infer_stream(self, batches, point=None, full=None, window=None):
-        """Run `infer` over a stream; images that stay wait for a full batch (see `models.pooled_leaving`).
+        """Run `infer` over a stream; where few images stay, they wait for a full batch (see `models.pooled_leaving`).
 
         Results equal those of `infer` up to rounding and come in the order of the batches, but later than their images;
         to measure the latency of single images, call `infer`. At most `2 * full - 1` images wait before each exit,

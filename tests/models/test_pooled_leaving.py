@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from models import exit_budgets
+from models import exit_budgets, pooled_leaving
 from models.layers import select_images
 from models.multi_exit import BudgetPoint
 from models.pooled_leaving import Batch, Pool
@@ -69,6 +69,18 @@ def test_stages_run_full_batches_until_the_end(network, images, half_and_half, m
     monkeypatch.setattr(type(network), "head", counting)
     assert len(list(network.infer_stream(images.split(4), half_and_half))) == 6
     assert seen == {1: [4, 4, 4, 4, 4, 1], 2: [4, 4, 2], 3: [4, 1]}
+
+
+def test_images_of_a_nearly_full_batch_do_not_wait(network, images, monkeypatch):
+    first = network.infer(images[:8], "exit1")[0]
+    surest = exit_budgets.confidence(first).max().item()  # one of eight leaves at the first exit
+    point = BudgetPoint("one", thresholds=(surest, 1.0, exit_budgets.ALWAYS))
+    wanted, costs = network.infer(images[:8], point)
+    monkeypatch.setattr(pooled_leaving, "Pool", None)
+    ((logits, macs),) = network.infer_stream([images[:8]], point)
+    torch.testing.assert_close(logits, wanted, **TOLERANCE)
+    assert torch.equal(macs, costs)
+    assert len(macs.unique()) == 2
 
 
 def test_results_held_back_and_waiting_images_are_bounded(network, images, half_and_half):
