@@ -136,6 +136,18 @@ class RunningLoss:
         return enough and self.seconds_per_step is not None
 
 
+def usual(seconds: float, steps: int, pace: float | None) -> float:
+    """Return the seconds that an epoch will usually take, after one that may have begun with compiling.
+
+    Args:
+        seconds: how long that one took.
+        steps: number of its steps.
+        pace: seconds of each of its last steps, if known.
+    """
+    expected = seconds if pace is None else steps * pace
+    return expected if expected < seconds / 2 else seconds
+
+
 def duration(seconds: float) -> str:
     """Format a time in its two largest units, such as "3 h 20 min"."""
     minutes = round(seconds / 60)

@@ -31,7 +31,7 @@ from engine.optimizer import (
     trained_parameters,
     update_average,
 )
-from engine.progress import RunningLoss, describe, duration, print_epoch, say_estimate, say_resumed
+from engine.progress import RunningLoss, describe, duration, print_epoch, say_estimate, say_resumed, usual
 from engine.recipe import Recipe
 from engine.replicas import Replicas
 from engine.run import Run, Stopped
@@ -99,6 +99,7 @@ class Trainer:
         self.rate, self.started = recipe.lr, time.perf_counter()
         self.first_step = 0  # first step of the current epoch in this process
         self.estimated = False  # whether the remaining time has been printed
+        self.pace: float | None = None  # seconds of each of the last steps of an epoch, if known
 
     @property
     def evaluated(self) -> AdaptiveModel:
@@ -149,6 +150,7 @@ class Trainer:
                 if self.step == len(train):
                     break  # the end of an epoch is saved after its evaluation
                 self._save_within_epoch(running.sum)
+        self.pace = running.seconds_per_step
         if running.delayed is not None:
             check_loss(running.delayed.read(), self.run)
         self.check_finite(running.sum)
@@ -233,7 +235,7 @@ class Trainer:
             }
         )
         self._save(tuple(self.best_file(row.point).name for row in best))
-        left = (self.recipe.epochs - self.epoch) * (time.perf_counter() - self.started)
+        left = (self.recipe.epochs - self.epoch) * (usual(seconds, len(self.data.train), self.pace) + evaluating)
         time_left = f", about {duration(left)} left" if left and whole else ""
         title = f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s{time_left}"
         print_epoch(title, "Test" if self.data.valid is None else "Valid", means, rows, [row.point for row in better])

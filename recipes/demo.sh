@@ -19,13 +19,13 @@ evaluate() { # NAME FLAGS...: of a network that `weights` finds
 }
 
 baseline=$(of_zoo ResNet20 ResNet32) exits=$(of_zoo exits_resnet32 msdnet_ge)
-widths=$(of_zoo mutualnet_wrn10_2) gates=$(of_zoo convnet_aig32)
+widths=$(of_zoo mutualnet_wrn10_2) gates=$(of_zoo dmnn32-t07) depths=$(of_zoo ResNet32_DoubleShared_ADN)
 weights() { printf 'zoo/%s' "$1"; }
 part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
 if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline"; then
   printf '\nNOTE: without CIFAR-10 the demonstration goes on with the embedded digits, 1,797 images, and with small\n'
   printf 'networks that are trained now, a minute at most for each.\n'
-  baseline=ResNet20 exits=msdnet_ge widths=mutualnet_wrn10_1 gates=dmnn32
+  baseline=ResNet20 exits=msdnet_ge widths=mutualnet_wrn10_1 gates=dmnn32 depths=
   weights() { printf 'checkpoint/demo/%s/best.pth' "$1"; }
   for name in $baseline $widths $exits $gates; do
     part "$name learns the digits"
@@ -35,9 +35,10 @@ if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline"; then
 fi
 some_widths=w0.25-r16,w0.5-r16,w1-r16,w0.5-r32,w1-r32
 [ -z "$widths" ] || evaluate "$widths" --point=$some_widths --query_table=reports/demo/widths.json
-for name in $exits $gates; do evaluate "$name"; done
-python3 -m reporting compare $(printf 'reports/demo/%s ' $baseline $widths $exits $gates) --out reports/demo
-for name in $baseline $widths $exits $gates; do
+for name in $depths $exits $gates; do evaluate "$name"; done
+all="$baseline $depths $widths $exits $gates"
+python3 -m reporting compare $(printf 'reports/demo/%s ' $all) --out reports/demo
+for name in $all; do
   [ "$(weights "$name")" != "zoo/$name" ] ||
     sed -n "s/ *\"epochs\": \([0-9]*\),/$name was trained for \1 epochs/p" "models/weights/$name.json"
 done

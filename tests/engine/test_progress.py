@@ -12,7 +12,7 @@ import utils
 from engine import fast, progress
 from engine import trainer as trainer_module
 from engine.faster_step import FasterStep
-from engine.progress import RunningLoss, describe, duration
+from engine.progress import RunningLoss, describe, duration, usual
 from models import create_model
 from tests.engine.runs import CPU, digits, fit
 
@@ -80,6 +80,11 @@ def test_the_time_that_is_left_is_said_once(tmp_path, capsys, monkeypatch):
     assert len(re.findall(r"^about .* of training are left, [\d.]+ ms a step$", out, re.MULTILINE)) == 1
     assert len(re.findall(r"^Epoch \d/3 .* Time: .* s, about .* left$", out, re.MULTILINE)) == 2
     assert re.search(r"^Epoch 3/3 .* Time: [\d.]+ s$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("seconds", "pace", "expected"), [(50, 0.01, 2), (50, 0.2, 50), (50, 0.3, 50), (50, None, 50)])
+def test_an_epoch_that_began_with_compiling_predicts_no_others(seconds, pace, expected):
+    assert usual(seconds, 200, pace) == expected
 
 
 @pytest.mark.parametrize(
