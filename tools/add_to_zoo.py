@@ -1,6 +1,7 @@
 """Add a finished training run on small images to the zoo: its weights in models/weights/, and their results.
 
     python3 -m tools.add_to_zoo checkpoint/zoo/ResNet20
+    python3 -m tools.add_to_zoo checkpoint/zoo/ResNet20-seed1 --seed_of=ResNet20    # only its accuracies
 
 The weights are those of the last epoch, so that none are chosen on the test images. They are evaluated as they are
 stored, in 16 bits, and folded if the network can be; an existing row is replaced.
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of the run; its name becomes that of the network")
     parser.add_argument("--dataset_path", help="as for eval_cifar10.py")
     parser.add_argument("--point", metavar="NAME,..", help="points to keep (default: those of an evaluation)")
+    parser.add_argument("--seed_of", metavar="NAME", help="network of the zoo that the same command trained")
     args = parser.parse_args(argv)
     run = _read_json(args.run / "run.json")
     last = Checkpoint.open(args.run / "last.pth")
@@ -47,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     flags = last.describe()
     mean, std = (flags[key] or usual for key, usual in zip(("mean", "std"), USUAL[flags["dataset"]], strict=True))
     content = zoo_content(last.weights, training, network_flags(flags))
+    if args.seed_of:
+        _add_seed(args.seed_of, flags, content, args.dataset_path)
+        return
     evaluation = _evaluate(content, dataset_path=args.dataset_path, point=args.point)
     name = args.run.resolve().name
     file = utils.make_folder(zoo.WEIGHTS) / f"{name}.pth"
@@ -74,6 +79,23 @@ def main(argv: list[str] | None = None) -> None:
     }
     utils.write_json(file.with_suffix(".json"), record)
     print(f"written: {file} ({len(weights):,} bytes) and its JSON; now: python3 -m reporting zoo")
+
+
+def _add_seed(name: str, flags: dict, content: dict, dataset_path: str | None) -> None:
+    """Add the accuracies of a run with another seed to a network of the zoo; those of the same seed are replaced."""
+    file = zoo.path_of(f"{zoo.PREFIX}{name}").with_suffix(".json")
+    record = _read_json(file)
+    told = {key: flags[key] for key in ("model", "dataset", "epochs")} | {"flags": _unusual(flags)}
+    if different := [key for key, value in told.items() if record[key] != value]:
+        raise UserError(f"this is no other seed of zoo/{name}: it has another {' and another '.join(different)}")
+    if flags["seed"] == record["seed"]:
+        raise UserError(f"zoo/{name} itself has seed {record['seed']}; train with another one (--seed=1)")
+    points = [point["name"] for point in record["points"]]
+    rows = _evaluate(content, dataset_path=dataset_path, point=",".join(points))["rows"]
+    others = [other for other in record.get("more_seeds", []) if other["seed"] != flags["seed"]]
+    others.append({"seed": flags["seed"], "points": [{"name": row["point"], "top1": row["top1"]} for row in rows]})
+    utils.write_json(file, record | {"more_seeds": sorted(others, key=lambda other: other["seed"])})
+    print(f"written: {file}; now: python3 -m reporting zoo")
 
 
 def _read_json(file: Path) -> dict:

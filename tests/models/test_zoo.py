@@ -57,6 +57,9 @@ def test_a_network_is_named_like_a_checkpoint(weights):
         assert torch.equal(kept, expected), name
     storages = {value.untyped_storage().data_ptr() for value in checkpoint.weights.values()}
     assert len(storages) == 2, "one for each type, instead of one for each tensor"
+    shared = [value for name, value in checkpoint.weights.items() if "shared_basis" in name and value.shape[1] == 64]
+    assert len(shared) > 4
+    assert len({value.data_ptr() for value in shared}) == 1, "a basis is stored once, under all of its names"
     text = lists.checkpoints_text("zoo/*", ["cifar10"])
     assert text.splitlines()[1].split() == ["zoo/small", "cifar10", "ResNet32_SingleShared", "8.50", "--shared_rank=8"]
 
@@ -148,6 +151,28 @@ def test_a_training_becomes_a_row(weights, tmp_path, monkeypatch, capsys):
     call(monkeypatch, capsys, eval_cifar10, "--pretrained=zoo/small", "--latency_batch=0", f"--report={tmp_path}")
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     assert [row["top1"] for row in rows] == pytest.approx([point["top1"] for point in record["points"]], abs=0.3)
+
+
+def test_another_seed_adds_its_accuracies(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(add_to_zoo, "_evaluate", lambda content, **flags: {"rows": [{"point": "full", "top1": 92.0}]})
+    model = create_model("ResNet20", "cifar10")
+    add("ResNet20", model)
+    file = weights / "ResNet20.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": 1, "seed": 0}))
+    content = content_of_training(model)
+    content["training"]["epoch"] = 1
+    (tmp_path / "run.json").write_text("{}")
+    for flags, told in (
+        ({"seed": 1}, "written: "),
+        ({"seed": 1}, "written: "),
+        ({"seed": 0}, "zoo/ResNet20 itself has seed 0; train with another one"),
+        ({"seed": 2, "model": "ResNet32"}, "this is no other seed of zoo/ResNet20: it has another model"),
+    ):
+        content["training"]["flags"] |= {"epochs": 1, "mean": None, "std": None, "model": "ResNet20"} | flags
+        torch.save(content, tmp_path / "last.pth")
+        _, out, err = call(monkeypatch, capsys, add_to_zoo, tmp_path, "--seed_of=ResNet20")
+        assert told in out + err
+    assert json.loads(file.read_text())["more_seeds"] == [{"seed": 1, "points": [{"name": "full", "top1": 92.0}]}]
 
 
 def test_an_unfinished_training_is_refused(weights, tmp_path, monkeypatch, capsys):
