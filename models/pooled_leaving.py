@@ -111,7 +111,7 @@ class Line:
         network: a `MultiExit` in eval mode.
         stages: in order; all images leave at the last one.
         confidence: of logits (images, classes).
-        full: number of images in a full batch.
+        full: number of images in a full batch; larger ones may enter.
     """
 
     def __init__(self, network, stages: Sequence[Stage], confidence: Callable[[Tensor], Tensor], full: int):
@@ -119,13 +119,11 @@ class Line:
         self.pools: list[Pool | None] = [None] * len(stages)  # pools[k] waits for stage k
 
     def enter(self, batch: Batch, images: Tensor) -> None:
-        """Run images through the first stage, and on through later ones for which full batches have gathered."""
+        """Run images through the first stage, and on through later ones as long as enough of them stay."""
         if not batch.size:
             batch.none = self.network.all_logits(images, [1])[1]
-        for start in range(0, batch.size, self.full):
-            part = images[start : start + self.full]
-            places = [(batch, start + i) for i in range(len(part))]
-            self._run(0, self.network.start_walk(part), None, places)
+            return
+        self._run(0, self.network.start_walk(images), None, [(batch, i) for i in range(batch.size)])
 
     def finish(self, batch: Batch | None = None) -> None:
         """Run pools that are not full: those that hold images of `batch`, or all of them."""
