@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -94,18 +94,31 @@ def combine_filters(
         zeros = zero_filters(x, norm.num_features) if norm.training else 0
     if not zeros or not _is_ordinary(norm) or any(_is_hooked(layer) for layer in (*convs, norm, coefficients)):
         return coefficients(norm(joint_conv(x, convs)))
-    first = convs[0].weight
-    filters = torch.cat([*(conv.weight for conv in convs), first.new_zeros(zeros, *first.shape[1:])])
-    x = F.conv2d(x, filters, padding=1)
+    x = F.conv2d(x, _with_zeros([conv.weight for conv in convs], zeros), padding=1)
     mean, var, weight, bias = (
-        F.pad(values, (0, zeros)) for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        _with_zeros([values], zeros) for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
     x = F.batch_norm(x, mean, var, weight, bias, norm.training, norm.momentum, norm.eps)
     if norm.training:
         norm.num_batches_tracked.add_(1)
-        norm.running_mean.copy_(mean[: norm.num_features])
-        norm.running_var.copy_(var[: norm.num_features])
-    return F.conv2d(x, F.pad(coefficients.weight, (0, 0, 0, 0, 0, zeros)))
+        averages = mean[: norm.num_features], var[: norm.num_features]
+        torch._foreach_copy_([norm.running_mean, norm.running_var], averages)
+    return F.conv2d(x, _with_zeros([coefficients.weight], zeros, dim=1))
+
+
+def _with_zeros(parts: Sequence[Tensor], zeros: int, dim: int = 0) -> Tensor:
+    """Concatenate parts and `zeros` zeros along a dimension: a single kernel, where `F.pad` launches two."""
+    first, shape = parts[0], list(parts[0].shape)
+    shape[dim] = zeros
+    # compiled code makes its own zeros: fused, they cost nothing
+    make = first.new_zeros if torch.compiler.is_compiling() else partial(_zeros, first.device, first.dtype)
+    return torch.cat([*parts, make(tuple(shape))], dim)
+
+
+@lru_cache(maxsize=64)
+def _zeros(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(shape, device=device, dtype=dtype)
 
 
 #: whether the processor's vectors hold 16 float32 numbers; otherwise they hold 8
