@@ -37,7 +37,7 @@ def test_every_recipe_is_in_the_list_of_its_script():
         ("--list_models=resnet32_doubleshared_x", "the closest are ResNet32_DoubleShared"),
         ("--list_models=skip", "--list_models '*skip*' would list"),
         ("--list_models=*qqqq*", "it lists all without it"),
-        ("--list_checkpoints=doubleshare", "the closest are"),
+        ("--list_checkpoints=resnet32-s8u9", "the closest are"),
         ("--list_recipes=msdnet", "--list_recipes '*msdnet*' would list cifar10-msdnet-b10"),
     ],
 )
