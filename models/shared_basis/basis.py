@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Literal
 
 import torch
@@ -115,7 +115,7 @@ def _with_zeros(parts: Sequence[Tensor], zeros: int, dim: int = 0) -> Tensor:
     return torch.cat([*parts, make(tuple(shape))], dim)
 
 
-@lru_cache(maxsize=64)
+@cache  # never evicted: recorded steps read them
 def _zeros(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     with torch.inference_mode(False):
         return torch.zeros(shape, device=device, dtype=dtype)
