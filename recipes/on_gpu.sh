@@ -3,7 +3,7 @@
 #   bash recipes/on_gpu.sh [OUT]            each step's output goes to OUT/<step>.txt (default: reports/on_gpu)
 # A step that fails or runs out of its time does not stop the others. Run again with the same OUT, it does what is not
 # done yet, and trainings continue where they stopped.
-#   MINUTES=25          for everything            DATA=DIR     of CIFAR-10, for the trainings at the end
+#   MINUTES=25          for everything            DATA=DIR     of CIFAR-10, for the trainings
 #   QUICK=1             small sizes, as a trial   DRY=1        print the steps, their seconds and their commands
 #   PYTHON=python3      what starts Python            WORKERS=8    processes that run tests
 set -u
