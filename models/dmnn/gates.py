@@ -69,9 +69,9 @@ def open_images(leads: Tensor) -> list[list[int]]:
 
 def pooled(x: Tensor) -> Tensor:
     """Mean over the pixels, (images, channels), never in half precision (equation 5)."""
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    # not mean(), whose gradient would be written out for every pixel, in a layout other than that of x
-    return x.sum(dim=(2, 3)) / (x.shape[2] * x.shape[3])
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    # not mean() or a conversion of x, whose gradients would be written out for every pixel, in another layout than x
+    return x.sum(dim=(2, 3), dtype=dtype) / (x.shape[2] * x.shape[3])
 
 
 def favour_open(layer: nn.Linear | nn.Conv2d) -> None:
