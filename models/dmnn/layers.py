@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dmnn.gates import Controller, Decision, MergedGates, favour_open, pooled
-from models.dmnn.paths import BasicPath, Path, add_paths, pointwise
+from models.dmnn.paths import BasicPath, Path, add_paths
 from models.layers import full_precision, projection, select_images
 
 Execution = Literal["real", "masked"]
@@ -165,9 +165,6 @@ class ResidualBlock(MultiPathBlock):
         self.downsample = downsample
 
     def carry(self, x):
-        if self.training and isinstance(self.downsample, nn.Sequential):
-            conv, norm = self.downsample
-            return norm(pointwise(x, conv.weight, conv.stride[0]))
         return x if self.downsample is None else self.downsample(x)
 
 

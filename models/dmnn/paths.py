@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Statistics, conv, full_precision
+from models.layers import Statistics, conv, full_precision, pointwise
 
 
 class Path(nn.Module):
@@ -101,22 +101,6 @@ def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> T
         y = path.bn3(pointwise(part, path.conv3.weight))
         out = (y * gates[:, j, None, None, None]).add_(out)  # addcmul's backward is slower
     return out
-
-
-def pointwise(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """A 1x1 convolution without bias, for training; on a CPU a matrix product where that is faster.
-
-    With many more weights than pixels, the backward pass of the convolution takes up to ten times as long there. The
-    rule is fitted to CPU times: 64 to 2048 channels, 256 to 50176 pixels in a batch. The result may be a view, so
-    nothing should be added to it in place.
-
-    Args:
-        weight: (out channels, channels, 1, 1).
-    """
-    pixels = x.numel() // x.shape[1]
-    if x.device.type != "cpu" or x.stride(1) != 1 or weight.numel() < 64 * pixels:
-        return F.conv2d(x, weight, stride=stride)
-    return F.linear(x[:, :, ::stride, ::stride].permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 def merging_pays(width: int, out: Tensor) -> bool:

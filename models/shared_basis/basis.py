@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BasicBlock, Block, conv, full_precision
+from models.layers import BasicBlock, Block, conv, full_precision, is_hooked
 from models.shared_basis.folding import FoldedBlock, choose_forms, drop_unused_bases, fold_basis
 from models.trunks import Group
 
@@ -92,7 +92,7 @@ def combine_filters(
     """
     if zeros is None:
         zeros = zero_filters(x, norm.num_features) if norm.training else 0
-    if not zeros or not _is_ordinary(norm) or any(_is_hooked(layer) for layer in (*convs, norm, coefficients)):
+    if not zeros or not _is_ordinary(norm) or any(is_hooked(layer) for layer in (*convs, norm, coefficients)):
         return coefficients(norm(joint_conv(x, convs)))
     x = F.conv2d(x, _with_zeros([conv.weight for conv in convs], zeros), padding=1)
     mean, var, weight, bias = (
@@ -144,11 +144,11 @@ def zero_filters(x: Tensor, rank: int) -> int:
 def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
     """Concatenate the outputs of 3x3 convolutions of one input, computed as one convolution with the same result.
 
-    Convolutions with hooks (by thop or a feature extractor) run one by one, so that their hooks see them.
+    Convolutions with hooks run one by one, so that their hooks see them.
     """
     if len(convs) == 1:
         return convs[0](x)
-    if any(_is_hooked(conv) for conv in convs):
+    if any(is_hooked(conv) for conv in convs):
         return torch.cat([conv(x) for conv in convs], dim=1)
     return F.conv2d(x, torch.cat([conv.weight for conv in convs]), padding=1)
 
@@ -156,10 +156,6 @@ def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
 def _is_ordinary(norm: nn.Module) -> bool:
     """Whether a batch norm is PyTorch's own, with weights and running averages (other classes may do more)."""
     return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 # The groups that share

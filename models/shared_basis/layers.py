@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from models.layers import Bottleneck, DenseNetLayer, conv
+from models.layers import Bottleneck, DenseNetLayer, conv, convolve
 from models.shared_basis.basis import combine_filters
 from models.shared_basis.folding import fold_basis
 
@@ -34,9 +34,9 @@ class SharedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x
         for conv_name, norm_name in self.norms_of[:-1]:
-            out = F.relu_(getattr(self, norm_name)(getattr(self, conv_name)(out)))
+            out = F.relu_(getattr(self, norm_name)(convolve(getattr(self, conv_name), out)))
         conv_name, norm_name = self.norms_of[-1]
-        return F.relu_(getattr(self, norm_name)(getattr(self, conv_name)(out)) + x)
+        return F.relu_(getattr(self, norm_name)(convolve(getattr(self, conv_name), out)) + x)
 
 
 class BasisDenseLayer(nn.Module):

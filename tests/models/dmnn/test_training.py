@@ -7,7 +7,7 @@ from torch import nn
 
 from models.dmnn import gates, objective
 from models.dmnn import paths as paths_module
-from models.dmnn.paths import add_paths, merging_pays, pointwise
+from models.dmnn.paths import add_paths, merging_pays
 from models.dmnn.resnet import multi_path_resnet
 from tests.parity import check
 from tests.selection import exhaustive
@@ -52,24 +52,6 @@ def test_paths_together_equal_path_by_path(form, merged, monkeypatch):
 def test_narrow_paths_are_merged_and_wide_ones_are_not():
     assert merging_pays(38, torch.empty(16, 256, 56, 56, device="meta"))
     assert not merging_pays(307, torch.empty(16, 2048, 7, 7, device="meta"))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [slice(None), slice(8, 16)])
-def test_products_equal_pointwise_convolutions(channels, stride, monkeypatch):
-    torch.manual_seed(0)
-    images = torch.randn(2, 24, 3, 4, dtype=torch.float64).to(memory_format=torch.channels_last)
-    weights = torch.randn(400, images[:, channels].shape[1], 1, 1, dtype=torch.float64)
-    results = []
-    for compute in (F.conv2d, pointwise):
-        x, weight = images.clone().requires_grad_(), weights.clone().requires_grad_()
-        y = compute(x[:, channels], weight, stride=stride)
-        y.square().sum().backward()
-        assert y.is_contiguous(memory_format=torch.channels_last)
-        results.append((y, x.grad, weight.grad))
-        monkeypatch.setattr(F, "conv2d", None)  # the second is none
-    for actual, expected in zip(*results, strict=True):
-        assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_keep_the_layout_of_the_feature_maps():
