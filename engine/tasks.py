@@ -238,13 +238,16 @@ def predict(
 ) -> None:
     """Print what a network predicts for each image of `args.image`, at the points of --point, and what it cost.
 
-    With --csv, the answers go into that file and a summary is printed.
+    With --csv, the answers go into that file and a summary is printed. Images that cannot be read have no answer.
 
     Args:
         read: reads image files as tensors (N, 3, H, W), normalised, on the device to run on.
         names: names of the classes.
         load: returns the data set; called only if a point needs to be prepared.
         checkpoint: as for `evaluate`.
+
+    Raises:
+        UserError: some images cannot be read; raised when all others have been answered.
     """
     files = [file for given in args.image for file in _images_of(given)]
     shape = (3, _side(args), _side(args))
@@ -255,9 +258,14 @@ def predict(
     model = _folded(model, args, device)
     points = ready(model, points, load, args, device, checkpoint)
     answers: list[Answer] = []
+    unreadable: list[UserError] = []
     with profile.evaluating(model), autocast(device, args.amp):
         for file in tqdm(files, "classifying", leave=False, disable=not (args.csv and show_progress())):
-            image = read([file])
+            try:
+                image = read([file])
+            except UserError as error:
+                unreadable.append(error)
+                continue
             if not args.csv:
                 say(printable(file))
             for point in points:
@@ -270,6 +278,8 @@ def predict(
                     best = probabilities.topk(min(5, len(names)))
                     for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                         say(f"    {100 * probability:5.1f} %  {printable(names[label])}")
+    if not answers:
+        raise unreadable[0]
     if args.csv and rank() == 0:
         _write_answers(answers, args.csv)
     for point in points if len(files) > 1 else ():
@@ -280,6 +290,9 @@ def predict(
             macs = [answer.macs / 1e6 for answer in mine]
             mean, least, most = statistics.mean(macs), min(macs), max(macs)
             say(f"point {point}: {mean:.2f}M multiply-accumulates an image, from {least:.2f}M to {most:.2f}M")
+    if unreadable:
+        which = "; ".join(map(str, unreadable[:MOST_NAMED])) + " ..." * (len(unreadable) > MOST_NAMED)
+        raise UserError(f"{len(unreadable):,} of {len(files):,} images have no answer: {which}")
 
 
 def _images_of(given: str) -> list[str]:
@@ -319,8 +332,8 @@ def _write_answers(answers: Sequence[Answer], path: str) -> None:
     say(f"written: {path}, {len(answers)} answers")
 
 
-#: maximum number of lines of a summary, which has one for each route
-MOST_ROUTES = 12
+#: maximum number of lines of a summary, which has one for each route, and of unreadable images that an error names
+MOST_ROUTES, MOST_NAMED = 12, 3
 
 
 def _summary(point: Point, answers: Sequence[Answer]) -> list[screen.Column]:

@@ -109,7 +109,7 @@ def test_without_a_csv_an_exit_is_printed_with_each_image(folder, monkeypatch, c
         (["--image", "empty", "--csv=a.csv"], 1, "there are no images in the folder empty"),
         (["--image", "pictures", "--csv=file.pth/a.csv"], 1, "cannot use the folder file.pth: "),
         (["--image", "broken.png", "--csv=empty"], 1, "cannot write empty: it is no regular file"),
-        (["--image", "pictures", "broken.png", "--csv=a.csv"], 1, "cannot read the image broken.png: "),
+        (["--image", "broken.png", "--csv=a.csv"], 1, "cannot read the image broken.png: "),
     ],
 )
 def test_mistakes_leave_no_file(folder, monkeypatch, capsys, flags, code, says):
@@ -120,3 +120,15 @@ def test_mistakes_leave_no_file(folder, monkeypatch, capsys, flags, code, says):
     assert (found, err.count("\n")) == (code, 1)
     assert says in err
     assert not (folder / "a.csv").exists()
+
+
+def test_images_that_cannot_be_read_cost_no_other_its_answer(folder, monkeypatch, capsys):
+    for number in range(4):
+        (folder / "pictures" / f"broken{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    file, _ = network(folder, "ResNet20")
+    flags = [f"--pretrained={file}", "--image", "pictures", "missing.png", "--csv=a.csv"]
+    code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags)
+    assert [row["image"] for row in rows("a.csv")] == FILES
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"5 of {len(FILES) + 5} images have no answer: cannot read the image pictures/broken0.png: " in err
+    assert err.endswith(" ...\n")
