@@ -127,7 +127,7 @@ def test_images_that_cannot_be_read_cost_no_other_its_answer(folder, monkeypatch
         (folder / "pictures" / f"broken{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     file, _ = network(folder, "ResNet20")
     flags = [f"--pretrained={file}", "--image", "pictures", "missing.png", "--csv=a.csv"]
-    code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags)
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags)
     assert [row["image"] for row in rows("a.csv")] == FILES
     assert (code, err.count("\n")) == (1, 1)
     assert f"5 of {len(FILES) + 5} images have no answer: cannot read the image pictures/broken0.png: " in err
