@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -34,17 +35,19 @@ class Folder:
         self.root = root
         if not root.is_dir():
             raise UserError(f"{root.parent} has no {root.name}/; it should hold one folder of images per class")
-        folders = class_folders(root)
+        found = class_folders(root)
+        folders = composed(found)
+        classes = composed(classes) if classes else None
         mapping = find_mapping(root)
         if classes and mapping and not set(folders) & set(classes):
             paths = image_paths(root)
             self.classes, labels = list(classes), mapped_labels(mapping, root, paths, classes)
         else:
             self.classes, positions = self._class_positions(folders, classes, some)
-            images = [image_paths(root / name) for name in folders]
-            self._check_filled([name for name, found in zip(folders, images, strict=True) if not found])
-            paths = [path for found in images for path in found]
-            labels = np.repeat(positions, [len(found) for found in images])
+            images = [image_paths(root / name) for name in found]
+            self._check_filled([name for name, files in zip(folders, images, strict=True) if not files])
+            paths = [path for files in images for path in files]
+            labels = np.repeat(positions, [len(files) for files in images])
         if not paths:
             raise UserError(
                 f"{root} has no class folder and no image in one; it should hold one folder of images per class"
@@ -65,6 +68,8 @@ class Folder:
         """The names of all classes, and the label of each folder. Raises UserError if they disagree."""
         if classes is None or folders == classes or not folders:
             return folders, range(len(folders))
+        if sorted(folders) == sorted(classes):
+            return list(classes), [classes.index(name) for name in folders]
         if some:
             labels = positions(folders, classes, self.root)
             if len(folders) < len(classes):
@@ -85,6 +90,12 @@ class Folder:
 
     def read(self, index: int) -> bytes:
         return read_file(self.name(index))
+
+
+def composed(names: Sequence[str]) -> list[str]:
+    """Names with composed accents (Unicode's NFC), as they are compared; macOS takes accents apart in names of files."""
+    found = [normalize("NFC", name) for name in names]
+    return found if len(set(found)) == len(found) else list(names)
 
 
 def folder_sources(path: str) -> Sources:
