@@ -93,7 +93,7 @@ class Folder:
 
 
 def composed(names: Sequence[str]) -> list[str]:
-    """Names with composed accents (Unicode's NFC), as they are compared; macOS takes accents apart in names of files."""
+    """Names with composed accents (NFC of Unicode), to compare them; macOS takes accents apart in names of files."""
     found = [normalize("NFC", name) for name in names]
     return found if len(set(found)) == len(found) else list(names)
 
