@@ -69,7 +69,7 @@ class Folder:
         if classes is None or folders == classes or not folders:
             return folders, range(len(folders))
         if sorted(folders) == sorted(classes):
-            return list(classes), [classes.index(name) for name in folders]
+            return list(classes), positions(folders, classes, self.root)
         if some:
             labels = positions(folders, classes, self.root)
             if len(folders) < len(classes):

@@ -76,8 +76,8 @@ def pointwise(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution without bias; in training, a 1x1 one as `pointwise` does, unless hooks watch it."""
-    if layer.training and layer.kernel_size == (1, 1) and not is_hooked(layer):
+    """Apply a convolution; in training, a 1x1 one without bias as `pointwise` does, unless hooks watch it."""
+    if layer.training and layer.kernel_size == (1, 1) and layer.bias is None and not is_hooked(layer):
         return pointwise(x, layer.weight, layer.stride[0])
     return layer(x)
 
@@ -88,16 +88,14 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 class Projection(nn.Sequential):
-    """1x1 convolution and batch norm."""
+    """The shortcut "option B": 1x1 convolution and batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         layer, norm = self
         return norm(convolve(layer, x))
-
-
-def projection(in_channels: int, out_channels: int, stride: int) -> Projection:
-    """The shortcut "option B": 1x1 convolution and batch norm."""
-    return Projection(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
 class PadShortcut(nn.Module):
@@ -160,7 +158,7 @@ class BasicBlock(Block):
         self.add_stand_ins(stand_ins)
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != channels:
-            self.shortcut = (PadShortcut if shortcut == "A" else projection)(in_channels, channels, stride)
+            self.shortcut = (PadShortcut if shortcut == "A" else Projection)(in_channels, channels, stride)
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:
         out = self.layer("bn1", skip)(self.layer("conv1", skip)(x))
@@ -199,7 +197,7 @@ class Bottleneck(Block):
         self.add_stand_ins(stand_ins)
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = projection(in_channels, out_channels, stride)
+            self.shortcut = Projection(in_channels, out_channels, stride)
 
     def residual(self, x: Tensor, skip: bool = False) -> Tensor:
         """The residual, which is added to the shortcut."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.dmnn.gates import Controller, Decision, MergedGates, favour_open, pooled
 from models.dmnn.paths import BasicPath, Path, add_paths
-from models.layers import full_precision, projection, select_images
+from models.layers import Projection, full_precision, select_images
 
 Execution = Literal["real", "masked"]
 #: gathering and scattering this many images takes about as long as running a path for one of them
@@ -213,7 +213,7 @@ class AIGBlock(GatedBlock):
         self.shortcut = nn.Identity()
         total_stride = self.conv1.stride[0] * self.conv2.stride[0]
         if total_stride != 1 or in_channels != channels:
-            self.shortcut = projection(in_channels, channels, total_stride)
+            self.shortcut = Projection(in_channels, channels, total_stride)
         self.fc1 = nn.Conv2d(in_channels, GATE_WIDTH, 1)
         self.fc1bn = nn.BatchNorm2d(GATE_WIDTH)
         self.fc2 = nn.Conv2d(GATE_WIDTH, 2, 1)

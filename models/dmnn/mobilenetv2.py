@@ -9,7 +9,7 @@ from models.dmnn.gates import Controller
 from models.dmnn.layers import InvertedBlock
 from models.dmnn.network import GatedNetwork, MultiPath
 from models.dmnn.paths import Path
-from models.layers import conv, projection
+from models.layers import Projection, conv
 
 
 def round_channels(channels: float) -> int:
@@ -57,7 +57,7 @@ class MultiPathMobileNetV2(MultiPath, GatedNetwork):
                 shape = (in_channels, width, out_channels, stride)
                 paths = [Path(*shape, depthwise=True, inputs=part, activation=F.relu6) for part in parts]
                 projected = stride == 1 and in_channels != out_channels
-                shortcut = projection(in_channels, out_channels, 1) if projected else None
+                shortcut = Projection(in_channels, out_channels, 1) if projected else None
                 layers.append(InvertedBlock(controller, paths, shortcut, stride, out_channels))
                 self.stage_of_block.append(stage)
                 in_channels = out_channels

@@ -15,7 +15,7 @@ from models.dmnn.gates import Controller
 from models.dmnn.layers import GatedBlock, ResidualBlock
 from models.dmnn.network import GatedNetwork, MultiPath, category_groups, check_paths
 from models.dmnn.paths import BasicPath, Path
-from models.layers import PadShortcut, projection
+from models.layers import PadShortcut, Projection
 from models.trunks import Group, ResNetTrunk
 
 #: ratio of a path's width to that of the undivided block, for the published numbers of paths
@@ -95,7 +95,7 @@ def multi_path_resnet(
             first = in_channels == 64 and not stage
             controller = Controller(in_channels, num_paths, prev_state and not first, num_groups)
             paths = [Path(in_channels, width, out_channels, stride) for _ in range(num_paths)]
-            downsample = None if in_channels == out_channels else projection(in_channels, out_channels, stride)
+            downsample = None if in_channels == out_channels else Projection(in_channels, out_channels, stride)
             stages[-1].append(ResidualBlock(controller, paths, downsample))
             in_channels = out_channels
     stem = "3x3-pool" if small else "7x7"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Block, Bottleneck, projection
+from models.layers import Block, Bottleneck, Projection
 
 
 class SwitchedBottleneck(Bottleneck):
@@ -24,7 +24,7 @@ class SwitchedBottleneck(Bottleneck):
         del self.shortcut
         if vd and stride == 2:
             pool = nn.AvgPool2d(2, 2, ceil_mode=True)
-            self.downsample = nn.Sequential(pool, *projection(in_channels, self.expansion * channels, 1))
+            self.downsample = nn.Sequential(pool, *Projection(in_channels, self.expansion * channels, 1))
         if switched:
             self.add_stand_ins(("bn1", "bn2", "bn3"))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.layers import Bottleneck, pointwise
+from models.layers import Bottleneck, convolve, pointwise
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -36,3 +36,9 @@ def test_a_bottleneck_with_watched_layers_computes_the_same(side, layout):
         layer.register_forward_hook(lambda *call: calls.append(call))
     assert torch.allclose(block(x), y, rtol=1e-12, atol=1e-12)
     assert len(calls) == 3
+
+
+def test_a_bias_is_added():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Conv2d(64, 32, 1), torch.randn(2, 64, 2, 2).to(memory_format=torch.channels_last)
+    assert torch.equal(convolve(layer, x), layer(x))
