@@ -121,7 +121,7 @@ def add_common(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None
         default="thread",
         help="with several GPUs: a thread of this process for each (DataParallel), or a process for each",
     )
-    add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast, bf16)")
+    add("--amp", choices=("off", "bf16", "fp16"), help="half precision (default: off; with --fast, bf16 if faster)")
     add("--seed", type=natural, default=0, help="seed of weights, order and augmentation (default: 0)")
     add(
         "--cache",
@@ -269,7 +269,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         help="write the sub-network of a point as a separate network",
     )
     add("--fold", action="store_true", help="merge linear operations into single convolutions before the evaluation")
-    add("--fast", action="store_true", help="evaluate faster: --fold and --amp=bf16 if supported")
+    add("--fast", action="store_true", help="evaluate faster: --fold, and --amp=bf16 where it is faster")
     add(
         "--image",
         nargs="+",

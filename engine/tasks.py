@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import cli, evaluation, run_images, sheet
+from engine import cli, evaluation, faster_passes, run_images, sheet
 from engine.devices import autocast, parallel
 from images.reading import image_paths
 from models import profile
@@ -60,7 +60,7 @@ def evaluate(
     points = cli.named_points(model, args.point)
     if args.extract:
         model.extract(args.extract[0], empty=True)  # raises if there is nothing to extract
-    whole, model = model, _folded(model, args, device)
+    whole, model = model, faster_passes.find(model, args.latency_batch, _side(args), args, device)
     model.to(device, memory_format=torch.channels_last)
     run_images.load_prepared(model, checkpoint, vars(args))
     budget = _budget(model, args)
@@ -134,25 +134,6 @@ def _contact_sheet(model: AdaptiveModel, points: Sequence[Point] | None, data: D
 def _side(args) -> int:
     """The side of the images in pixels: --crop, which scripts for small images do not have."""
     return getattr(args, "crop", 32)
-
-
-def _folded(model: AdaptiveModel, args, device: torch.device) -> AdaptiveModel:
-    """The network as --fold and --fast request it, in the forms that are quickest here at --latency_batch."""
-    if not (args.fold or args.fast):
-        return model
-    side = _side(args)
-    batches = [torch.randn(batch, 3, side, side, device=device) for batch in args.latency_batch]
-    batches = [images.contiguous(memory_format=torch.channels_last) for images in batches]
-    try:
-        with autocast(device, args.amp):
-            folded = model.fold(batches)
-    except ValueError:
-        if args.fold:
-            raise
-        return model  # with --fast: some networks have nothing to merge
-    if folded.folded_as:
-        say(f"folded: {folded.folded_as}")
-    return folded
 
 
 def _budget(model: AdaptiveModel, args) -> Budget | None:
@@ -255,7 +236,7 @@ def predict(
     points = cli.named_points(model, args.point) or [model.main_point]
     if args.csv:
         make_room(args.csv, "--csv")
-    model = _folded(model, args, device)
+    model = faster_passes.find(model, (1,), _side(args), args, device)
     points = ready(model, points, load, args, device, checkpoint)
     answers: list[Answer] = []
     unreadable: list[UserError] = []
