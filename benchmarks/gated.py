@@ -44,17 +44,24 @@ TRAINING_AIM = 1.25
 def force_rate(model, rate, images):
     """Let every gate compute, and then open each path of each image with probability `rate`."""
     generator = torch.Generator().manual_seed(0)
-    for block in model.gated_blocks():
-        opened = (torch.rand(images, block.num_paths, generator=generator) < rate).float()
-        lead = (opened - 0.5).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    blocks = list(model.gated_blocks())
+    opened = [torch.rand(images, block.num_paths, generator=generator) < rate for block in blocks]
+    drawn = [(each.float() - 0.5).to(device) for each in opened]
+    for i, (block, lead) in enumerate(zip(blocks, drawn, strict=True)):
 
         def decide(x, previous, own=block.decide, lead=lead):
             return own(x, previous)._replace(logits=torch.stack([-lead, lead], dim=2))
 
-        def leads(x, previous, own=block.leads, lead=lead):
-            return lead, own(x, previous)[1]
+        block.decide, block.leads = decide, _leading(block.leads, lead)
+        if block.ahead is not None:
+            count = block.ahead.lead.shape[1] // block.num_paths
+            block.ahead.leads = _leading(block.ahead.leads, torch.cat(drawn[i : i + count], dim=1))
 
-        block.decide, block.leads = decide, leads
+
+def _leading(own, lead):
+    """Let gates compute, but lead by as much as `lead` says."""
+    return lambda x, previous: (lead, own(x, previous)[1])
 
 
 def noise(batch: int, side: int, device: torch.device) -> torch.Tensor:

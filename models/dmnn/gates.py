@@ -123,23 +123,27 @@ class Controller(nn.Module):
 class MergedGates(nn.Module):
     """The gates of a block of a folded network, in few operations: a sum over pixels and two or three small products.
 
-    The last product has one row for each path: the difference between the two rows that give its logits.
+    The last product has one row for each path: the difference between the two rows that give its logits. Several blocks
+    with the same input are decided as one block of all their paths would be.
 
     Args:
-        layers: the layers that decide, with their norms folded in: linear layers or 1x1 convolutions. The first reads
-            the mean over the pixels, the last returns the logits; one between them reads the previous hidden state.
+        *blocks: the layers that decide, of each block, with their norms folded in: linear layers or 1x1 convolutions.
+            The first reads the mean over the pixels, the last returns the logits; one between them, for a single block
+            only, reads the previous hidden state.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear | nn.Conv2d]):
+    def __init__(self, *blocks: Sequence[nn.Linear | nn.Conv2d]):
         super().__init__()
-        first, *state, last = layers
-        skip, execute = last.weight.flatten(1).unflatten(0, (-1, 2)).unbind(1)
-        skip_bias, execute_bias = last.bias.unflatten(0, (-1, 2)).unbind(1)
-        self.has_state = bool(state)
-        self._keep("embed", first.weight.flatten(1), first.bias)
-        self._keep("lead", execute - skip, execute_bias - skip_bias)
+        lasts = [layers[-1] for layers in blocks]
+        leads = [layer.weight.flatten(1).unflatten(0, (-1, 2)).diff(dim=1).squeeze(1) for layer in lasts]
+        biases = [layer.bias.unflatten(0, (-1, 2)).diff(dim=1).squeeze(1) for layer in lasts]
+        embed = torch.cat([layers[0].weight.flatten(1) for layers in blocks])
+        self._keep("embed", embed, torch.cat([layers[0].bias for layers in blocks]))
+        self._keep("lead", torch.block_diag(*leads), torch.cat(biases))
+        self.has_state = len(blocks[0]) == 3
         if self.has_state:
-            self._keep("state", state[0].weight, state[0].bias)
+            (_, state, _), *_ = blocks
+            self._keep("state", state.weight, state.bias)
 
     def _keep(self, name: str, weight: Tensor, bias: Tensor) -> None:
         self.register_buffer(name, weight.detach().T.contiguous(), persistent=False)

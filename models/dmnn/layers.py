@@ -40,13 +40,16 @@ class GatedBlock(nn.Module):
     Args:
         num_paths: number of paths.
         always: whether all paths always run; nothing is then decided.
+        identity: whether the shortcut is the identity.
     """
 
-    def __init__(self, num_paths: int, always: bool = False):
+    def __init__(self, num_paths: int, always: bool = False, identity: bool = True):
         super().__init__()
-        self.num_paths, self.always = num_paths, always
-        #: in a folded network, the gates in fewer operations
+        self.num_paths, self.always, self.identity = num_paths, always, identity
+        #: in a folded network, the gates in fewer operations; and those of this block and of the next ones, which read
+        #: the same input as long as no path is open
         self.merged: MergedGates | None = None
+        self.ahead: MergedGates | None = None
 
     def decide(self, x: Tensor, previous: Tensor | None) -> Decision:
         """Evaluate the gates; `previous` is the hidden state of the previous block."""
@@ -69,6 +72,10 @@ class GatedBlock(nn.Module):
     def carry(self, x: Tensor) -> Tensor:
         """Apply the shortcut; returns x itself if it is the identity."""
         return x
+
+    def passes(self, images: Sequence[Sequence[int]] | None) -> bool:
+        """Whether the block returns its input, given the images that open each path."""
+        return self.identity and images is not None and not any(images)
 
     def finish(self, x: Tensor) -> Tensor:
         """Apply what follows the sum; overwrites x. An input of the block passes unchanged."""
@@ -106,13 +113,13 @@ class GatedBlock(nn.Module):
 
         A path that nearly all images opened is computed for all and added to those.
         """
+        if self.passes(images):
+            return x
         out, some = self.carry(x), []
         if images is None:
             for j in range(self.num_paths):
                 out = self.path(j, x).add_(out)
             return self.finish(out)
-        if out is x and not any(images):
-            return x
         batch = x.shape[0]
         for j, opened in enumerate(images):
             missing = batch - len(opened)
@@ -134,8 +141,8 @@ class GatedBlock(nn.Module):
 class MultiPathBlock(GatedBlock):
     """A controller and its paths; subclasses add the shortcut."""
 
-    def __init__(self, controller: Controller, paths: Sequence[Path | BasicPath]):
-        super().__init__(len(paths))
+    def __init__(self, controller: Controller, paths: Sequence[Path | BasicPath], identity: bool):
+        super().__init__(len(paths), identity=identity)
         self.controller = controller
         self.paths = nn.ModuleList(paths)
 
@@ -161,7 +168,7 @@ class ResidualBlock(MultiPathBlock):
     """A block of a ResNet: identity or projection, and ReLU after the sum."""
 
     def __init__(self, controller, paths, downsample: nn.Module | None):
-        super().__init__(controller, paths)
+        super().__init__(controller, paths, identity=downsample is None)
         self.downsample = downsample
 
     def carry(self, x):
@@ -177,7 +184,7 @@ class InvertedBlock(MultiPathBlock):
     """
 
     def __init__(self, controller, paths, shortcut: nn.Module | None, stride: int, out_channels: int):
-        super().__init__(controller, paths)
+        super().__init__(controller, paths, identity=stride == 1 and shortcut is None)
         self.shortcut, self.stride, self.out_channels = shortcut, stride, out_channels
 
     def carry(self, x):
@@ -213,7 +220,7 @@ class AIGBlock(GatedBlock):
         self.shortcut = nn.Identity()
         total_stride = self.conv1.stride[0] * self.conv2.stride[0]
         if total_stride != 1 or in_channels != channels:
-            self.shortcut = Projection(in_channels, channels, total_stride)
+            self.identity, self.shortcut = False, Projection(in_channels, channels, total_stride)
         self.fc1 = nn.Conv2d(in_channels, GATE_WIDTH, 1)
         self.fc1bn = nn.BatchNorm2d(GATE_WIDTH)
         self.fc2 = nn.Conv2d(GATE_WIDTH, 2, 1)

@@ -7,6 +7,7 @@ real execution, and counting what each image costs.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,8 @@ class GatedPoint(Point):
 
 
 ALL_PATHS = GatedPoint("all", every_path=True)
+#: for one image, maximum number of blocks whose gates are decided at once
+AHEAD = 8
 
 
 class Routed(NamedTuple):
@@ -98,6 +101,8 @@ class GatedNetwork(AdaptiveModel):
     """
 
     stage_of_block: Sequence[int]
+    #: whether the gates of several blocks of a folded network can be decided at once
+    looks_ahead = False
 
     def __init__(
         self,
@@ -146,6 +151,10 @@ class GatedNetwork(AdaptiveModel):
         x = self.stem(images)
         if self.training or (not point.every_path and (point.sampled or point.execution == "masked")):
             return self._run_gates(x, point)
+        if x.is_meta and not point.every_path:
+            raise ValueError(f"what the point {point} costs depends on the image; model.infer counts it")
+        if self.looks_ahead and not point.every_path and len(x) == 1:
+            return self._run_one_image(x)
         return self._run_open_paths(x, point)
 
     def _run_gates(self, x: Tensor, point: GatedPoint) -> Routed:
@@ -176,12 +185,31 @@ class GatedNetwork(AdaptiveModel):
                 lead, images = x.new_full((x.shape[0], block.num_paths), math.inf), None
             else:
                 lead, hidden = block.leads(x, hidden)
-                if x.is_meta:
-                    raise ValueError(f"what the point {point} costs depends on the image; model.infer counts it")
                 images = open_images(lead)
             x = block(x, None, images)
             leads.append(lead)
         lead = torch.stack(leads, dim=1)
+        return Routed(self.classify(x), (lead > 0).to(lead.dtype), lead.sigmoid(), None)
+
+    def _run_one_image(self, x: Tensor) -> Routed:
+        """Like `_run_open_paths`, for one image and a folded network whose gates have no hidden state.
+
+        A block whose paths are all closed passes its input on, so the gates of the next ones are known already.
+        """
+        leads: list[list[float]] = []
+        known: list[list[float]] = []  # of the next blocks, the nearest last
+        for block in self.gated_blocks():
+            if block.always:
+                lead, images = [math.inf] * block.num_paths, None
+            else:
+                if not known:
+                    known = block.ahead.leads(x, None)[0].view(-1, block.num_paths).tolist()[::-1]
+                lead = known.pop()
+                images = [[0] if path > 0 else [] for path in lead]
+            leads.append(lead)
+            if not block.passes(images):
+                x, known = block(x, None, images), []
+        lead = torch.tensor([leads], device=x.device)
         return Routed(self.classify(x), (lead > 0).to(lead.dtype), lead.sigmoid(), None)
 
     def costs(self, shape: Sequence[int]) -> Costs:
@@ -232,10 +260,27 @@ class GatedNetwork(AdaptiveModel):
         for module in model.modules():
             if isinstance(getattr(module, "category", None), nn.Module):
                 module.category = None
-        for block in model.gated_blocks():
-            if not block.always:
-                block.merged = MergedGates(block.layers_of_gates())
+        model.looks_ahead = _merge_gates(list(model.gated_blocks()))
         return model
+
+
+def _merge_gates(blocks: Sequence[GatedBlock]) -> bool:
+    """Merge the gates of folded blocks; returns whether they have no hidden state, so that each may look ahead."""
+    deciding = [block for block in blocks if not block.always]
+    for block in deciding:
+        block.merged = MergedGates(block.layers_of_gates())
+    if any(block.merged.has_state for block in deciding):
+        return False
+    for i, block in enumerate(blocks):
+        if not block.always:
+            block.ahead = MergedGates(*(each.layers_of_gates() for each in _same_input(blocks[i : i + AHEAD])))
+    return True
+
+
+def _same_input(blocks: Sequence[GatedBlock]) -> Iterable[GatedBlock]:
+    """The first of these blocks, whose gates may read the same input: it passes them if no path before is open."""
+    channels = blocks[0].merged.embed.shape[0]
+    return itertools.takewhile(lambda block: not block.always and block.merged.embed.shape[0] == channels, blocks)
 
 
 class MultiPath:

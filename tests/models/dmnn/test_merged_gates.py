@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import create_model
-from models.dmnn.gates import Decision, open_images
+from models.dmnn.gates import Decision, MergedGates, open_images
 from models.dmnn.network import GatedPoint
 from models.layers import full_precision
 from tests.models.dmnn.networks import run
@@ -65,6 +65,26 @@ def test_every_way_of_running_takes_the_same_routes(network, batch):
             assert counted.tolist() == macs.tolist()
             assert check.relative(real.logits, logits) < TOLERANCE
             assert torch.equal(again, real.logits)
+
+
+def test_gates_of_one_image_wait_until_a_path_opens(monkeypatch):
+    torch.manual_seed(0)
+    network = create_model("convnet_aig32", "cifar10").eval()
+    blocks = list(network.gated_blocks())
+    opened = [2, 3, 9]
+    for i, block in enumerate(blocks):
+        nn.init.zeros_(block.fc2.weight)
+        block.fc2.bias.data = torch.tensor([0.0, 1.0 if i in opened else -1.0])
+    image, evaluated = torch.randn(1, 3, 32, 32), []
+    folded = network.fold()
+    own = MergedGates.leads
+    monkeypatch.setattr(MergedGates, "leads", lambda self, *given: evaluated.append(self) or own(self, *given))
+    routed, wanted = folded.run(image, folded.main_point), network.run(image, network.main_point)
+    assert torch.equal(routed.gates, wanted.gates)
+    assert routed.gates.flatten().nonzero().flatten().tolist() == opened
+    torch.testing.assert_close(routed.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+    # the second block of a stage (1, 6 and 11) is the first with feature maps of that stage
+    assert evaluated == [block.ahead for i, block in enumerate(folded.gated_blocks()) if i in (0, 3, 4, 6, 10, 11)]
 
 
 @pytest.mark.parametrize("opened", [(), (3,), (0, 1, 2, 4), (0, 1, 2, 3, 4)])
