@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.products import convolve
+
 
 @lru_cache(maxsize=256)
 def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -57,34 +59,6 @@ def conv(in_channels: int, out_channels: int, size: int, stride: int = 1, groups
     layer = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
-
-
-def pointwise(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """A 1x1 convolution without bias, for training; on a CPU a matrix product where that is faster.
-
-    With many more weights than pixels, the backward pass of the convolution takes up to ten times as long there. The
-    rule is fitted to CPU times: 64 to 2048 channels, 256 to 50176 pixels in a batch. The result may be a view, so
-    nothing should be added to it in place.
-
-    Args:
-        weight: (out channels, channels, 1, 1).
-    """
-    pixels = x.numel() // x.shape[1]
-    if x.device.type != "cpu" or x.stride(1) != 1 or weight.numel() < 64 * pixels:
-        return F.conv2d(x, weight, stride=stride)
-    return F.linear(x[:, :, ::stride, ::stride].permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
-
-
-def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution; in training, a 1x1 one without bias as `pointwise` does, unless hooks watch it."""
-    if layer.training and layer.kernel_size == (1, 1) and layer.bias is None and not is_hooked(layer):
-        return pointwise(x, layer.weight, layer.stride[0])
-    return layer(x)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks (by thop or a feature extractor) wait for the module to be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class Projection(nn.Sequential):
@@ -161,8 +135,8 @@ class BasicBlock(Block):
             self.shortcut = (PadShortcut if shortcut == "A" else Projection)(in_channels, channels, stride)
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:
-        out = self.layer("bn1", skip)(self.layer("conv1", skip)(x))
-        out = self.layer("bn2", skip)(self.layer("conv2", skip)(F.relu_(out)))
+        out = F.relu_(self.layer("bn1", skip)(convolve(self.layer("conv1", skip), x)))
+        out = self.layer("bn2", skip)(convolve(self.layer("conv2", skip), out))
         return F.relu_(out + self.shortcut(x))
 
 
@@ -202,7 +176,7 @@ class Bottleneck(Block):
     def residual(self, x: Tensor, skip: bool = False) -> Tensor:
         """The residual, which is added to the shortcut."""
         out = F.relu_(self.layer("bn1", skip)(convolve(self.layer("conv1", skip), x)))
-        out = F.relu_(self.layer("bn2", skip)(self.layer("conv2", skip)(out)))
+        out = F.relu_(self.layer("bn2", skip)(convolve(self.layer("conv2", skip), out)))
         return self.layer("bn3", skip)(convolve(self.layer("conv3", skip), out))
 
     def forward(self, x: Tensor, skip: bool = False) -> Tensor:

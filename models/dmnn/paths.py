@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Statistics, conv, full_precision, pointwise
+from models.layers import Statistics, conv, full_precision
+from models.products import convolution
 
 
 class Path(nn.Module):
@@ -87,18 +88,18 @@ def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> T
     """
     act, second = paths[0].activation, paths[0].conv2
     if paths[0].inputs is None:
-        x = act(joint_norm(pointwise(x, stacked(paths, "conv1")), [path.bn1 for path in paths]), inplace=True)
-    x = F.conv2d(x, stacked(paths, "conv2"), None, second.stride, 1, groups=len(paths) * second.groups)
+        x = act(joint_norm(convolution(x, stacked(paths, "conv1")), [path.bn1 for path in paths]), inplace=True)
+    x = convolution(x, stacked(paths, "conv2"), second.stride[0], len(paths) * second.groups)
     x = act(joint_norm(x, [path.bn2 for path in paths]), inplace=True)
     gates = gates.to(x.dtype)
     if merging_pays(second.out_channels, out) and not Statistics.of_all_processes:
         weights, shifts = last_layers(paths, x)
         gated = x * gates.repeat_interleave(second.out_channels, dim=1)[:, :, None, None]
         merged = weights.transpose(0, 1).flatten(1)  # [out channels, paths * width]
-        total = pointwise(gated, merged[:, :, None, None])
+        total = convolution(gated, merged[:, :, None, None])
         return (total + out).add_((gates @ shifts.to(x.dtype))[:, :, None, None])
     for j, (path, part) in enumerate(zip(paths, x.chunk(len(paths), dim=1), strict=True)):
-        y = path.bn3(pointwise(part, path.conv3.weight))
+        y = path.bn3(convolution(part, path.conv3.weight))
         out = (y * gates[:, j, None, None, None]).add_(out)  # addcmul's backward is slower
     return out
 

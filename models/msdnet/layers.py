@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from models.msdnet.layout import Layout, Part
+from models.products import convolve
 
 
 class ConvUnit(nn.Module):
@@ -25,7 +26,8 @@ class ConvUnit(nn.Module):
         self.net = nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        conv, norm, activation = self.net
+        return activation(norm(convolve(conv, x)))
 
 
 class ConvBN(nn.Module):

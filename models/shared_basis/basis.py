@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BasicBlock, Block, conv, full_precision, is_hooked
+from models.layers import BasicBlock, Block, conv, full_precision
+from models.products import convolution, convolve, is_hooked
 from models.shared_basis.folding import FoldedBlock, choose_forms, drop_unused_bases, fold_basis
 from models.trunks import Group
 
@@ -93,8 +94,8 @@ def combine_filters(
     if zeros is None:
         zeros = zero_filters(x, norm.num_features) if norm.training else 0
     if not zeros or not _is_ordinary(norm) or any(is_hooked(layer) for layer in (*convs, norm, coefficients)):
-        return coefficients(norm(joint_conv(x, convs)))
-    x = F.conv2d(x, _with_zeros([conv.weight for conv in convs], zeros), padding=1)
+        return convolve(coefficients, norm(joint_conv(x, convs)))
+    x = convolution(x, _with_zeros([conv.weight for conv in convs], zeros))
     mean, var, weight, bias = (
         _with_zeros([values], zeros) for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
@@ -103,7 +104,7 @@ def combine_filters(
         norm.num_batches_tracked.add_(1)
         averages = mean[: norm.num_features], var[: norm.num_features]
         torch._foreach_copy_([norm.running_mean, norm.running_var], averages)
-    return F.conv2d(x, _with_zeros([coefficients.weight], zeros, dim=1))
+    return convolution(x, _with_zeros([coefficients.weight], zeros, dim=1))
 
 
 def _with_zeros(parts: Sequence[Tensor], zeros: int, dim: int = 0) -> Tensor:
@@ -147,10 +148,10 @@ def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
     Convolutions with hooks run one by one, so that their hooks see them.
     """
     if len(convs) == 1:
-        return convs[0](x)
+        return convolve(convs[0], x)
     if any(is_hooked(conv) for conv in convs):
         return torch.cat([conv(x) for conv in convs], dim=1)
-    return F.conv2d(x, torch.cat([conv.weight for conv in convs]), padding=1)
+    return convolution(x, torch.cat([conv.weight for conv in convs]))
 
 
 def _is_ordinary(norm: nn.Module) -> bool:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from models.layers import Bottleneck, DenseNetLayer, conv, convolve
+from models.layers import Bottleneck, DenseNetLayer, conv
+from models.products import convolve
 from models.shared_basis.basis import combine_filters
 from models.shared_basis.folding import fold_basis
 
