@@ -236,7 +236,7 @@ def test_archives_that_are_no_checkpoints(tmp_path):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves the bytes in `files`; `slow` ones in many pieces; `half` ones end too early."""
+    """Serves the bytes in `files`; `slow` ones in many pieces; `half` ones end too early; `garbled` is no HTTP."""
 
     files: dict[str, bytes]
 
@@ -245,6 +245,9 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         blob, start = self.files[self.path], 0
+        if self.path == "/garbled":
+            self.wfile.write(blob)
+            return
         if asked := self.headers.get("Range"):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(blob):
@@ -286,9 +289,9 @@ def only_file(folder):
     return [path.name for path in folder.iterdir()]
 
 
-@pytest.mark.parametrize("path", ["/page", "/half"])
+@pytest.mark.parametrize("path", ["/page", "/half", "/garbled"])
 def test_what_is_no_checkpoint_is_not_kept(tmp_path, serve, path):
-    blob = b"<!DOCTYPE html>Quota exceeded" if path == "/page" else packed({"a": torch.zeros(10**5)})
+    blob = packed({"a": torch.zeros(10**5)}) if path == "/half" else b"<!DOCTYPE html>Quota exceeded\r\n"
     with pytest.raises(ValueError, match=r"could not download x .*save it as"):
         published.fetch(serve(path, blob), tmp_path)
     assert not (tmp_path / "x.pth").exists()
