@@ -331,7 +331,7 @@ class Trainer:
         if self.step % self.recipe.accumulate:
             return  # accumulated gradients are not part of a checkpoint
         stop, every = self.agreement.answer(self.run.stop_signal), self.recipe.checkpoint_steps
-        if stop or (every and self.step % every == 0):
+        if stop or (every and self.step % every < self.recipe.accumulate):  # the first update from there on
             share_statistics({self.model, self.evaluated}, self.recipe.dist_bn)
             self.check_finite(running)
             self._save()
