@@ -24,6 +24,7 @@ from models import (
     registry,
     state_dicts,
 )
+from models.meta import on_meta
 from tests.models.files import saved
 from tests.parity import check
 
@@ -60,6 +61,16 @@ def test_torchvision_weights_give_torchvision_logits(tmp_path, ours, theirs):
     with torch.no_grad():
         expected = other.eval()(images)
         torch.testing.assert_close(model.eval()(images), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV2_ADN"])
+def test_a_mobilenet_with_more_layers_is_none_of_ours(name):
+    flags = {"from_plain": True} if name == "MobileNetV2_ADN" else {}
+    with on_meta():
+        model, other = create_model(name, "ilsvrc", **flags), torchvision.models.mobilenet_v2().state_dict()
+        more = [f"features.{place}.weight" for place in ("19.0", "18.2", "3.conv.7", "3.conv.0.0.0")]
+        with pytest.raises(ValueError, match=r"4 unexpected \(features\.19\.0\.weight"):
+            state_dicts.fit_state(model, other | {key: torch.zeros(1) for key in more}, "other.pth")
 
 
 def test_torchvisions_mobilenet_is_recorded_as_one(tmp_path):
