@@ -41,7 +41,7 @@ def quickest_and_slowest(model: AdaptiveModel, point: Point, data: Data) -> Cont
             caption = f"{said}\n{screen.shorten(route, 24)}\n{1e3 * seconds:.2f} ms, {100 * macs / full:.0f} % of MACs"
             found.append((seconds, caption, image[0]))
     found.sort(key=lambda one: one[0])
-    columns = min(COLUMNS, len(found) // 2)
+    columns = max(1, min(COLUMNS, len(found) // 2))
     rows = [
         [(caption, image.float().cpu()) for _, caption, image in part]
         for part in (found[:columns], found[: -columns - 1 : -1])
