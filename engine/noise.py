@@ -1,4 +1,4 @@
-"""Random numbers of a run on several devices: the same sub-networks everywhere, but different noise.
+"""Random numbers: the same sub-networks on all devices of a run, but different noise; and the same noise once more.
 
 What an objective draws (widths, sub-networks) must be the same in all processes; Gumbel noise and dropout must not be,
 or images at the same position of each part would share it.
@@ -7,6 +7,7 @@ or images at the same position of each part would share it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -78,6 +79,11 @@ class Generators:
         for gpu, generator in zip(self.gpus, saved.get("cuda", []), strict=False):
             torch.cuda.set_rng_state(generator, gpu)
         return processes_before == world_size() and len(self.gpus) == len(saved.get("cuda", []))
+
+
+def repeated(device: torch.device) -> AbstractContextManager:
+    """A context whose noise is drawn once more by what follows, such as the route of an image by gates that draw."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _mixed(*numbers: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dataloader import Data
+from engine import noise
 from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.figures import ContactSheet
@@ -59,6 +60,7 @@ def _single(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, 
 def _timed(model: AdaptiveModel, image: Tensor, point: Point) -> tuple[float, int, int]:
     """Seconds, including the time to read back the rest; predicted class; multiply-accumulates."""
     start = time.perf_counter()
-    logits, macs = model.infer(image, point)
+    with noise.repeated(image.device):
+        logits, macs = model.infer(image, point)
     answer = torch.stack([logits.argmax(dim=1), macs]).flatten().tolist()
     return (time.perf_counter() - start, *answer)

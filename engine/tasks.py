@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import cli, evaluation, run_images, sheet
+from engine import cli, evaluation, noise, run_images, sheet
 from engine.devices import autocast, parallel
 from images.reading import image_paths
 from models import profile
@@ -310,7 +310,8 @@ def _answer(
 ) -> tuple[Answer, Tensor]:
     """The answer of a network to one image (1, 3, H, W), and the probabilities (classes,)."""
     start = time.perf_counter()
-    logits, macs = model.infer(image, point)
+    with noise.repeated(image.device):
+        logits, macs = model.infer(image, point)
     probabilities = logits[0].float().softmax(dim=0).cpu()  # waits for the device
     ms = 1e3 * (time.perf_counter() - start)
     (route,) = model.routes(image, point, macs)
