@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import signal
 import stat
 import subprocess
 import sys
@@ -35,6 +36,9 @@ class UserError(ValueError):
 
 
 # Processes
+
+#: the signals that ask a run to save and end; Windows lacks some
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def rank() -> int:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from images.processors import usable_processors
-from utils import UserError, rank, world_size
+from utils import STOP_SIGNALS, UserError, rank, world_size
 
 T = TypeVar("T")
 
@@ -227,8 +227,7 @@ def start(count: int, environment: Mapping[str, str]) -> int:
         for child in children:
             child.send_signal(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {n: signal.signal(n, pass_on) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    before = {n: signal.signal(n, pass_on) for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         for number in range(count):
             own = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
