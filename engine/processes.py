@@ -219,11 +219,11 @@ def start(count: int, environment: Mapping[str, str]) -> int:
     shared.setdefault("OMP_NUM_THREADS", str(max(1, usable_processors() // count)))
     command = [sys.executable, *sys.orig_argv[1:]]
     children: list[subprocess.Popen] = []
-    stopping = False
+    asked: int | None = None  # the signal that has asked to stop
 
     def pass_on(number: int, frame=None) -> None:
-        nonlocal stopping
-        stopping = True
+        nonlocal asked
+        asked = number
         for child in children:
             child.send_signal(number)
 
@@ -233,7 +233,9 @@ def start(count: int, environment: Mapping[str, str]) -> int:
             own = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
             # in its own session: Ctrl-C in the terminal reaches only this process, which passes it on once
             children.append(subprocess.Popen(command, env=own, start_new_session=True))
-        failed = _wait(children, lambda: stopping)
+        if asked is not None:  # while some were still to be started, which would wait for the others
+            pass_on(asked)
+        failed = _wait(children, lambda: asked is not None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -172,3 +172,24 @@ def test_signals_are_passed_on_once_to_each_process(environment, monkeypatch, tm
     threading.Thread(target=ask).start()
     assert processes.start(2, os.environ) == 143
     assert [(tmp_path / number).read_text() for number in "01"] == ["x", "x"]
+
+
+def test_a_signal_reaches_processes_that_start_after_it(environment, monkeypatch):
+    class Child:
+        started, returncode = 0, None
+
+        def __init__(self, command, **options):
+            Child.started += 1
+            if Child.started == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def send_signal(self, number):
+            self.returncode = 128 + number
+
+        def poll(self):
+            assert self.returncode is not None
+            return self.returncode
+
+    environment()
+    monkeypatch.setattr(processes.subprocess, "Popen", Child)
+    assert processes.start(3, os.environ) == 143
