@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from models.layers import make_divisible
 from models.slimmable.layers import (
     Channels,
     Fixed,
@@ -14,7 +15,6 @@ from models.slimmable.layers import (
     SwitchableBatchNorm,
     UniversalBatchNorm,
     WholeBatchNorm,
-    make_divisible,
 )
 from utils import UserError
 
