@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from engine import processes
 from models.adaptive import Objective
-from utils import rank, world_size
+from utils import rank
 
 
 class Generators:
@@ -60,16 +60,13 @@ class Generators:
         state = own | {"cpu": self.objective.generator.get_state()}
         return state | {"noise": processes.gathered(own)} if dist.is_initialized() else state
 
-    def load_state_dict(self, state: dict, moment: Sequence[int]) -> bool:
+    def load_state_dict(self, state: dict, moment: Sequence[int]) -> None:
         """Continue where a checkpoint of any number of processes stopped.
 
         Args:
             moment: epoch and step of the checkpoint.
-
-        Returns:
-            Whether every process and GPU has the noise that it would have had without the interruption.
         """
-        saved, processes_before = state, len(state.get("noise", [None]))
+        saved = state
         self.separate(*moment)
         if dist.is_initialized():
             saved = state["noise"][rank()] if rank() < len(state.get("noise", [])) else {}
@@ -78,7 +75,6 @@ class Generators:
         self.objective.generator.set_state(state["cpu"])
         for gpu, generator in zip(self.gpus, saved.get("cuda", []), strict=False):
             torch.cuda.set_rng_state(generator, gpu)
-        return processes_before == world_size() and len(self.gpus) == len(saved.get("cuda", []))
 
 
 def repeated(device: torch.device) -> AbstractContextManager:
