@@ -95,7 +95,7 @@ def join(device: torch.device) -> None:
     wrong = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if not _counts(name)]
     if wrong or not int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]):
         what = " and ".join(wrong) or f"RANK={os.environ['RANK']} with WORLD_SIZE={os.environ['WORLD_SIZE']}"
-        raise UserError(f"{what} in the environment is none that a launcher sets: use torchrun, or unset it", 2)
+        raise UserError(f"{what} in the environment is not what a launcher sets: use torchrun, or unset it", 2)
     _end_with_parent()
     store, number, count = next(rendezvous("env://"))
     # torchrun keeps its store when it restarts the processes

@@ -68,7 +68,7 @@ def _read(file: Path) -> dict:
         record = content | {"rows": [_row(point, content) for point in content["points"]]}
         for key in TEXTS:
             if not isinstance(record[key], str):
-                raise ValueError(f"{key} is no text")
+                raise ValueError(f"{key} is not text")
         if not re.fullmatch("[0-9a-f]{64}", record["sha256"]) or record["name"] != file.stem:
             raise ValueError("sha256 has not 64 hexadecimal digits, or name is not that of the file")
         for key in ("epochs", "seed"):

@@ -100,7 +100,7 @@ def test_more_processes_than_gpus_are_refused(environment):
 def test_what_no_launcher_sets_is_said(environment, given, said):
     good = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     environment(**good | given)
-    with pytest.raises(utils.UserError, match=f"{said} in the environment is none that a launcher sets"):
+    with pytest.raises(utils.UserError, match=f"{said} in the environment is not what a launcher sets"):
         processes.join(torch.device("cpu"))
 
 

@@ -342,7 +342,7 @@ def test_an_index_beside_the_weights_says_what_was_held_out(tmp_path, source):
     torch.save(order[:60], tmp_path / "index.pth")
     assert torch.equal(Checkpoint.open(path).held_out, order[:60])
     torch.save(torch.tensor([-1, 2]), tmp_path / "index.pth")
-    with pytest.raises(ValueError, match=r"index\.pth is no list of images held out"):
+    with pytest.raises(ValueError, match=r"index\.pth is not a list of held-out images"):
         Checkpoint.open(path).held_out  # noqa: B018 - reading it is the test
 
 

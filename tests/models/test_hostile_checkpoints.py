@@ -57,7 +57,7 @@ def test_wrong_types_among_what_is_recorded(tmp_path, part, value):
 
 @pytest.mark.parametrize("part", ["epoch", "best", "objective", "scaler", "rng"])
 def test_a_run_does_not_resume_from_odd_keys(tmp_path, part):
-    refused(lambda: opened(tmp_path, content(**{part: torch.ones(1)})).training, f"training.{part} is none")
+    refused(lambda: opened(tmp_path, content(**{part: torch.ones(1)})).training, f"training.{part} is not what")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_run_does_not_resume_from_odd_keys(tmp_path, part):
     [("best", {"full": ("a", "b")}), ("best", {"full": (10**400, 1)}), ("epoch", 10**400), ("processes", 0)],
 )
 def test_a_run_does_not_resume_from_what_are_no_numbers(tmp_path, part, value):
-    refused(lambda: opened(tmp_path, content(**{part: value})).training, f"training.{part} is none")
+    refused(lambda: opened(tmp_path, content(**{part: value})).training, f"training.{part} is not what")
 
 
 def test_a_run_does_not_resume_from_tensors_that_lie(tmp_path):
@@ -95,10 +95,10 @@ def test_another_projects_training_key_is_its_own_business(tmp_path):
 
 @pytest.mark.parametrize("value", [[1], {}, {"model": "ResNet20"}])
 def test_a_sub_network_without_its_description(tmp_path, value):
-    refused(opened(tmp_path, content() | {"extracted": value}).build, r"extracted\.\w+ is none")
+    refused(opened(tmp_path, content() | {"extracted": value}).build, r"extracted\.\w+ is not what")
 
 
-@pytest.mark.parametrize(("count", "match"), [(10**10, "too few for num_classes 1e"), (10**400, "num_classes is none")])
+@pytest.mark.parametrize(("count", "match"), [(10**10, "too few for num_classes 1e"), (10**400, "num_classes is not")])
 def test_ten_thousand_million_classes(tmp_path, count, match):
     whole = create_model("ResNet32_ADN")
     lie = extracted_content(whole, "TTT", {})
