@@ -222,7 +222,7 @@ class Run:
         }
         done = checkpoint.training["epoch"] + (checkpoint.training["step"] > 0)
         reason = f"is from a run with other flags ({'; '.join([*differing.values()][:4])})"
-        if "epochs" in differing and differing.keys() <= self.SCHEDULE:
+        if differing and differing.keys() <= self.SCHEDULE:
             if self.flags["epochs"] < done:
                 reason = f"has {done} epochs already, more than --epochs={self.flags['epochs']}"
             elif same_rates(Recipe.of(saved), Recipe.of(saved | self.flags), done):
