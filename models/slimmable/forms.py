@@ -56,15 +56,19 @@ class Universal:
             )
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
+        """Channels in proportion to the width, `basic` at width 1; rounded as in `Scaled`."""
         return Scaled(basic, self.high, ratio)
 
     def norm(self, channels: Channels) -> nn.Module:
+        """The batch norm after a layer with these channels."""
         return UniversalBatchNorm(channels, self.listed)
 
     def tail(self, basic: int) -> Fixed:
+        """Channels of MobileNetV2's last convolution, the same at every width."""
         return Fixed(make_divisible(basic * self.high) if self.usnet and self.high > 1 else basic)
 
     def whole_norm(self, channels: int) -> nn.Module:
+        """The batch norm after that convolution."""
         return WholeBatchNorm(channels)
 
 
@@ -97,6 +101,7 @@ class Switchable:
             )
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
+        """Channels in proportion to the width, `basic` at width 1; rounded as in `Scaled`."""
         return self.each(int(make_divisible(basic * width / ratio) * ratio) for width in self.listed)
 
     def each(self, counts) -> Listed:
@@ -104,12 +109,15 @@ class Switchable:
         return Listed(tuple(counts), self.listed)
 
     def norm(self, channels: Channels) -> nn.Module:
+        """The batch norm after a layer with these channels."""
         return SwitchableBatchNorm(channels, self.listed)
 
     def tail(self, basic: int) -> Fixed:
+        """Channels of MobileNetV2's last convolution, the same at every width."""
         return Fixed(make_divisible(basic * self.high) if self.high > 1 else basic)
 
     def whole_norm(self, channels: int) -> nn.Module:
+        """The batch norm after that convolution."""
         return nn.BatchNorm2d(channels)
 
 
