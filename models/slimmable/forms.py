@@ -102,7 +102,7 @@ class Switchable:
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
         """Channels in proportion to the width, `basic` at width 1; rounded as in `Scaled`."""
-        return self.each(int(make_divisible(basic * width / ratio) * ratio) for width in self.listed)
+        return self.each(map(Scaled(basic, self.high, ratio), self.listed))
 
     def each(self, counts) -> Listed:
         """Channels given for each width."""
