@@ -38,7 +38,7 @@ def _entry_point(name: str, entries: list[_Entry]) -> _Callable[..., _AdaptiveMo
         cache: str | None = None,
         **flags: object,
     ) -> _AdaptiveModel:
-        if pretrained and pretrained is not True and dataset is None:
+        if pretrained and pretrained is not True and pretrained != "zoo" and dataset is None:
             described = _Checkpoint.open(pretrained, None, cache).describe().get("dataset")
             dataset = None if described is None else str(described)
         dataset = dataset or entries[0].dataset
@@ -53,7 +53,7 @@ def _help(entries: list[_Entry]) -> str:
     lines = [entries[0].summary, "", "Args:"]
     lines.append(f"    dataset: one of {', '.join(entry.dataset for entry in entries)} (the first).")
     lines.append("    num_classes: of the classifier; by default those of the data set.")
-    lines.append("    pretrained: a checkpoint file, a released one's name, or True; its flags become the defaults.")
+    lines.append("    pretrained: a file of weights, a released name, zoo, or True; its flags become the defaults.")
     lines.append("    cache: folder for released checkpoints; by default torch.hub's.")
     for entry in entries:
         for flag in entry.model_flags():

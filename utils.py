@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import signal
 import stat
 import subprocess
 import sys
@@ -35,6 +36,9 @@ class UserError(ValueError):
 
 
 # Processes
+
+#: the signals that ask a run to save and end; Windows lacks some
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def rank() -> int:
@@ -112,7 +116,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = temporary_name(path)
     try:
         if path.exists() and not path.is_file():  # replacing a device or a pipe would remove it for all programs
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         remove_left_over(path)
         yield temporary
         with open(temporary, "rb+") as file:
@@ -191,7 +195,7 @@ def read_json(path: str | os.PathLike) -> Any:
 def typed(value: Any, kind: type, name: str) -> Any:
     """Return a value read from a file if it is of type `kind`. Otherwise raises a ValueError that names it."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name} is {value!r:.40}, no {kind.__name__}")
+        raise ValueError(f"{name} is {value!r:.40}, not of type {kind.__name__}")
     return value
 
 
@@ -231,7 +235,7 @@ def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
 def make_room(file: str | os.PathLike, flag: str) -> None:
     """Create the folder of a file that will be written. Raises a UserError that names the flag if it cannot be."""
     if Path(file).exists() and not Path(file).is_file():
-        raise UserError(f"cannot write {file}: it is no regular file; name another with {flag}")
+        raise UserError(f"cannot write {file}: it is not a regular file; name another with {flag}")
     make_folder(Path(file).parent, flag)
 
 

@@ -245,7 +245,10 @@ def _without_help(argv: list[str]) -> list[str]:
 
 
 def _check_training(parser: Parser, args: argparse.Namespace) -> None:
-    args.lr_steps = lr_steps(args.lr_steps, args.epochs)
+    try:
+        args.lr_steps = lr_steps(args.lr_steps, args.epochs)
+    except OverflowError:
+        parser.error(f"--lr_steps {args.lr_steps} becomes infinite within {args.epochs} epochs: give smaller factors")
     if args.starting_epoch >= args.epochs:
         parser.error(f"--starting_epoch {args.starting_epoch} leaves none of --epochs {args.epochs} to train")
     if args.warmup_epochs >= args.epochs:

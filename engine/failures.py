@@ -20,7 +20,7 @@ def explain(error: BaseException) -> str | None:
         return "the GPU's memory is full: lower --batch_size, or add --accumulate"
     full = any(part in text.lower() for part in MEMORY_IS_FULL)
     if isinstance(error, MemoryError) or (full and isinstance(error, (RuntimeError, OSError))):
-        return "this machine's memory is full: lower --batch_size (or --workers, where there are some), or end others"
+        return "this machine's memory is full: lower --batch_size (or --workers), or end other programs"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = text.partition("\n")[0]
         return f"the network could not be compiled ({reason}); leave --compile and --fast out"

@@ -1,4 +1,4 @@
-"""Random numbers of a run on several devices: the same sub-networks everywhere, but different noise.
+"""Random numbers: the same sub-networks on all devices of a run, but different noise; and the same noise once more.
 
 What an objective draws (widths, sub-networks) must be the same in all processes; Gumbel noise and dropout must not be,
 or images at the same position of each part would share it.
@@ -7,6 +7,7 @@ or images at the same position of each part would share it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from engine import processes
 from models.adaptive import Objective
-from utils import rank, world_size
+from utils import rank
 
 
 class Generators:
@@ -59,16 +60,13 @@ class Generators:
         state = own | {"cpu": self.objective.generator.get_state()}
         return state | {"noise": processes.gathered(own)} if dist.is_initialized() else state
 
-    def load_state_dict(self, state: dict, moment: Sequence[int]) -> bool:
+    def load_state_dict(self, state: dict, moment: Sequence[int]) -> None:
         """Continue where a checkpoint of any number of processes stopped.
 
         Args:
             moment: epoch and step of the checkpoint.
-
-        Returns:
-            Whether every process and GPU has the noise that it would have had without the interruption.
         """
-        saved, processes_before = state, len(state.get("noise", [None]))
+        saved = state
         self.separate(*moment)
         if dist.is_initialized():
             saved = state["noise"][rank()] if rank() < len(state.get("noise", [])) else {}
@@ -77,7 +75,11 @@ class Generators:
         self.objective.generator.set_state(state["cpu"])
         for gpu, generator in zip(self.gpus, saved.get("cuda", []), strict=False):
             torch.cuda.set_rng_state(generator, gpu)
-        return processes_before == world_size() and len(self.gpus) == len(saved.get("cuda", []))
+
+
+def repeated(device: torch.device) -> AbstractContextManager:
+    """A context whose noise is drawn once more by what follows, such as the route of an image by gates that draw."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _mixed(*numbers: int) -> int:

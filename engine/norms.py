@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from engine import processes
 from models import layers
 from utils import world_size
 
@@ -21,18 +21,19 @@ def share_statistics(networks: Iterable[nn.Module], how: str) -> None:
     """Give all processes the weights and buffers that these networks have in the first one.
 
     Args:
+        networks: in an order that is the same in all processes, as that of a set is not; each may be named twice.
         how: "reduce" first averages running means and variances over the processes, each of which has seen different
             images; "broadcast" does not.
     """
     if not dist.is_initialized():
         return
-    tensors = ((*network.named_parameters(), *network.named_buffers()) for network in networks)
-    for name, tensor in itertools.chain.from_iterable(tensors):
-        if how == "reduce" and name.endswith(("running_mean", "running_var")):
-            dist.all_reduce(tensor)
-            tensor /= world_size()
-        else:
-            dist.broadcast(tensor.detach(), 0)
+    networks = dict.fromkeys(networks)
+    for network in networks if how == "reduce" else ():
+        for name, tensor in network.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                dist.all_reduce(tensor)
+                tensor /= world_size()
+    processes.broadcast(*networks)
 
 
 def synchronised(wanted: bool) -> contextlib.AbstractContextManager:

@@ -19,7 +19,10 @@ def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.SGD:
 def trained_parameters(optimizer: torch.optim.SGD, network: nn.Module | None = None) -> list[nn.Parameter]:
     """Return all parameters of an optimizer, group by group, or in the order of the network if it is given."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return parameters if network is None else [p for p in network.parameters() if p in set(parameters)]
+    if network is None:
+        return parameters
+    trained = set(parameters)
+    return [parameter for parameter in network.parameters() if parameter in trained]
 
 
 def add_momentum(optimizer: torch.optim.SGD) -> None:

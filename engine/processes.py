@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from images.processors import usable_processors
-from utils import UserError, rank, world_size
+from utils import STOP_SIGNALS, UserError, rank, world_size
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def join(device: torch.device) -> None:
     wrong = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE", "MASTER_PORT") if not _counts(name)]
     if wrong or not int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]):
         what = " and ".join(wrong) or f"RANK={os.environ['RANK']} with WORLD_SIZE={os.environ['WORLD_SIZE']}"
-        raise UserError(f"{what} in the environment is none that a launcher sets: use torchrun, or unset it", 2)
+        raise UserError(f"{what} in the environment is not what a launcher sets: use torchrun, or unset it", 2)
     _end_with_parent()
     store, number, count = next(rendezvous("env://"))
     # torchrun keeps its store when it restarts the processes
@@ -219,22 +219,23 @@ def start(count: int, environment: Mapping[str, str]) -> int:
     shared.setdefault("OMP_NUM_THREADS", str(max(1, usable_processors() // count)))
     command = [sys.executable, *sys.orig_argv[1:]]
     children: list[subprocess.Popen] = []
-    stopping = False
+    asked: int | None = None  # the signal that has asked to stop
 
     def pass_on(number: int, frame=None) -> None:
-        nonlocal stopping
-        stopping = True
+        nonlocal asked
+        asked = number
         for child in children:
             child.send_signal(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {n: signal.signal(n, pass_on) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    before = {n: signal.signal(n, pass_on) for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         for number in range(count):
             own = {**shared, "RANK": str(number), "LOCAL_RANK": str(number)}
             # in its own session: Ctrl-C in the terminal reaches only this process, which passes it on once
             children.append(subprocess.Popen(command, env=own, start_new_session=True))
-        failed = _wait(children, lambda: stopping)
+        if asked is not None:  # while some were still to be started, which would wait for the others
+            pass_on(asked)
+        failed = _wait(children, lambda: asked is not None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

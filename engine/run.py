@@ -25,7 +25,6 @@ from engine import processes
 from engine.devices import device_name
 from engine.recipe import Recipe, same_rates
 from engine.saving import Writer, snapshot
-from engine.stopping import STOP_SIGNALS
 from models import Checkpoint
 from utils import UserError, code_version, make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
@@ -223,7 +222,7 @@ class Run:
         }
         done = checkpoint.training["epoch"] + (checkpoint.training["step"] > 0)
         reason = f"is from a run with other flags ({'; '.join([*differing.values()][:4])})"
-        if "epochs" in differing and differing.keys() <= self.SCHEDULE:
+        if differing and differing.keys() <= self.SCHEDULE:
             if self.flags["epochs"] < done:
                 reason = f"has {done} epochs already, more than --epochs={self.flags['epochs']}"
             elif same_rates(Recipe.of(saved), Recipe.of(saved | self.flags), done):
@@ -354,7 +353,7 @@ class Run:
             yield
             return
         # ignored signals stay ignored: SIGHUP under nohup, SIGINT in a shell's background job
-        numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        numbers = [number for number in utils.STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, on_signal) for number in numbers}
         try:
             yield

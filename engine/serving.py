@@ -47,12 +47,14 @@ class Clock:
         self.start()
 
     def start(self) -> None:
+        """Count from now on."""
         self.zero = time.perf_counter()
 
     def __call__(self) -> float:
         return time.perf_counter() - self.zero
 
     def wait_until(self, moment: float) -> None:
+        """Wait until this many seconds have been counted, or skip the time if it need not pass."""
         left = moment - self()
         if left > 0 and self.idle:
             time.sleep(left)
@@ -77,6 +79,7 @@ class Answer:
 
     @property
     def latency(self) -> float:
+        """Seconds from the arrival of the image to its answer."""
         return self.done - self.came
 
 

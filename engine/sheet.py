@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dataloader import Data
+from engine import noise
 from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.figures import ContactSheet
@@ -41,7 +42,7 @@ def quickest_and_slowest(model: AdaptiveModel, point: Point, data: Data) -> Cont
             caption = f"{said}\n{screen.shorten(route, 24)}\n{1e3 * seconds:.2f} ms, {100 * macs / full:.0f} % of MACs"
             found.append((seconds, caption, image[0]))
     found.sort(key=lambda one: one[0])
-    columns = min(COLUMNS, len(found) // 2)
+    columns = max(1, min(COLUMNS, len(found) // 2))
     rows = [
         [(caption, image.float().cpu()) for _, caption, image in part]
         for part in (found[:columns], found[: -columns - 1 : -1])
@@ -59,6 +60,7 @@ def _single(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, 
 def _timed(model: AdaptiveModel, image: Tensor, point: Point) -> tuple[float, int, int]:
     """Seconds, including the time to read back the rest; predicted class; multiply-accumulates."""
     start = time.perf_counter()
-    logits, macs = model.infer(image, point)
+    with noise.repeated(image.device):
+        logits, macs = model.infer(image, point)
     answer = torch.stack([logits.argmax(dim=1), macs]).flatten().tolist()
     return (time.perf_counter() - start, *answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 
 import torch
@@ -10,9 +9,7 @@ import torch.distributed as dist
 
 from engine import processes
 from engine.devices import DelayedValue
-
-#: the signals that ask a run to save and end; Windows lacks some
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+from utils import STOP_SIGNALS
 
 
 class Agreement:

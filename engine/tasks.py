@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import cli, evaluation, faster_passes, run_images, sheet
+from engine import cli, evaluation, faster_passes, noise, run_images, sheet
 from engine.devices import autocast, parallel
 from images.reading import image_paths
 from models import profile
@@ -44,7 +44,11 @@ from utils import (
 
 
 def evaluate(
-    model: AdaptiveModel, load: Callable[[], Data], args, device: torch.device, checkpoint: Checkpoint
+    model: AdaptiveModel,
+    load: Callable[[], Data],
+    args: argparse.Namespace,
+    device: torch.device,
+    checkpoint: Checkpoint,
 ) -> None:
     """Evaluate a network as the flags of a script request; print the authors' lines and write the report.
 
@@ -112,7 +116,7 @@ def evaluate(
         _write_extract(whole, data, args)
 
 
-def _write_extract(model: AdaptiveModel, data: Data, args) -> None:
+def _write_extract(model: AdaptiveModel, data: Data, args: argparse.Namespace) -> None:
     """Write the sub-network that --extract names, with what is needed to evaluate its file without any flags."""
     point, file = args.extract
     own = ("dataset", "mean", "std", "resize", "crop")
@@ -121,7 +125,9 @@ def _write_extract(model: AdaptiveModel, data: Data, args) -> None:
     print(f"written: {file}, the network of point {point} alone")
 
 
-def _contact_sheet(model: AdaptiveModel, points: Sequence[Point] | None, data: Data, args) -> list[ContactSheet]:
+def _contact_sheet(
+    model: AdaptiveModel, points: Sequence[Point] | None, data: Data, args: argparse.Namespace
+) -> list[ContactSheet]:
     """A contact sheet, if latency is measured and points decide for each image: at the middle one of these."""
     deciding = [point for point in points or model.default_points if point.per_image]
     if not deciding or 1 not in args.latency_batch:
@@ -131,12 +137,12 @@ def _contact_sheet(model: AdaptiveModel, points: Sequence[Point] | None, data: D
         return [sheet.quickest_and_slowest(model, point, data)]
 
 
-def _side(args) -> int:
+def _side(args: argparse.Namespace) -> int:
     """The side of the images in pixels: --crop, which scripts for small images do not have."""
     return getattr(args, "crop", 32)
 
 
-def _budget(model: AdaptiveModel, args) -> Budget | None:
+def _budget(model: AdaptiveModel, args: argparse.Namespace) -> Budget | None:
     if not args.budget:
         return None
     shape, main = (3, _side(args), _side(args)), model.main_point
@@ -145,7 +151,7 @@ def _budget(model: AdaptiveModel, args) -> Budget | None:
 
 
 def _points_within(
-    budget: Budget, whole: AdaptiveModel, model: AdaptiveModel, args, device: torch.device
+    budget: Budget, whole: AdaptiveModel, model: AdaptiveModel, args: argparse.Namespace, device: torch.device
 ) -> list | None:
     """The one point that a budget selects, made by the network or found in a table; None to measure all points.
 
@@ -180,7 +186,7 @@ def _look_up(table: QueryTable, budget: Budget) -> str:
     return chosen.point
 
 
-def _how(args, folded: bool) -> dict:
+def _how(args: argparse.Namespace, folded: bool) -> dict:
     """How the network runs, as far as latency depends on it; fewer than all threads may be quicker."""
     return {"threads": torch.get_num_threads(), "amp": args.amp, "folded": folded}
 
@@ -291,7 +297,8 @@ def _answer(
 ) -> tuple[Answer, Tensor]:
     """The answer of a network to one image (1, 3, H, W), and the probabilities (classes,)."""
     start = time.perf_counter()
-    logits, macs = model.infer(image, point)
+    with noise.repeated(image.device):
+        logits, macs = model.infer(image, point)
     probabilities = logits[0].float().softmax(dim=0).cpu()  # waits for the device
     ms = 1e3 * (time.perf_counter() - start)
     (route,) = model.routes(image, point, macs)
@@ -356,7 +363,7 @@ def ready(
     model: AdaptiveModel,
     points: Sequence[Point],
     load: Callable[[], Data],
-    args,
+    args: argparse.Namespace,
     device: torch.device,
     checkpoint: Checkpoint,
 ) -> Sequence[Point]:

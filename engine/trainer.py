@@ -209,7 +209,7 @@ class Trainer:
         """Evaluate, record, save, print."""
         seconds, whole = time.perf_counter() - self.started, self.first_step == 0
         means = processes.average(self.objective.means.read(), self.device)
-        share_statistics({self.model, self.evaluated}, self.recipe.dist_bn)
+        share_statistics([self.model, self.evaluated], self.recipe.dist_bn)
         self.run.writer.wait()  # best files are looked up below, and forking workers is safest without a busy thread
         evaluating = time.perf_counter()
         rows = self._evaluate()
@@ -331,8 +331,8 @@ class Trainer:
         if self.step % self.recipe.accumulate:
             return  # accumulated gradients are not part of a checkpoint
         stop, every = self.agreement.answer(self.run.stop_signal), self.recipe.checkpoint_steps
-        if stop or (every and self.step % every == 0):
-            share_statistics({self.model, self.evaluated}, self.recipe.dist_bn)
+        if stop or (every and self.step % every < self.recipe.accumulate):  # the first update from there on
+            share_statistics([self.model, self.evaluated], self.recipe.dist_bn)
             self.check_finite(running)
             self._save()
         if stop:

@@ -111,6 +111,6 @@ def check_labels(labels: np.ndarray, classes: int, where: object) -> np.ndarray:
         value = labels[wrong[0]]
         raise UserError(
             f"{where}: the label in row {wrong[0]} (from 0) is {getattr(value, 'tolist', lambda: value)()!r}; labels "
-            f"outside 0 to {classes - 1}, or which are no integers, are no classes: correct or remove them"
+            f"must be integers from 0 to {classes - 1}: correct or remove them"
         )
     return labels.astype(np.int64)

@@ -41,7 +41,7 @@ class Data:
     name: str = ""
 
     def check_classes(self, before: Sequence[str] | None) -> None:
-        """Raise UserError unless the classes are still those that a run began with, as far as known."""
+        """Raise UserError unless the classes are still those that a run began with, as far as is known."""
         numbers = are_numbers(before or ()) or are_numbers(self.classes)
         if not before or list(before) == self.classes or (numbers and len(before) == len(self.classes)):
             return

@@ -113,7 +113,7 @@ class DiskBatches(Batches):
         try:
             for batch in self.loader if reuse else self._make_loader(plan):
                 pixels, labels, failures = self.decoder(*batch) if self.decoder else batch
-                self._check_failures(failures, training)
+                self._check_failures(failures, training, pixels is None)
                 pixels, labels = torch.as_tensor(pixels), torch.as_tensor(labels)
                 # queued after the previous step: nothing waits, and copying uint8 is quick
                 pixels, labels = (values.to(self.device, non_blocking=True) for values in (pixels, labels))
@@ -122,8 +122,12 @@ class DiskBatches(Batches):
             if reuse:
                 self.busy = False
 
-    def _check_failures(self, failures: list[Failure], training: bool) -> None:
-        """Report what could not be read. Raises UserError in evaluation, or if it is too much."""
+    def _check_failures(self, failures: list[Failure], training: bool, missing: bool) -> None:
+        """Report what could not be read. Raises UserError in evaluation, or if it is too much.
+
+        Args:
+            missing: whether no neighbour could stand in for an image.
+        """
         for name, reason, fatal in failures:
             if fatal:
                 raise UserError(f"cannot prepare {name}: {reason}")
@@ -133,9 +137,11 @@ class DiskBatches(Batches):
                 self.unreadable[name] = reason
                 count = f"{len(self.unreadable)} unreadable so far"
                 print(printable(f"skipped {name}: {reason} ({count})"), file=sys.stderr, flush=True)
-        if len(self.unreadable) > self.max_unreadable_share * self.num_images or len(failures) >= self.dataset.tries:
+        too_many = len(self.unreadable) > self.max_unreadable_share * self.num_images
+        if too_many or missing:
             name, reason = next(iter(self.unreadable.items()))
+            limit = f"more than {100 * self.max_unreadable_share:g} %" if too_many else f"{self.dataset.tries} in a row"
             raise UserError(
-                f"{len(self.unreadable)} of {self.num_images:,} training images cannot be read, more than "
-                f"{100 * self.max_unreadable_share:g} %; the first is {name}: {reason}; repair or remove them"
+                f"{len(self.unreadable)} of {self.num_images:,} training images cannot be read, {limit}; the first is "
+                f"{name}: {reason}; repair or remove them"
             )

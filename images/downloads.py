@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import shutil
@@ -71,7 +72,7 @@ def download(layout: Layout, path: Path) -> None:
                 _publish(folder, path / folder.name)
                 say(f"{layout.title} from {title} is now in {path / folder.name}")
                 return
-            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            except (OSError, RuntimeError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as error:
                 failures.append(f"{title} failed ({str(error).strip().partition(chr(10))[0]})")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -122,7 +123,7 @@ def _check_reachable(url: str) -> None:
         try:
             urllib.request.urlopen(url, timeout=TIMEOUT).close()
             answer.append(None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             answer.append(error)
 
     # in a thread, because looking up a host name has no time limit

@@ -73,7 +73,7 @@ class Folder:
         if some:
             labels = positions(folders, classes, self.root)
             if len(folders) < len(classes):
-                say(f"{self.root} has {len(folders)} of the {len(classes)} classes that the network tells apart")
+                say(f"{self.root} has {len(folders)} of the {len(classes)} classes of the network")
             return list(folders if are_numbers(classes) and len(folders) == len(classes) else classes), labels
         missing, surplus = sorted(set(classes) - set(folders)), sorted(set(folders) - set(classes))
         differences = [f"lacks {first_few(missing)}"] * bool(missing) + [f"also has {first_few(surplus)}"] * bool(

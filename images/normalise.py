@@ -51,11 +51,12 @@ def normalisation(
         UserError: either is not three finite numbers, or a standard deviation is not positive.
     """
     usual_mean, usual_std = USUAL.get(dataset, (IMAGENET_MEAN, IMAGENET_STD))
-    return _three("--mean", mean or usual_mean), _three("--std", std or usual_std)
+    mean, std = usual_mean if mean is None else mean, usual_std if std is None else std
+    return _three("--mean", mean), _three("--std", std)
 
 
 def _three(flag: str, values: Iterable[float]) -> tuple[float, ...]:
-    values = tuple(values)
+    values = tuple(map(float, values))
     if len(values) != 3 or not all(map(math.isfinite, values)) or (flag == "--std" and min(values) <= 0):
         kind = "positive numbers" if flag == "--std" else "finite numbers"
         raise UserError(f"{flag} {values} must be three {kind}: red, green, blue")

@@ -143,7 +143,7 @@ def _label(content: bytes, classes: int, name: str) -> int:
     """The label in a .cls file. Raises UserError if it is not a class."""
     text = content.strip().decode("ascii", "backslashreplace")
     if not text.isdigit() or len(text) > 10 or int(text) >= classes:
-        raise UserError(f"{name} holds {text[:20]!r}, which is no class; labels are integers from 0 to {classes - 1}")
+        raise UserError(f"{name} holds {text[:20]!r}, which is not a class; labels go from 0 to {classes - 1}")
     return int(text)
 
 

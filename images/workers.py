@@ -22,7 +22,7 @@ from torch import Tensor
 from images.data import Source
 from images.decoding import decode
 from images.shard_files import ShardError
-from utils import UserError, say
+from utils import STOP_SIGNALS, UserError, say
 
 #: why a worker or an image failed without being at fault itself
 FULL = "the memory is full: use fewer --workers or a smaller --batch_size"
@@ -245,17 +245,13 @@ def _announce_pipes(free: int) -> None:
     )
 
 
-#: signals that ask a run to stop
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
 @contextlib.contextmanager
 def _signals_waiting():
     """Within this context, signals that stop a run wait; they stay blocked in processes that are started here."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -264,7 +260,7 @@ def _signals_waiting():
 
 def _leave_signals(_: int) -> None:
     # however long the main process takes: torch ends workers whose main process has ended
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

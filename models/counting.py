@@ -36,6 +36,7 @@ class CallCounter(TorchFunctionMode):
 
     @property
     def macs(self) -> int:
+        """Multiply-accumulates so far."""
         return self.layer_macs + self.operations.flops // 2
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:

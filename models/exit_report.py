@@ -97,7 +97,7 @@ def report(model, data) -> list[Table | LinePlot]:
     ]
 
 
-def _plot(rows: list[BudgetRow], exits: dict[str, tuple[float, float]]) -> LinePlot:
+def _plot(rows: list[BudgetRow], exits: dict[str, tuple[float, float | None, float]]) -> LinePlot:
     accuracies = [row.top1 for row in rows]
     lines = [
         Line("budgeted, spent", [row.spent_macs / 1e6 for row in rows], accuracies, "o-"),

@@ -31,6 +31,7 @@ and the consequences.
 from __future__ import annotations
 
 import math
+import numbers
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -99,12 +100,12 @@ class Cost:
     @classmethod
     def in_table(cls, table: QueryTable) -> list[Cost]:
         """The costs in a query table (`eval_*.py --query_table`). Raises UserError if it holds no latencies."""
+        batch = table.conditions.get("batch") or 1
 
         def cost(row: Measured) -> Cost:
             mean, spread = _moments(row.ms_low, row.ms, row.ms_high)
             return cls(row.point, row.top1, {batch: mean / 1e3}, spread)
 
-        batch = table.conditions.get("batch") or 1
         return [cost(row) for row in table.best("ms")]
 
     def of_batch(self, images: int) -> float:
@@ -321,6 +322,6 @@ def _moments(low: float, median: float, high: float) -> tuple[float, float]:
 
 
 def _count(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} has to be a whole number of at least {least}, not {value}")
-    return value
+    return int(value)

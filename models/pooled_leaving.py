@@ -49,6 +49,7 @@ class Batch:
         self.left, self.logits, self.macs = self.size, [None] * self.size, [0] * self.size
 
     def result(self) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) and multiply-accumulates, int64 (N,), once all images have left."""
         logits = torch.stack(self.logits) if self.none is None else self.none
         return logits, torch.tensor(self.macs, dtype=torch.int64, device=logits.device)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import http.client
 import os
 import shutil
 import time
@@ -17,16 +18,13 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from models import checkpoint_files, registry
 from utils import UserError, process_name
-
-if TYPE_CHECKING:
-    from http.client import HTTPResponse
 
 #: seconds without a byte after which a partial download counts as abandoned
 ABANDONED = 3600
@@ -163,8 +161,8 @@ def fetch(entry: PublishedCheckpoint, cache: str | os.PathLike | None = None) ->
             _download(entry, part)
             _verify(part, entry)
             os.replace(part, path)
-    except (OSError, ValueError) as error:
-        reason = str(error).removesuffix("; try again")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(error).strip().removesuffix("; try again")
         raise ValueError(
             f"could not download {entry.typed} ({reason}); open {entry.link} in a browser and save it as {path}"
         ) from error
@@ -220,7 +218,7 @@ def _download(entry: PublishedCheckpoint, part: Path) -> None:
                 raise OSError(f"the connection ended after {file.tell()} of {total} bytes")
 
 
-def _begins_at(response: HTTPResponse, position: int) -> bool:
+def _begins_at(response: http.client.HTTPResponse, position: int) -> bool:
     """Whether the server sends the part that was requested."""
     described = response.headers.get("Content-Range")
     return described is None or described.strip().startswith(f"bytes {position}-")

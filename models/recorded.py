@@ -173,7 +173,7 @@ def held_out_by_authors(path: Path) -> Tensor:
     index = read_any(path)
     index = torch.tensor(index) if isinstance(index, list) and _is_numbers(index) else index
     if not is_index(index) or not len(index):
-        raise ValueError(f"{path} is no list of images held out: remove it, or put the authors' file there")
+        raise ValueError(f"{path} is not a list of held-out images: remove it, or put the authors' file there")
     held_out = 5_000 if len(index) <= 50_000 else 50_000
     if len(index) > held_out and torch.equal(index.sort().values, torch.arange(len(index))):
         index = index[-held_out:]
@@ -277,4 +277,4 @@ def _is_plain(value: object) -> bool:
 
 
 def _refuse(path: Path, where: str) -> None:
-    raise ValueError(f"{path} is damaged or not of this project: its {where} is none that a training here writes")
+    raise ValueError(f"{path} is damaged or not of this project: its {where} is not what a training run here writes")

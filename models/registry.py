@@ -72,12 +72,15 @@ class Entry:
 
     @property
     def summary(self) -> str:
+        """The first line of the builder's docstring."""
         return (inspect.getdoc(self.builder) or "").partition("\n")[0]
 
     def model_flags(self) -> list[Flag]:
+        """The flags of the network: arguments of its builder that the name does not fix."""
         return _flags(self.builder, skip={"num_classes", *self.preset})
 
     def objective_flags(self) -> list[Flag]:
+        """The flags of its objective."""
         return _flags(self.objective, skip=set(self.preset))
 
 

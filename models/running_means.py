@@ -40,11 +40,13 @@ class RunningMeans:
         return {name: value / self.counts[name] for name, value in zip(names, values, strict=True)}
 
     def clear(self) -> None:
+        """Start again from zero, in the same tensors."""
         for name, value in self.sums.items():
             value.zero_()
             self.counts[name] = 0
 
     def state_dict(self) -> dict:
+        """Return sums, on the CPU, and numbers of images. Waits for the device."""
         names = [name for name, count in self.counts.items() if count]
         return {
             "sums": {name: self.sums[name].cpu() for name in names},
@@ -52,5 +54,6 @@ class RunningMeans:
         }
 
     def load_state_dict(self, state: dict, device: torch.device | str = "cpu") -> None:
+        """Continue from what `state_dict` returned."""
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts = dict(state["counts"])

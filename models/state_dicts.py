@@ -106,7 +106,7 @@ def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor], path: str | os.
 
 
 def _put_together(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the first part off all names of which it is none of the network's, if it thereby becomes the network."""
+    """Strip the first part of names that begin with none of the network's modules, if they then fit the network."""
     places = {key.partition(".")[0] for key in own}
     bare = {key if (parts := key.partition("."))[0] in places else parts[2]: value for key, value in given.items()}
     found = len(own.keys() & bare.keys())

@@ -74,7 +74,7 @@ class Teacher:
         return teacher.eval().requires_grad_(False)
 
     def _check_classes(self, names: list[str]) -> None:
-        """Raise UserError if the teacher is known to tell apart other things than these classes, however many."""
+        """Raise UserError if the teacher is known to have been trained on other classes than these."""
         from images.classes import are_numbers
         from images.reading import first_few
 

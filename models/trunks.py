@@ -6,8 +6,7 @@ checkpoints, are written here once.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -226,25 +225,12 @@ class MobileNetV2Trunk(AdaptiveModel):
             "stage1.bn1.running_mean": torch.zeros(channels),
             "stage1.bn1.running_var": torch.full((channels,), 1 - norm.eps),
         }
-        return identity | {_from_torchvision(key): value for key, value in state.items()}
-
-
-def _from_torchvision(key: str) -> str:
-    """features.4.conv.0.1.bias -> stage3.0.bn1.bias: torchvision numbers all blocks consecutively, from 0 to 18."""
-    found = re.fullmatch(r"features\.(\d+)\.(?:conv\.)?([\d.]+)\.(\w+)", key)
-    if not found:
-        return key
-    number, inside, tensor = int(found[1]), found[2], found[3]
-    if number in (0, 18):
-        return f"{'conv1' if number else 'pre'}.{inside}.{tensor}"
-    stage, block = 1, number - 1
-    while block >= MOBILENETV2_STAGES[stage - 1][2]:  # blocks of this stage
-        block -= MOBILENETV2_STAGES[stage - 1][2]
-        stage += 1
-    place = f"stage{stage}" if MOBILENETV2_STAGES[stage - 1][2] == 1 else f"stage{stage}.{block}"
-    layers = ("0.0", "0.1", "1.0", "1.1", "2", "3") if stage > 1 else ("", "", "0.0", "0.1", "1", "2")
-    index = layers.index(inside)
-    return f"{place}.{('conv', 'bn')[index % 2]}{index // 2 + 1}.{tensor}"
+        names = {"features.0.0": "pre.0", "features.0.1": "pre.1"}
+        names |= {"features.18.0": "conv1.0", "features.18.1": "conv1.1"}
+        for name, place, index, is_norm in torchvision_layers():
+            number = index + (2 if place == "1" else 1)
+            names[name] = f"stage{place}.{'bn' if is_norm else 'conv'}{number}"
+        return identity | renamed(state, names)
 
 
 #: expansion, channels, blocks and stride of MobileNetV2's stages for 224x224 images; stage 6 has stride 1 on CIFAR
@@ -257,6 +243,30 @@ MOBILENETV2_STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+
+
+def torchvision_layers() -> Iterator[tuple[str, str, int, bool]]:
+    """The layers in the blocks of torchvision's MobileNetV2, which numbers all blocks consecutively.
+
+    Yields:
+        torchvision's name of the layer, such as features.4.conv.0.1; the place of its block: the stage from 1 and, if
+        that has several, the block from 0, "3.0"; the number of the convolution in the block, from 0; and whether the
+        layer is the norm after that convolution.
+    """
+    number = 0
+    for stage, (expansion, _, count, _) in enumerate(MOBILENETV2_STAGES, start=1):
+        inside = ("0.0", "0.1", "1", "2") if expansion == 1 else ("0.0", "0.1", "1.0", "1.1", "2", "3")
+        for block in range(count):
+            number += 1
+            place = f"{stage}.{block}" if count > 1 else f"{stage}"
+            for i, name in enumerate(inside):
+                yield f"features.{number}.conv.{name}", place, i // 2, i % 2 == 1
+
+
+def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Rename the layers of a state dict; those without a new name keep theirs."""
+    parts = {key: key.rpartition(".") for key in state}
+    return {f"{names.get(layer, layer)}{dot}{tensor}": state[key] for key, (layer, dot, tensor) in parts.items()}
 
 
 def mobilenetv2_stages(

@@ -7,7 +7,6 @@ from reporting import tables, zoo
 from reporting.measured import KeptRun, kept_runs
 from reporting.pictures import draw_runs
 from reporting.published import RESULTS, ROOT
-from utils import UserError
 
 FRONT_PAGE = ROOT / "README.md"
 
@@ -58,18 +57,13 @@ def sections() -> list[tuple[str, str, str, list[KeptRun]]]:
     return [part for part in parts if part[-1]]
 
 
-#: the table in README.md is written between these
-START, END = "<!-- written by: python3 -m reporting page -->", "<!-- end -->"
+#: the table in README.md is written behind this mark
+START = "<!-- written by: python3 -m reporting page -->"
 
 
 def front_page() -> str:
     """Text of README.md with its table brought up to date."""
-    table = tables.checkpoints_table()
-    before, start, rest = FRONT_PAGE.read_text().partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise UserError(f"README.md has lost its marks {START} and {END}")
-    return f"{before}{start}\n\n{table}\n\n{end}{after}"
+    return zoo.updated(FRONT_PAGE, tables.checkpoints_table(), START)
 
 
 def write_pages() -> None:

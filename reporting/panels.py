@@ -82,7 +82,7 @@ class Panel:
         style = {"markersize": 5} | self.styles[curve.name]
         best = frontier(curve.rows, self.cost)
         if len({row.get("where") for row in best}) > 1 and self.cost.startswith("ms"):
-            style["linestyle"] = "none"  # latencies of different machines are no curve
+            style["linestyle"] = "none"  # latencies of different machines do not make a curve
         xs, ys = self._places(best)
         self.axes.plot(xs, ys, label=curve.name, **style)
         others = [row for row in curve.all_rows if self.cost in row and row not in best]

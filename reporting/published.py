@@ -13,16 +13,16 @@ from engine import cli
 from models import create_model, profile, registry
 from models.adaptive import AdaptiveModel
 from models.meta import on_meta
+from models.query_table import SCALES
 from reporting.curves import Curve, own_flags, system_of, system_of_record
 from reporting.evaluations import DATA_NAMES, own_images
+from reporting.style import TABLES
 from utils import UserError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-PUBLISHED = RESULTS / "published"
 #: image shapes for which the tables give costs
 SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "ilsvrc": (3, 224, 224)}
-UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _build(name: str, dataset: str, flags: str) -> AdaptiveModel:
 def published_rows(system: str | None = None) -> list[PublishedRow]:
     """Return the rows of results/published/<system>-<table>.csv. Raises UserError for an unknown system."""
     rows = []
-    for file in sorted(PUBLISHED.glob("*.csv")):
+    for file in sorted(TABLES.glob("*.csv")):
         with open(file, newline="") as stream:
             rows += [PublishedRow(**line, system=file.stem.rpartition("-")[0]) for line in csv.DictReader(stream)]
     systems = sorted({row.system for row in rows})
@@ -100,14 +100,14 @@ def published_rows(system: str | None = None) -> list[PublishedRow]:
 
 def parse_amount(printed: str) -> float:
     """Return the number that is printed as "0.31M" or "4.11G"."""
-    return float(printed[:-1]) * UNITS[printed[-1]]
+    return float(printed[:-1]) * SCALES[printed[-1]]
 
 
 def agrees(counted: float, printed: str) -> bool:
     """Whether a count, rounded or truncated to the printed digits, equals the printed one ("0.31M", "4.11G")."""
     digits = len(printed[:-1].partition(".")[2])
     step = 10.0**-digits
-    value, difference = float(printed[:-1]), (counted - parse_amount(printed)) / UNITS[printed[-1]]
+    value, difference = float(printed[:-1]), (counted - parse_amount(printed)) / SCALES[printed[-1]]
     return abs(difference) <= step / 2 + 1e-9 * value or 0 <= difference < step
 
 

@@ -68,7 +68,7 @@ def _read(file: Path) -> dict:
         record = content | {"rows": [_row(point, content) for point in content["points"]]}
         for key in TEXTS:
             if not isinstance(record[key], str):
-                raise ValueError(f"{key} is no text")
+                raise ValueError(f"{key} is not text")
         if not re.fullmatch("[0-9a-f]{64}", record["sha256"]) or record["name"] != file.stem:
             raise ValueError("sha256 has not 64 hexadecimal digits, or name is not that of the file")
         for key in ("epochs", "seed"):
@@ -156,23 +156,24 @@ def block() -> str:
     return f"{text}\n\n{table(records)}\n\n{_picture(PICTURE.name)}\n\n{code}"
 
 
-def marked(text: str) -> str:
+def marked(text: str, start: str = START) -> str:
     """A block between its marks."""
-    return f"{START}\n\n{text}\n\n{END}" if text else f"{START}\n{END}"
+    return f"{start}\n\n{text}\n\n{END}" if text else f"{start}\n{END}"
+
+
+def updated(file: Path, text: str, start: str = START) -> str:
+    """The text of a page with a new block between its marks. Raises UserError if the page lacks them."""
+    before, found, rest = file.read_text().partition(start)
+    _, end, after = rest.partition(END)
+    if not (found and end):
+        raise UserError(f"{file} has lost its marks {start} and {END}")
+    return f"{before}{marked(text, start)}{after}"
 
 
 def pages() -> dict[Path, str]:
     """The texts of the pages with the zoo brought up to date, by file; none if there are no networks."""
-    texts = {}
-    if not networks():
-        return texts
-    for file, text in ((RESULTS / "README.md", block()), (ROOT / "README.md", short_block())):
-        before, start, rest = file.read_text().partition(START)
-        _, end, after = rest.partition(END)
-        if not (start and end):
-            raise UserError(f"{file} has lost its marks {START} and {END}")
-        texts[file] = f"{before}{marked(text)}{after}"
-    return texts
+    blocks = {RESULTS / "README.md": block(), ROOT / "README.md": short_block()}
+    return {file: updated(file, text) for file, text in blocks.items() if text}
 
 
 def draw(path: Path) -> None:

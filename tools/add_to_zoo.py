@@ -87,7 +87,7 @@ def _add_seed(name: str, flags: dict, content: dict, dataset_path: str | None) -
     record = _read_json(file)
     told = {key: flags[key] for key in ("model", "dataset", "epochs")} | {"flags": _unusual(flags)}
     if different := [key for key, value in told.items() if record[key] != value]:
-        raise UserError(f"this is no other seed of zoo/{name}: it has another {' and another '.join(different)}")
+        raise UserError(f"this is not another seed of zoo/{name}: it has another {' and another '.join(different)}")
     if flags["seed"] == record["seed"]:
         raise UserError(f"zoo/{name} itself has seed {record['seed']}; train with another one (--seed=1)")
     points = [point["name"] for point in record["points"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -9,13 +11,8 @@ from models.dmnn.gates import Controller
 from models.dmnn.layers import InvertedBlock
 from models.dmnn.network import GatedNetwork, MultiPath
 from models.dmnn.paths import Path
-from models.layers import Projection, conv
-
-
-def round_channels(channels: float) -> int:
-    """Round to the nearest multiple of 4 that is not below 90 %."""
-    rounded = max(4, int(channels + 2) // 4 * 4)
-    return rounded if rounded >= 0.9 * channels else rounded + 4
+from models.layers import Projection, conv, make_divisible
+from models.trunks import MOBILENETV2_STAGES
 
 
 class MultiPathMobileNetV2(MultiPath, GatedNetwork):
@@ -27,23 +24,17 @@ class MultiPathMobileNetV2(MultiPath, GatedNetwork):
         **gated: as for `GatedNetwork`.
     """
 
-    #: expansion, channels, blocks, stride, stage of the category weights
-    STAGES = (
-        (1, 16, 1, 1, 0),
-        (6, 24, 2, 2, 0),
-        (6, 32, 3, 2, 1),
-        (6, 64, 4, 2, 2),
-        (6, 96, 3, 1, 2),
-        (6, 160, 3, 2, 3),
-        (6, 320, 1, 1, 3),
-    )
+    #: for each stage of MobileNetV2, the one whose weight the category loss of its blocks has
+    CATEGORY_STAGES = (0, 0, 1, 2, 2, 3, 3)
 
     def __init__(self, num_classes: int, num_paths: int, width_mult: float, prev_state: bool, num_groups: int, **gated):
         super().__init__(**gated)
-        in_channels, last = round_channels(32 * width_mult), round_channels(1280 * max(1.0, width_mult))
+        rounded = partial(make_divisible, divisor=4, least=4)
+        in_channels, last = rounded(32 * width_mult), rounded(1280 * max(1.0, width_mult))
         layers, self.stage_of_block = [self._conv(3, in_channels, 3, 2)], []
-        for expansion, channels, count, first_stride, stage in self.STAGES:
-            out_channels = round_channels(channels * width_mult)
+        stages = zip(MOBILENETV2_STAGES, self.CATEGORY_STAGES, strict=True)
+        for (expansion, channels, count, first_stride), stage in stages:
+            out_channels = rounded(channels * width_mult)
             for stride in (first_stride, *[1] * (count - 1)):
                 if in_channels * expansion % num_paths:
                     raise ValueError(

@@ -84,6 +84,7 @@ class Costs:
 
     @property
     def all_paths(self) -> int:
+        """The cost of all paths of all blocks."""
         return sum(map(sum, self.paths))
 
 
@@ -127,6 +128,7 @@ class GatedNetwork(AdaptiveModel):
         return self.points[0]
 
     def gated_blocks(self) -> Iterable[GatedBlock]:
+        """The blocks, in the order in which they run."""
         raise TypeError(f"{type(self).__name__} does not implement gated_blocks")
 
     def compute(self, images, point):
@@ -287,6 +289,7 @@ class MultiPath:
     """What both DMNN networks share: loading of checkpoints, and which parameters are those of gates."""
 
     def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters that decide: those of the controllers, category heads included."""
         return [parameter for block in self.gated_blocks() for parameter in block.controller.parameters()]
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -309,6 +312,7 @@ class MultiPath:
 
 
 def check_paths(num_paths: int) -> None:
+    """Raise ValueError unless there is a path."""
     if num_paths < 1:
         raise ValueError(f"num_paths {num_paths} leaves nothing to run; use 1 or more")
 

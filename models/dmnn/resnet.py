@@ -150,6 +150,7 @@ class AIGResNet(GatedResNet):
         self.target_rates, self.gate_layers = target_rates, gate_layers
 
     def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of all layers whose name has `gate_layers` in it."""
         return [parameter for name, parameter in self.named_parameters() if self.gate_layers in name]
 
     def adapt_state_dict(self, state):

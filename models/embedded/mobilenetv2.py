@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch.nn.functional as F
 from torch import nn
 
@@ -11,7 +9,7 @@ from models.embedded.layers import ConvNorm, SwitchedInvertedResidual
 from models.embedded.network import Embedded
 from models.embedded.paths import SubPath, first_block_path, patterns, sub_path, two_networks
 from models.layers import InvertedResidual
-from models.trunks import MOBILENETV2_STAGES
+from models.trunks import MOBILENETV2_STAGES, renamed, torchvision_layers
 
 
 class SkipMobileNetV2(Embedded):
@@ -124,24 +122,9 @@ class AdaptiveDepthMobileNetV2(Embedded):
     def adapt_state_dict(self, state):
         """Also accept torchvision's names, which number all blocks consecutively, `features.0` to `features.18`."""
         if "features.18.0.weight" in state:
-            state = {_from_torchvision(key): value for key, value in state.items()}
+            names = {"features.0.0": "features.0.conv_layer", "features.0.1": "features.0.norm"}
+            names |= {"features.18.0": "features.8.conv_layer", "features.18.1": "features.8.norm"}
+            for name, place, index, is_norm in torchvision_layers():
+                names[name] = f"features.{place}.conv.{index}.{'norm' if is_norm else 'conv_layer'}"
+            state = renamed(state, names)
         return super().adapt_state_dict(state)
-
-
-def _from_torchvision(key: str) -> str:
-    """features.4.conv.0.1.bias -> features.3.0.conv.0.norm.bias"""
-    found = re.fullmatch(r"features\.(\d+)\.(?:conv\.)?([\d.]+)\.(\w+)", key)
-    if not found:
-        return key
-    number, inside, tensor = int(found[1]), found[2], found[3]
-    if number in (0, 18):  # a convolution (0) and its norm (1)
-        return f"features.{min(number, 8)}.{('conv_layer', 'norm')[int(inside)]}.{tensor}"
-    layers = 2 if number == 1 else 3
-    layer, _, part = inside.partition(".")
-    if not part:  # the last convolution and its norm belong to the block itself
-        part, layer = str(int(layer) - layers + 1), str(layers - 1)
-    place = {1: "1", 17: "7"}.get(number)
-    if place is None:
-        stage, first = max((s, f) for s, f in zip(range(2, 7), (2, 4, 7, 11, 14), strict=True) if f <= number)
-        place = f"{stage}.{number - first}"
-    return f"features.{place}.conv.{layer}.{('conv_layer', 'norm')[int(part)]}.{tensor}"

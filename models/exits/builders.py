@@ -31,16 +31,17 @@ NAMES = {
     "exits_mobilenet_v3_large": ("torchvision:mobilenet_v3_large", ("ilsvrc",)),
     "exits_convnext_tiny": ("torchvision:convnext_tiny", ("ilsvrc",)),
 }
+#: side of the images in pixels, and training flags
 BY_DATASET = {
-    "cifar10": (32, "ResNet32", CIFAR10_TRAINING),
-    "cifar100": (32, "ResNet32", CIFAR100_TRAINING),
-    "ilsvrc": (224, "ResNet18", ILSVRC_TRAINING),
+    "cifar10": (32, CIFAR10_TRAINING),
+    "cifar100": (32, CIFAR100_TRAINING),
+    "ilsvrc": (224, ILSVRC_TRAINING),
 }
 
 
 def _register_all(builder):
     """Register a builder for all data sets; the side of the images follows from the data set."""
-    for dataset, (side, _, defaults) in BY_DATASET.items():
+    for dataset, (side, defaults) in BY_DATASET.items():
         presets = {"exits": {}} | {
             name: {"backbone": backbone} for name, (backbone, datasets) in NAMES.items() if dataset in datasets
         }

@@ -234,6 +234,7 @@ class _Trial:
         return ((name, value) for name, value in self.values.items() if isinstance(value, Tensor))
 
     def is_per_image(self, name: str) -> bool:
+        """Whether a value is a tensor with one row for each image."""
         value = self.values[name]
         return isinstance(value, Tensor) and value.dim() > 0 and len(value) == TRIAL
 
@@ -254,6 +255,7 @@ class _Trial:
         return tuple(value.shape[1:])
 
     def shape_of_logits(self, name: str) -> tuple[int, ...]:
+        """(classes,). Raises UserError if this value is not logits (N, classes)."""
         value = self.values[name]
         if not self.is_per_image(name) or value.dim() != 2:
             raise UserError(f"{self.name} does not return one tensor of logits (N, classes)", exit_code=2)

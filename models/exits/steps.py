@@ -83,6 +83,7 @@ class Step:
         object.__setattr__(self, "is_simple", simple)
 
     def run(self, backbone: nn.Module, values: Mapping[str, object]) -> object:
+        """Make the call with the values of earlier steps, by name, and return its output."""
         if self.is_simple:
             args, kwargs = [values[part.name] if type(part) is Value else part for part in self.args], self.kwargs
         else:

@@ -63,6 +63,7 @@ class BasisBlock(Block):
         return [self.basis_conv1, self.basis_conv2] if hasattr(self, "basis_conv1") else []
 
     def convolve(self, x: Tensor, index: int, skip: bool) -> Tensor:
+        """Apply convolution `index` (1 or 2) and its last batch norm, both (N, channels, H, W)."""
         norm, coefficients, last = (self.layer(f"{name}{index}", skip) for name in ("basis_bn", "coeff_conv", "bn"))
         return last(combine_filters(x, self.filters(index), norm, coefficients))
 

@@ -84,9 +84,11 @@ class SlimBackbone(nn.Module):
         return self.fpn(self.maps(images))
 
     def get_extra_state(self) -> dict[str, tuple]:
+        """The statistics of the points used so far, by name."""
         return {name: cut.statistics for name, cut in self._cuts.items()}
 
     def set_extra_state(self, state: dict[str, tuple]) -> None:
+        """Use what `get_extra_state` returned."""
         device = next(self.model.parameters()).device
         for name, statistics in state.items():
             statistics = tuple((mean.to(device), var.to(device)) for mean, var in statistics)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from models.layers import make_divisible
 from models.slimmable.layers import (
     Channels,
     Fixed,
@@ -14,7 +15,6 @@ from models.slimmable.layers import (
     SwitchableBatchNorm,
     UniversalBatchNorm,
     WholeBatchNorm,
-    make_divisible,
 )
 from utils import UserError
 
@@ -56,15 +56,19 @@ class Universal:
             )
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
+        """Channels in proportion to the width, `basic` at width 1; rounded as in `Scaled`."""
         return Scaled(basic, self.high, ratio)
 
     def norm(self, channels: Channels) -> nn.Module:
+        """The batch norm after a layer with these channels."""
         return UniversalBatchNorm(channels, self.listed)
 
     def tail(self, basic: int) -> Fixed:
+        """Channels of MobileNetV2's last convolution, the same at every width."""
         return Fixed(make_divisible(basic * self.high) if self.usnet and self.high > 1 else basic)
 
     def whole_norm(self, channels: int) -> nn.Module:
+        """The batch norm after that convolution."""
         return WholeBatchNorm(channels)
 
 
@@ -97,19 +101,23 @@ class Switchable:
             )
 
     def channels(self, basic: int, ratio: float = 1) -> Channels:
-        return self.each(int(make_divisible(basic * width / ratio) * ratio) for width in self.listed)
+        """Channels in proportion to the width, `basic` at width 1; rounded as in `Scaled`."""
+        return self.each(map(Scaled(basic, self.high, ratio), self.listed))
 
     def each(self, counts) -> Listed:
         """Channels given for each width."""
         return Listed(tuple(counts), self.listed)
 
     def norm(self, channels: Channels) -> nn.Module:
+        """The batch norm after a layer with these channels."""
         return SwitchableBatchNorm(channels, self.listed)
 
     def tail(self, basic: int) -> Fixed:
+        """Channels of MobileNetV2's last convolution, the same at every width."""
         return Fixed(make_divisible(basic * self.high) if self.high > 1 else basic)
 
     def whole_norm(self, channels: int) -> nn.Module:
+        """The batch norm after that convolution."""
         return nn.BatchNorm2d(channels)
 
 

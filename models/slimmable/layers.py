@@ -14,17 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers import make_divisible
+
 #: running mean and variance of one batch norm, float32 (channels,)
 Statistics = tuple[Tensor, Tensor]
-
-
-def make_divisible(value: float, divisor: int = 8, least: int = 1) -> int:
-    """Round to a multiple of `divisor`, never below 90 % of the value.
-
-    Values from 1.1 to 4 give 9, not 8: the authors' rule, on which their narrowest networks depend.
-    """
-    rounded = max(least, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from models.slimmable.forms import Form
 from models.slimmable.layers import Chain, Channels, Cut, Fixed, Sliced, SlimConv2d, SlimLinear
 from models.slimmable.network import Slimmable
+from models.trunks import MOBILENETV2_STAGES
 
 #: (channels, blocks, stride of the first) of each stage
 V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
-#: (expansion, channels, blocks, stride of the first) of each stage
-V2_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 def conv_norm(form: Form, inputs: Channels, outputs: Channels, *args, activate: bool = True, **kwargs) -> list:
@@ -120,7 +119,7 @@ def mobilenet_v1(num_classes: int, form: Form, **points) -> SlimMobileNetV1:
 def mobilenet_v2(num_classes: int, form: Form, **points) -> SlimMobileNetV2:
     """The published MobileNetV2 in a form."""
     basic, blocks = 32, []
-    for expansion, channels, count, stride in V2_STAGES:
+    for expansion, channels, count, stride in MOBILENETV2_STAGES:
         for i in range(count):
             middle = form.channels(basic * expansion, expansion)
             blocks.append(InvertedShape(middle, form.channels(channels), 1 if i else stride, identity=i > 0))

@@ -103,7 +103,7 @@ class Slimmable(AdaptiveModel):
         resolution = self.resolutions[0] if resolution is None else resolution
         self.form.check(width)
         if resolution < 1:
-            raise UserError(f"resolution {resolution} is no size of an image; give 1 pixel or more", exit_code=2)
+            raise UserError(f"resolution {resolution} is not an image size; give 1 pixel or more", exit_code=2)
         if self.image_side and resolution > self.image_side:
             raise UserError(
                 f"resolution {resolution} is above the {self.image_side} pixels of the images (--crop); use at most "

@@ -24,8 +24,8 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Cross entropy with 1 - eps for the label and eps / (K - 1) for every other class, not torch's eps / K."""
     classes = logits.shape[1]
-    # torch spreads its share over all classes, including the right one
-    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing * classes / (classes - 1))
+    # torch spreads its share over all classes, including the right one; a single class has no others
+    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing * classes / max(classes - 1, 1))
 
 
 def decayed_weights(parameters: Iterable[nn.Parameter]) -> list[dict]:

@@ -190,6 +190,14 @@ def test_more_epochs_where_the_schedule_allows(tmp_path, capsys, schedule, now, 
     assert epoch_of(tmp_path / "last.pth") == 4
 
 
+def test_drops_of_the_rate_to_come_may_change_alone(tmp_path):
+    flags = {"epochs": 2, "lr": 0.1, "lr_steps": ((1, 0.1),)}
+    fit(tmp_path, epochs=1, flags=flags)  # the first of its two epochs
+    engine.Run(tmp_path, flags | {"lr_steps": ((1, 0.5),)}, "auto").close()
+    with pytest.raises(utils.UserError, match="changed the learning rate"):
+        engine.Run(tmp_path, flags | {"lr_steps": ((0, 0.5),)}, "auto")
+
+
 def test_a_refused_command_leaves_no_folder(tmp_path):
     nested = tmp_path / "a" / "b"
     with pytest.raises(utils.UserError, match="there is no checkpoint"):

@@ -100,7 +100,7 @@ def test_more_processes_than_gpus_are_refused(environment):
 def test_what_no_launcher_sets_is_said(environment, given, said):
     good = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     environment(**good | given)
-    with pytest.raises(utils.UserError, match=f"{said} in the environment is none that a launcher sets"):
+    with pytest.raises(utils.UserError, match=f"{said} in the environment is not what a launcher sets"):
         processes.join(torch.device("cpu"))
 
 
@@ -172,3 +172,24 @@ def test_signals_are_passed_on_once_to_each_process(environment, monkeypatch, tm
     threading.Thread(target=ask).start()
     assert processes.start(2, os.environ) == 143
     assert [(tmp_path / number).read_text() for number in "01"] == ["x", "x"]
+
+
+def test_a_signal_reaches_processes_that_start_after_it(environment, monkeypatch):
+    class Child:
+        started, returncode = 0, None
+
+        def __init__(self, command, **options):
+            Child.started += 1
+            if Child.started == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def send_signal(self, number):
+            self.returncode = 128 + number
+
+        def poll(self):
+            assert self.returncode is not None
+            return self.returncode
+
+    environment()
+    monkeypatch.setattr(processes.subprocess, "Popen", Child)
+    assert processes.start(3, os.environ) == 143

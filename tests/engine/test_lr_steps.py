@@ -27,7 +27,9 @@ def test_drops_may_follow_the_number_of_epochs(text, epochs, expected):
     assert lr_steps(text, epochs) == expected
 
 
-@pytest.mark.parametrize("text", ["150", "x:0.1", "10:x", "10:nan", "10:1e999", "every0:0.1", "every5%:0.1", "1.5:0.1"])
+@pytest.mark.parametrize(
+    "text", ["150", "x:0.1", "10:x", "10:nan", "10:1e999", "every0:0.1", "every5%:0.1", "1.5:0.1", "every1:1e99"]
+)
 def test_other_drops_are_a_wrong_command(text, capsys):
     with pytest.raises(SystemExit) as end:
         cli.parse(train_cifar10.SCRIPT, [f"--lr_steps={text}"])

@@ -5,6 +5,7 @@ import torch
 from engine import sheet
 from images.data import Data
 from models import create_model
+from reporting import figures
 
 
 def test_the_quickest_are_above_the_slowest(monkeypatch):
@@ -25,3 +26,12 @@ def test_the_quickest_are_above_the_slowest(monkeypatch):
     assert figure.rows[0][0][0].startswith("c, right\n")
     assert figure.rows[1][0][0].startswith("d, said c\n")
     assert torch.equal(figure.rows[1][0][1], images[3])
+
+
+def test_a_single_image_is_the_quickest_and_the_slowest(tmp_path):
+    model = create_model("dmnn32", "cifar10", depth=8).eval()
+    test = [(torch.randn(1, 3, 32, 32), torch.tensor([3]))]
+    data = Data([], test, None, list("abcdefghij"), (3, 32, 32), "made up")
+    figure = sheet.quickest_and_slowest(model, model.points[0], data)
+    assert figure.rows[0][0][0] == figure.rows[1][0][0]
+    assert figures.write([figure], tmp_path) == [tmp_path / "images.png"]

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import utils
+from engine import trainer
+from engine.run import Run
 from models.adaptive import AdaptiveModel, CrossEntropy, Phase
 from tests.engine.runs import Both, Tiny, digits, fit
 
@@ -15,6 +17,24 @@ def test_an_average_of_weights_is_judged_and_saved(tmp_path):
     assert not torch.equal(saved["net_state_dict"]["late.weight"], model.late.weight)
     assert torch.equal(saved["training"]["raw_weights"]["late.weight"], model.late.weight)
     assert not torch.equal(saved["net_state_dict"]["norm.running_mean"], model.norm.running_mean)
+
+
+def test_processes_share_networks_in_the_same_order(tmp_path, monkeypatch):
+    class Unordered(Tiny):
+        def __hash__(self):  # a set of it and its copy begins with the copy
+            return int(self is first)
+
+    shared, first = [], Unordered()
+    monkeypatch.setattr(trainer, "share_statistics", lambda networks, how: shared.append(next(iter(networks))))
+    fit(tmp_path, epochs=1, model=first, ema=0.5)
+    assert [network is first for network in shared] == [True]
+
+
+def test_saves_within_an_epoch_wait_for_the_next_update(tmp_path, monkeypatch):
+    saved, save = [], Run.save
+    monkeypatch.setattr(Run, "save", lambda run, content, best=(): saved.append(content) or save(run, content, best))
+    fit(tmp_path, epochs=1, steps=4, accumulate=3)
+    assert [content["training"]["step"] for content in saved] == [6, 9, 0]  # of 12 steps
 
 
 def test_phases_choose_parameters_and_fresh_optimizers(tmp_path):

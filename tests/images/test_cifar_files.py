@@ -140,7 +140,7 @@ def test_a_missing_file_is_reported(write, small, tmp_path):
     [
         ({"x_test": None}, "has no array x_test"),
         ({"x_test": np.zeros((TEST, 28, 28), np.uint8)}, "x_test is uint8"),
-        ({"y_train": np.full(5 * TRAIN, 10)}, "labels outside 0 to 9"),
+        ({"y_train": np.full(5 * TRAIN, 10)}, "labels must be integers from 0 to 9"),
         ({"y_test": np.array([{}] * TEST)}, "not a readable .npz"),
         ({"classes": np.array("abc")}, "names 1 different classes, but there are 10"),
     ],

@@ -69,7 +69,7 @@ def test_some_of_the_classes_get_the_labels_of_the_network(folder, capsys):
     assert data.classes == known
     assert labels_of(data.test) == [1, 1, 2, 2, 3, 3]
     assert sorted(labels_of(data.train)) == [1] * 4 + [2] * 4 + [3] * 4
-    assert "val has 3 of the 5 classes that the network tells apart" in capsys.readouterr().out
+    assert "val has 3 of the 5 classes of the network" in capsys.readouterr().out
 
 
 def test_accents_taken_apart_are_the_same_class(tmp_path):

@@ -1,5 +1,6 @@
 """Where CIFAR comes from when it is not on disk."""
 
+import http.client
 import io
 import os
 import subprocess
@@ -67,6 +68,15 @@ def test_a_silent_server_counts_as_unreachable(monkeypatch, tmp_path):
     with pytest.raises(TimeoutError, match="no answer"):
         downloads._from_university(LAYOUTS["cifar100"], tmp_path)
     silent.set()
+
+
+def test_a_server_that_does_not_speak_http_is_reported(monkeypatch, tmp_path):
+    def garbled(*args, **options):
+        raise http.client.BadStatusLine("garbage")
+
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", garbled)
+    with pytest.raises(downloads.NoSource, match="garbage"):
+        downloads.download(LAYOUTS["cifar100"], tmp_path)
 
 
 def test_a_download_appears_whole_and_is_reused(small, monkeypatch, tmp_path):

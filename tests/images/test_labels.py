@@ -33,7 +33,7 @@ def test_a_label_that_is_no_class_is_named_with_its_row(label, tmp_path):
     labels = [0, 1, label] if not isinstance(label, str) else ["cat", "1", "0"]
     row = 2 if not isinstance(label, (str, bool)) else 0
     labels = np.array(labels) if label is not True else np.array([True] * 3)
-    with pytest.raises(ValueError, match=rf"own.npz, y_test: the label in row {row} \(from 0\) is .* no classes"):
+    with pytest.raises(ValueError, match=rf"own.npz, y_test: the label in row {row} \(from 0\) is .* must be integers"):
         dataloader.cifar(
             "cifar10", tiny(tmp_path / "own.npz", x_test=np.zeros((3, 32, 32, 3), np.uint8), y_test=labels), 5, "cpu"
         )
@@ -113,7 +113,7 @@ def load(path, **options):
 @pytest.mark.parametrize("label", [b"-1", b"0.5", b"cat", b"", b"10000000000", b"9" * 5000, b"\xb2", b"1_0"])
 def test_a_wrong_label_in_a_shard_is_refused(label, pattern, tmp_path):
     write_shard(tmp_path / "train.tar", [("a.jpg", picture()), ("a.cls", b"0"), ("b.jpg", picture()), ("b.cls", label)])
-    with pytest.raises(ValueError, match=r"train.tar: b.cls holds '.{0,40}', which is no class") as error:
+    with pytest.raises(ValueError, match=r"train.tar: b.cls holds '.{0,40}', which is not a class") as error:
         load(pattern)
     assert len(str(error.value)) < 300
 
@@ -123,7 +123,7 @@ def test_labels_of_val_shards_are_classes_of_the_training_ones(pattern, tmp_path
     assert load(pattern).name == tmp_path.name
     assert load(pattern, train=False, classes=["ant", "bee", "cow", "dog"]).classes == ["ant", "bee", "cow", "dog"]
     write_shard(tmp_path / "val.tar", [("a.jpg", picture()), ("a.cls", b"3")])
-    with pytest.raises(ValueError, match=r"val.tar: a.cls holds '3', which is no class; .* from 0 to 2"):
+    with pytest.raises(ValueError, match=r"val.tar: a.cls holds '3', which is not a class; .* from 0 to 2"):
         load(pattern)
 
 

@@ -110,6 +110,12 @@ def test_the_digits_are_embedded_and_small():
     assert not data.train.draw(0)[3].any()  # a digit is never mirrored
 
 
+@pytest.mark.parametrize("of", [np.array, torch.tensor, list])
+def test_mean_and_std_may_be_arrays(of):
+    data = dataloader.cifar("digits", None, 4, "cpu", mean=of([0.5, 0.25, 0.75]), std=of([1.0, 2.0, 4.0]))
+    assert data.test.normalisation == ((0.5, 0.25, 0.75), (1.0, 2.0, 4.0))
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_images_are_the_same_on_every_device():

@@ -152,7 +152,7 @@ def test_lists_need_no_folder_that_can_be_written(tmp_path, folder):
 def test_a_kept_label_that_is_no_class_is_named(tmp_path, folder):
     pattern = f"{folder}/{PATTERN}"
     load(pattern, cache=tmp_path)
-    with pytest.raises(UserError, match=r"val-00.tar: .*cls holds '2', which is no class"):
+    with pytest.raises(UserError, match=r"val-00.tar: .*cls holds '2', which is not a class"):
         load(pattern, cache=tmp_path, train=False, classes=["ant", "bee"])
 
 

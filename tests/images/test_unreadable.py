@@ -5,6 +5,7 @@ import torch
 
 import dataloader
 from images.disk import DiskBatches
+from images.workers import Decoded
 from tests.images.folders import load
 from utils import UserError
 
@@ -40,6 +41,14 @@ def test_too_many_unreadable_images_stop_training(folder):
     damage(folder / "train" / "bee")
     with pytest.raises(ValueError, match=r"of 21 training images cannot be read, more than 0.1 %; the first is .*JPEG"):
         list(load(folder).train.epoch(0))
+
+
+def test_a_batch_may_have_more_failures_than_tries(folder, monkeypatch):
+    monkeypatch.setattr(DiskBatches, "max_unreadable_share", 1.0)
+    monkeypatch.setattr(Decoded, "tries", 4)
+    damage(folder / "train" / "bee")  # three in a row, which are tried three times, twice and once
+    ((_, labels),) = load(folder, batch_size=21).train.epoch(0)
+    assert len(labels) == 21
 
 
 def test_training_stops_if_no_image_is_readable(folder, monkeypatch):

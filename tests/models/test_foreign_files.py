@@ -24,6 +24,7 @@ from models import (
     registry,
     state_dicts,
 )
+from models.meta import on_meta
 from tests.models.files import saved
 from tests.parity import check
 
@@ -60,6 +61,16 @@ def test_torchvision_weights_give_torchvision_logits(tmp_path, ours, theirs):
     with torch.no_grad():
         expected = other.eval()(images)
         torch.testing.assert_close(model.eval()(images), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV2_ADN"])
+def test_a_mobilenet_with_more_layers_is_none_of_ours(name):
+    flags = {"from_plain": True} if name == "MobileNetV2_ADN" else {}
+    with on_meta():
+        model, other = create_model(name, "ilsvrc", **flags), torchvision.models.mobilenet_v2().state_dict()
+        more = [f"features.{place}.weight" for place in ("19.0", "18.2", "3.conv.7", "3.conv.0.0.0")]
+        with pytest.raises(ValueError, match=r"4 unexpected \(features\.19\.0\.weight"):
+            state_dicts.fit_state(model, other | {key: torch.zeros(1) for key in more}, "other.pth")
 
 
 def test_torchvisions_mobilenet_is_recorded_as_one(tmp_path):
@@ -331,7 +342,7 @@ def test_an_index_beside_the_weights_says_what_was_held_out(tmp_path, source):
     torch.save(order[:60], tmp_path / "index.pth")
     assert torch.equal(Checkpoint.open(path).held_out, order[:60])
     torch.save(torch.tensor([-1, 2]), tmp_path / "index.pth")
-    with pytest.raises(ValueError, match=r"index\.pth is no list of images held out"):
+    with pytest.raises(ValueError, match=r"index\.pth is not a list of held-out images"):
         Checkpoint.open(path).held_out  # noqa: B018 - reading it is the test
 
 

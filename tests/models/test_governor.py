@@ -6,6 +6,7 @@ import random
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -264,6 +265,12 @@ def test_images_have_waited_the_last_batch_unless_told():
     assert ruler.choose(2) == "e"
     ruler.observe("e", 1.001 * FULL)
     assert ruler.choose(2) == "d"
+
+
+def test_counts_may_be_whole_numbers_of_numpy():
+    ruler, _ = started(batch=np.int64(2))
+    assert ruler.choose(np.int64(1), 0.0) == "e"
+    ruler.observe("e", FULL, np.int32(1))
 
 
 def test_choosing_runs_no_operation_of_torch():

@@ -166,7 +166,7 @@ def test_another_seed_adds_its_accuracies(weights, tmp_path, monkeypatch, capsys
         ({"seed": 1}, "written: "),
         ({"seed": 1}, "written: "),
         ({"seed": 0}, "zoo/ResNet20 itself has seed 0; train with another one"),
-        ({"seed": 2, "model": "ResNet32"}, "this is no other seed of zoo/ResNet20: it has another model"),
+        ({"seed": 2, "model": "ResNet32"}, "this is not another seed of zoo/ResNet20: it has another model"),
     ):
         content["training"]["flags"] |= {"epochs": 1, "mean": None, "std": None, "model": "ResNet20"} | flags
         torch.save(content, tmp_path / "last.pth")

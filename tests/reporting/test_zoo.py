@@ -100,7 +100,7 @@ def test_networks_that_were_trained_for_fewer_epochs_say_so(place, monkeypatch):
         ({"points": [{"name": "full", "macs": 0, "top1": 90.0}]}, "macs is 0"),
         ({"points": [{"macs": 1e6, "top1": 90.0}]}, "'name' is missing"),
         ({"points": [[]]}, "does not describe"),
-        ({"command": None}, "command is no text"),
+        ({"command": None}, "command is not text"),
         ({"parameters": None}, "params is None"),
         ({"parameters": 10**400}, "params is 1000"),
         ({"epochs": "ten"}, "epochs is 'ten'"),

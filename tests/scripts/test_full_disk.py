@@ -45,7 +45,7 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
     """`--csv=/dev/null` by root would take the device away from all programs."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(utils.UserError, match="pipe: it is no regular file"):
+    with pytest.raises(utils.UserError, match="pipe: it is not a regular file"):
         utils.write_json(path, {})
     assert path.is_fifo()
     assert [p.name for p in tmp_path.iterdir()] == ["pipe"]

@@ -1,5 +1,6 @@
 """--image: what single images are, and what each of them cost."""
 
+import csv
 import os
 import re
 import shutil
@@ -45,6 +46,19 @@ def test_an_image_file_gives_what_an_evaluation_sees(tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     found = dataloader.image_files([tmp_path / f"{n}.png" for n in range(4)], "digits", "cpu", 32, 32)
     assert torch.equal(found, wanted)
+
+
+def test_the_route_is_that_of_the_pass_where_gates_draw(folder, monkeypatch, capsys):
+    flags, model = weights("convnet_aig32", "cifar10")
+    command = [*flags, "--sample_gates", "--image", "wide.png", "grey.png", "tall.jpg", "--csv=out.csv"]
+    code, _, err = call(monkeypatch, capsys, eval_cifar10, *command)
+    assert code == 0, err
+    costs = model.costs((3, 32, 32))
+    with open("out.csv", newline="") as file:
+        for answer in csv.DictReader(file):
+            gates = map(int, answer["route"].split("-"))
+            opened = sum(gate * macs for gate, (macs,) in zip(gates, costs.paths, strict=True))
+            assert int(answer["macs"]) == costs.static + costs.controllers + opened
 
 
 def test_each_image_gets_five_classes_and_its_cost(folder, monkeypatch, capsys):

@@ -108,7 +108,7 @@ def test_without_a_csv_an_exit_is_printed_with_each_image(folder, monkeypatch, c
         (["--csv=a.csv"], 2, "--csv is for the answers of --image"),
         (["--image", "empty", "--csv=a.csv"], 1, "there are no images in the folder empty"),
         (["--image", "pictures", "--csv=file.pth/a.csv"], 1, "cannot use the folder file.pth: "),
-        (["--image", "broken.png", "--csv=empty"], 1, "cannot write empty: it is no regular file"),
+        (["--image", "broken.png", "--csv=empty"], 1, "cannot write empty: it is not a regular file"),
         (["--image", "broken.png", "--csv=a.csv"], 1, "cannot read the image broken.png: "),
     ],
 )

@@ -25,6 +25,10 @@ def test_label_smoothing_spreads_over_the_other_classes():
     assert smoothed_cross_entropy(logits, labels, eps).item() == pytest.approx(slow.item(), rel=1e-5)
 
 
+def test_a_single_class_has_nothing_to_smooth():
+    assert smoothed_cross_entropy(torch.randn(3, 1), torch.zeros(3, dtype=torch.int64), 0.1).item() == 0
+
+
 def test_draws_follow_the_cpu_generator_and_stay_in_range():
     objective = create_objective("mutualnet_wrn28_10", "cifar10")
     torch.manual_seed(1)

@@ -8,8 +8,9 @@ import torch
 import engine
 from models import create_model, create_objective
 from models.adaptive import resize
+from models.layers import make_divisible
 from models.profile import count_params
-from models.slimmable.layers import Scaled, make_divisible
+from models.slimmable.layers import Scaled
 from tests.models.slimmable.networks import EVAL, FAMILY, named
 from tests.parity import check, fill
 from tests.selection import few

@@ -112,7 +112,7 @@ def test_calibration_saves_a_trained_network_from_chance():
     ("point", "message"),
     [
         ("w1.2-r32", r"width 1.2 is outside this network's range; use 0.9 to 1"),
-        ("w0.9-r0", r"resolution 0 is no size of an image"),
+        ("w0.9-r0", r"resolution 0 is not an image size"),
         ("fast", r"no point 'fast'; its points are called like w1-r32"),
         ("w0.91-r32", r"w0.91-r32 is not calibrated for the present weights"),
     ],
