@@ -92,6 +92,12 @@ def verify_checksums(path: Path) -> None:
         raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
 
 
+UNREADABLE = (
+    "is damaged, or holds something beside the weights that cannot be read safely: "
+    "save model.state_dict() alone where the file comes from"
+)
+
+
 class _Refused(Exception):
     """Carries a sentence through `_explaining_damage`."""
 
@@ -115,17 +121,21 @@ def _explaining_damage(path: Path) -> Iterator[None]:
                 f"{path} holds a network saved whole by an old PyTorch version, with its source code: "
                 "save model.state_dict() alone where the file comes from"
             ) from error
-        if zipfile.is_zipfile(path):
-            raise ValueError(
-                f"{path} is damaged, or holds something beside the weights that cannot be read safely: "
-                "save model.state_dict() alone where the file comes from"
-            ) from error
+        if _is_whole_zip(path):
+            raise ValueError(f"{path} {UNREADABLE}") from error
         raise ValueError(f"{path} {_foreign_pickle(path) or 'is not a checkpoint, or is damaged'}") from error
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # to seek a place that no file has
             raise
-        other = _foreign_pickle(path)
+        other = UNREADABLE if _is_whole_zip(path) else _foreign_pickle(path)
         raise ValueError(f"{path} {other or 'is truncated or not a checkpoint: copy or download it again'}") from error
+
+
+def _is_whole_zip(path: Path) -> bool:
+    """Whether this is a zip archive with its directory, which is at its end: it is not truncated."""
+    with contextlib.suppress(*DAMAGE):
+        return zipfile.is_zipfile(path)
+    return False
 
 
 def _foreign_pickle(path: Path) -> str:
