@@ -13,6 +13,7 @@ import pickle
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,8 @@ def read_any(path: Path, mapped: bool = False) -> object:
         _check_start(path)
         is_zip = zipfile.is_zipfile(path)
         classes = _check_zip(path, size) if is_zip else _check_old_format(path)
-        with torch.serialization.safe_globals(allowed(classes)):
+        with torch.serialization.safe_globals(allowed(classes)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             # files of old PyTorch versions are not zip archives and cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
         return usable(content)
@@ -115,6 +117,11 @@ def _explaining_damage(path: Path) -> Iterator[None]:
             raise ValueError(
                 f"{path} holds more than weights (pickled code: {code[1]}), which is never loaded: "
                 "save model.state_dict() alone where the file comes from"
+            ) from error
+        if "pickle protocol" in str(error) and not _foreign_pickle(path):
+            raise ValueError(
+                f"{path} was written with another pickle protocol than torch.save's own, which cannot be read safely: "
+                "leave pickle_protocol out where the file comes from"
             ) from error
         if "Only persistent_load of storage" in str(error):
             raise ValueError(
@@ -228,6 +235,10 @@ GROWING = {
 }
 
 
+#: the newest pickle protocol that PyTorch's safe reader knows; torch.save writes 2 unless another is asked for
+NEWEST_PROTOCOL = 3
+
+
 def _check_calls(file: IO[bytes]) -> set[str]:
     """Refuse a pickle that can turn a few bytes into gigabytes, by calls that PyTorch's safe reader allows.
 
@@ -235,6 +246,8 @@ def _check_calls(file: IO[bytes]) -> set[str]:
     """
     texts, classes = set(), set()
     for operation, value, _ in pickletools.genops(file):
+        if operation.name == "PROTO" and value > NEWEST_PROTOCOL:
+            raise pickle.UnpicklingError(f"pickle protocol {value}")
         if isinstance(value, str):
             (classes if operation.name == "GLOBAL" else texts).add(value)
     texts |= classes

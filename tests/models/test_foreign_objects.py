@@ -92,7 +92,7 @@ def test_what_is_in_an_object_can_be_read(tmp_path):
     assert vars(content["meter"]) == {"average": 0.5, "history": [1, 2]}
 
 
-def test_a_whole_file_with_an_object_that_cannot_be_read_is_not_called_truncated(tmp_path, source):
+def test_a_whole_file_that_cannot_be_read_is_not_truncated(tmp_path, source):
     path = saved(tmp_path, {"state_dict": source.state_dict(), "more": Slots()})
     with pytest.raises(ValueError, match="holds something beside the weights that cannot be read safely: save"):
         read(path)
