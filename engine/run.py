@@ -210,7 +210,7 @@ class Run:
         """Raise UserError if the flags of a checkpoint differ from this run's."""
         saved = {key: value for key, value in self.defaults.items() if key in self.flags} | checkpoint.training["flags"]
         differing = {
-            name: f"--{name} was {saved.get(name)} and is {self.flags.get(name)}"
+            name: f"--{name} was {saved.get(name)} and is {self.flags.get(name, 'unknown to this version')}"
             for name in sorted(saved.keys() | self.flags.keys())
             if name not in self.MAY_CHANGE
             and saved.get(name) != self.flags.get(name)
