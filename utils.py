@@ -14,11 +14,13 @@ import signal
 import stat
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 import torch.distributed as dist
 
@@ -163,6 +165,23 @@ def may_run(process: str) -> bool:
 
 def _machine() -> str:
     return f"{zlib.crc32(platform.node().encode()):08x}"  # a name may be long, or have dots
+
+
+def lock(path: str | os.PathLike[str], timeout: float = -1) -> filelock.BaseFileLock:
+    """Acquire a lock that processes share under this name; where a file system has none, the existence of the file.
+
+    Args:
+        timeout: seconds to wait for another process; -1 waits until it is done.
+
+    Raises:
+        filelock.Timeout: another process has it.
+        OSError, NotImplementedError: nothing can be locked there.
+    """
+    found = filelock.FileLock(path)
+    with warnings.catch_warnings():  # filelock warns that it uses the file's existence
+        warnings.simplefilter("ignore")
+        found.acquire(timeout=timeout)
+    return found
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,11 +100,8 @@ class Run:
 
     def _acquire_lock(self) -> None:
         """Keep other runs out of the folder until this process ends; remove what a killed one left half-written."""
-        self._lock = filelock.FileLock(self.folder / ".lock")
         try:
-            with warnings.catch_warnings():  # without flock, filelock warns and uses the file's existence
-                warnings.simplefilter("ignore")
-                self._lock.acquire(timeout=0)
+            self._lock = utils.lock(self.folder / ".lock", timeout=0)
         except filelock.Timeout as error:
             raise UserError(f"another run is writing to {self.folder}; name another folder with --save") from error
         except (OSError, NotImplementedError) as error:
@@ -213,7 +209,7 @@ class Run:
         """Raise UserError if the flags of a checkpoint differ from this run's."""
         saved = {key: value for key, value in self.defaults.items() if key in self.flags} | checkpoint.training["flags"]
         differing = {
-            name: f"--{name} was {saved.get(name)} and is {self.flags.get(name)}"
+            name: f"--{name} was {saved.get(name)} and is {self.flags.get(name, 'unknown to this version')}"
             for name in sorted(saved.keys() | self.flags.keys())
             if name not in self.MAY_CHANGE
             and saved.get(name) != self.flags.get(name)

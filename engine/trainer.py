@@ -66,7 +66,7 @@ class Trainer:
         if objective.teacher_file and objective.teacher is None:
             raise ValueError("the objective has no teacher yet: set `objective.teacher`, see models.teachers")
         if not len(data.train):
-            raise UserError("there is no whole batch to train on: give more images (--subset, --valid)")
+            raise UserError("there is no whole batch to train on: give more images (--subset, --valid)", exit_code=2)
         self.objective, self.data, self.run, self.recipe, self.device = objective, data, run, recipe, device
         self.model = model.to(device, memory_format=torch.channels_last)
         if objective.teacher is not None:

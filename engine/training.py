@@ -9,6 +9,7 @@ from engine import fast, processes
 from engine.recipe import Recipe
 from engine.run import Run
 from engine.trainer import Trainer
+from images.classes import are_numbers
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint
 from utils import say
@@ -40,6 +41,8 @@ def fit(
         if run.checkpoint:
             data.check_classes(run.checkpoint.classes)
             data.check_held_out(run.checkpoint.training.get("valid_index"))
+        elif start is not None and not run.flags.get("new_head"):
+            _say_other_classes(start, data, run.flags.get("dataset"))
         model.for_images(data.shape)
         if model.made_for and data.train.normalisation:  # from now on it is made for these images
             mean, std = data.train.normalisation
@@ -48,6 +51,15 @@ def fit(
     except BaseException:
         run.release()
         raise
+
+
+def _say_other_classes(start: Checkpoint, data: Data, dataset: object) -> None:
+    """Say if a classifier that a run starts with is one of other classes, as far as known."""
+    before = start.classes or data.classes
+    alike = before == data.classes or are_numbers(before) or are_numbers(data.classes)
+    if alike and start.describe().get("dataset", dataset) == dataset:
+        return
+    say(f"note: the classes of {start.path} are not those of these images: --new_head starts with a new classifier")
 
 
 def _fit(trainer: Trainer, start: Checkpoint | None) -> None:

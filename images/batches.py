@@ -40,7 +40,9 @@ class Batches:
         self.num_images, self.batch_size, self.shuffle, self.seed = num_images, batch_size, shuffle, seed
         self.rank, self.world = share or (rank(), world_size())
         if batch_size < self.world:
-            raise UserError(f"--batch_size {batch_size} must be at least 1 image for each of {self.world} processes")
+            raise UserError(
+                f"--batch_size {batch_size} must be at least 1 image for each of {self.world} processes", exit_code=2
+            )
         self.length = sum(1 for _ in self._batches(range(num_images)))
 
     def __len__(self) -> int:
@@ -137,10 +139,14 @@ def split(total: int, subset: int | None, valid: int | Tensor, seed: int) -> tup
         order = order[~np.isin(order, held)]
     else:
         if not 0 <= valid < total:
-            raise UserError(f"cannot hold out {valid} of {total} training images; use 0 to {total - 1}")
+            raise UserError(
+                f"cannot hold out {valid} of {total} training images; use --valid 0 to {total - 1}", exit_code=2
+            )
         order, held = order[: total - valid], order[total - valid :]
     if subset is None:
         return np.sort(order), held
     if not 1 <= subset <= len(order):
-        raise UserError(f"--subset {subset} must be between 1 and {len(order)}, the number of training images")
+        raise UserError(
+            f"--subset {subset} must be between 1 and {len(order)}, the number of training images", exit_code=2
+        )
     return order[:subset], held

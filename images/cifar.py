@@ -73,7 +73,7 @@ def cifar(
     if dataset not in AUGMENTATION:
         raise UserError(f"unknown dataset {dataset!r}; use one of {', '.join(AUGMENTATION)}")
     if padding_mode not in ("zeros", "reflect"):
-        raise UserError(f"--padding_mode {padding_mode!r} is unknown; use zeros or reflect")
+        raise UserError(f"--padding_mode {padding_mode!r} is unknown; use zeros or reflect", exit_code=2)
     if coarse and dataset != "cifar100":
         raise UserError(f"{dataset} has no coarse classes; only cifar100 has")
     check_batch_sizes(batch_size, eval_batch_size)

@@ -145,6 +145,8 @@ def centre_crop(resize: int, crop: int) -> v2.Compose:
     """
     if not 1 <= crop <= resize:
         raise UserError(
-            f"a centre crop of {crop} pixels does not fit into images resized to {resize}; use 1 to {resize}"
+            f"--crop {crop} does not fit into images whose shorter side is resized to --resize {resize} pixels: "
+            f"use 1 to {resize}, or a larger --resize",
+            exit_code=2,
         )
     return v2.Compose([Resize(resize, antialias=True), v2.CenterCrop(crop)])

@@ -77,7 +77,7 @@ def imagefolder(
     """
     check_batch_sizes(batch_size, eval_batch_size)
     if workers < 0:
-        raise UserError(f"--workers {workers} must be 0 or more processes")
+        raise UserError(f"--workers {workers} must be 0 or more processes", exit_code=2)
     if not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"--min_scale {scale[0]:g} must be above 0 and at most {min(scale[1], 1):g}", exit_code=2)
     mean, std = normalisation("ilsvrc", mean, std)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import filelock
 import torch
 
-from utils import UserError, printable, read_json, remove_left_over, replacing, temporary_name
+from utils import UserError, lock, printable, read_json, remove_left_over, replacing, temporary_name
 
 TIMEOUT = 30  # seconds without an answer after which a server counts as unreachable
 TRIES, WAIT = 3, 1.0  # attempts to download a file, and seconds between them
@@ -136,7 +135,7 @@ class ShardFiles:
         """A lock on what is kept for a shard; none if the folder is not writable, or its file system has no locks."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return filelock.FileLock(self._kept(shard).with_suffix(".lock")).acquire()
+            return lock(self._kept(shard).with_suffix(".lock"))
         except (OSError, NotImplementedError) as error:
             if not is_remote(shard) or os.access(self.folder, os.W_OK):
                 return contextlib.nullcontext()

@@ -185,7 +185,7 @@ def shard_sources(pattern: str, cache: str | os.PathLike | None = None) -> Sourc
     except ImportError as error:
         raise UserError(f"shards such as {pattern} need the package webdataset: pip install webdataset") from error
     except ValueError as error:
-        raise UserError(f"--dataset_path {pattern} is not a brace pattern: {error}") from error
+        raise UserError(f"--dataset_path {pattern} is not a brace pattern: {error}", exit_code=2) from error
     if paths is None:
         raise UserError(f"--dataset_path {pattern} names over {MOST_SHARDS:,} shards; shorten its ranges", exit_code=2)
     missing = [path for path in paths if not is_remote(path) and not os.path.isfile(path)]

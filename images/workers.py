@@ -176,6 +176,28 @@ class Loader(torch.utils.data.DataLoader):
                 return
             yield batch
 
+    def _get_iterator(self):
+        return _Iterator(self) if self.num_workers else super()._get_iterator()
+
+
+class _Iterator(torch.utils.data.dataloader._MultiProcessingDataLoaderIter):
+    """torch's iterator, which fails half-built if the system has no room for its queues or for another process.
+
+    Its destructor would then print a traceback, and leave the workers that have been started.
+    """
+
+    def __init__(self, loader: Loader):
+        before = set(multiprocessing.active_children())
+        try:
+            super().__init__(loader)
+        except BaseException:
+            _kill(set(multiprocessing.active_children()) - before)
+            raise
+
+    def __del__(self):
+        with contextlib.suppress(AttributeError):
+            super().__del__()
+
 
 @contextlib.contextmanager
 def _noticing_deaths(workers: Iterable[multiprocessing.Process]):

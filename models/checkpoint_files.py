@@ -13,6 +13,7 @@ import pickle
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,8 @@ def read_any(path: Path, mapped: bool = False) -> object:
         _check_start(path)
         is_zip = zipfile.is_zipfile(path)
         classes = _check_zip(path, size) if is_zip else _check_old_format(path)
-        with torch.serialization.safe_globals(allowed(classes)):
+        with torch.serialization.safe_globals(allowed(classes)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             # files of old PyTorch versions are not zip archives and cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
         return usable(content)
@@ -90,6 +92,12 @@ def verify_checksums(path: Path) -> None:
                 part = file.testzip()
     if part is not None:
         raise ValueError(f"{path} is damaged (the checksum of {part} is wrong): copy or download it again")
+
+
+UNREADABLE = (
+    "is damaged, or holds something beside the weights that cannot be read safely: "
+    "save model.state_dict() alone where the file comes from"
+)
 
 
 class _Refused(Exception):
@@ -110,22 +118,31 @@ def _explaining_damage(path: Path) -> Iterator[None]:
                 f"{path} holds more than weights (pickled code: {code[1]}), which is never loaded: "
                 "save model.state_dict() alone where the file comes from"
             ) from error
+        if "pickle protocol" in str(error) and not _foreign_pickle(path):
+            raise ValueError(
+                f"{path} was written with another pickle protocol than torch.save's own, which cannot be read safely: "
+                "leave pickle_protocol out where the file comes from"
+            ) from error
         if "Only persistent_load of storage" in str(error):
             raise ValueError(
                 f"{path} holds a network saved whole by an old PyTorch version, with its source code: "
                 "save model.state_dict() alone where the file comes from"
             ) from error
-        if zipfile.is_zipfile(path):
-            raise ValueError(
-                f"{path} is damaged, or holds something beside the weights that cannot be read safely: "
-                "save model.state_dict() alone where the file comes from"
-            ) from error
+        if _is_whole_zip(path):
+            raise ValueError(f"{path} {UNREADABLE}") from error
         raise ValueError(f"{path} {_foreign_pickle(path) or 'is not a checkpoint, or is damaged'}") from error
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # to seek a place that no file has
             raise
-        other = _foreign_pickle(path)
+        other = UNREADABLE if _is_whole_zip(path) else _foreign_pickle(path)
         raise ValueError(f"{path} {other or 'is truncated or not a checkpoint: copy or download it again'}") from error
+
+
+def _is_whole_zip(path: Path) -> bool:
+    """Whether this is a zip archive with its directory, which is at its end: it is not truncated."""
+    with contextlib.suppress(*DAMAGE):
+        return zipfile.is_zipfile(path)
+    return False
 
 
 def _foreign_pickle(path: Path) -> str:
@@ -218,6 +235,10 @@ GROWING = {
 }
 
 
+#: the newest pickle protocol that PyTorch's safe reader knows; torch.save writes 2 unless another is asked for
+NEWEST_PROTOCOL = 3
+
+
 def _check_calls(file: IO[bytes]) -> set[str]:
     """Refuse a pickle that can turn a few bytes into gigabytes, by calls that PyTorch's safe reader allows.
 
@@ -225,6 +246,8 @@ def _check_calls(file: IO[bytes]) -> set[str]:
     """
     texts, classes = set(), set()
     for operation, value, _ in pickletools.genops(file):
+        if operation.name == "PROTO" and value > NEWEST_PROTOCOL:
+            raise pickle.UnpicklingError(f"pickle protocol {value}")
         if isinstance(value, str):
             (classes if operation.name == "GLOBAL" else texts).add(value)
     texts |= classes

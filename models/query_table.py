@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from models import registry
 from models.adaptive import AdaptiveModel
 from models.built import BuiltAs
 from utils import UserError, number, read_json, typed
@@ -183,9 +184,12 @@ class QueryTable:
         """
         name, dataset, flags = self.network
         built = BuiltAs.of(model)
-        flags, own = _plain(flags), _plain(dict(built.flags))
+        same = (name, dataset) == (built.model, built.dataset)
+        # flags that did not exist yet, or were not given, have their defaults
+        usual = {flag.name: flag.default for flag in registry.entry(name, dataset).model_flags()} if same else {}
+        flags, own = _plain(usual | flags), _plain(usual | dict(built.flags))
         others = {key for key in flags.keys() | own.keys() if flags.get(key) != own.get(key)} - model.point_flags
-        if (name, dataset) != (built.model, built.dataset) or others:
+        if not same or others:
             theirs = " ".join(f"--{key} {flags.get(key)}" for key in flags if key in others)
             what = f"{name} on {dataset} {theirs}".rstrip() + ", not of this network"
         elif self.weights and self.weights != weights_hash(model):

@@ -162,6 +162,8 @@ def test_a_flag_that_did_not_exist_has_its_default(run):
     engine.Run(run, flags, "auto", defaults).close()
     with pytest.raises(utils.UserError, match=r"--jitter was 0.0 and is 0.4"):
         engine.Run(run, {"lr": 0.1, "jitter": 0.4}, "auto", defaults)
+    with pytest.raises(utils.UserError, match=r"--lr was 0.1 and is unknown to this version"):
+        engine.Run(run, {"jitter": 0.0}, "auto", defaults)
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,11 @@ def test_a_run_knows_its_classes_and_the_name_of_its_set(folder, monkeypatch, ca
     assert code == 2
     assert "(new: elk; gone: cow)" in err
     assert err.count("\n") == 1
+    for more, said in (["--new_head"], False), ([], True):
+        start = [f"--pretrained={best}", f"--save={folder.parent / f'from{len(more)}'}", *more]
+        code, out, err = train(monkeypatch, capsys, folder, *start)
+        assert code == 0, err
+        assert ("best.pth are not those of these images: --new_head starts with a new classifier" in out) == said
 
 
 def test_a_file_of_imagenet_is_judged_on_some_of_its_classes(tmp_path, monkeypatch, capsys):

@@ -118,7 +118,7 @@ def test_a_train_folder_without_classes_is_reported(folder):
     [
         ({"batch_size": 0}, "--batch_size 0"),
         ({"workers": -1}, "--workers -1"),
-        ({"crop": 64}, "crop of 64 pixels"),
+        ({"crop": 64}, "--crop 64 does not fit"),
         ({"mean": (0.5,)}, "three finite numbers"),
         ({"valid": 21}, "hold out 21 of 21"),
         ({"batch_size": 2, "share": (0, 4)}, "at least 1 image for each of 4 processes"),

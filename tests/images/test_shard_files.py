@@ -169,7 +169,8 @@ def test_each_process_begins_to_list_elsewhere(tmp_path, folder, monkeypatch):
 # Shards on a web server
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.filterwarnings("error:flock")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_downloads_need_no_locks(server, folder, tmp_path, monkeypatch, code):
     def flock(*_):
         raise OSError(code, os.strerror(code))

@@ -1,6 +1,9 @@
 """Worker processes: how many, how images come back from them, and what is said when they fail."""
 
+import errno
+import gc
 import io
+import multiprocessing.synchronize
 import os
 import signal
 
@@ -167,14 +170,40 @@ def test_a_death_is_noticed_by_the_loader_and_nowhere_else(folder):
         list(epoch)
 
 
-def test_workers_that_cannot_be_started_are_one_sentence(folder, monkeypatch):
-    def fork():
-        raise OSError(12, "Cannot allocate memory")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("room", [0, 1])
+def test_workers_that_cannot_be_started_are_one_sentence(folder, monkeypatch, room):
+    before, start, started = multiprocessing.active_children(), os.fork, []
 
-    data = load(folder)
+    def fork():
+        if len(started) == room:
+            raise OSError(12, "Cannot allocate memory")
+        started.append(start())
+        return started[-1]
+
+    data = load(folder, workers=2)
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(ValueError, match="workers cannot run: Cannot allocate memory; use fewer --workers"):
         list(data.test)
+    gc.collect()  # pytest reports what a half-built iterator says when it goes
+    assert (len(started), multiprocessing.active_children()) == (room, before)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("room", [0, 3, 5])
+def test_workers_without_semaphores_are_one_sentence(folder, monkeypatch, room):
+    make, made = multiprocessing.synchronize.SemLock.__init__, []
+
+    def semaphore(*args, **options):
+        if len(made) == room:
+            raise OSError(errno.EROFS, "Read-only file system")
+        made.append(make(*args, **options))
+
+    data = load(folder)
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", semaphore)
+    with pytest.raises(ValueError, match="workers cannot run: Read-only file system; use fewer --workers"):
+        list(data.test)
+    gc.collect()  # pytest reports what a half-built iterator says when it goes
 
 
 def test_a_share_above_1_is_refused_before_training(folder, monkeypatch, capsys):

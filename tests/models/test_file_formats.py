@@ -71,12 +71,23 @@ def test_a_file_that_is_something_else_is_called_what_it_is(tmp_path, content, s
         load_checkpoint(create_model("ResNet20"), tmp_path / "w.pth")
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_files_of_old_pytorch_versions_load(tmp_path, source, protocol):
     torch.save(source.state_dict(), tmp_path / "w.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=False)
     other = create_model("ResNet20")
     load_checkpoint(other, tmp_path / "w.pth")
     assert check.holds(other, source.state_dict())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_newer_pickle_protocol_is_named(tmp_path, source, protocol, old):
+    path = tmp_path / "w.pth"
+    torch.save(source.state_dict(), path, pickle_protocol=protocol, _use_new_zipfile_serialization=not old)
+    with pytest.raises(ValueError, match=r"another pickle protocol .*: leave pickle_protocol out"):
+        load_checkpoint(create_model("ResNet20"), path)
 
 
 # safetensors

@@ -50,6 +50,15 @@ class Arguments:
     layers: tuple = (1, 2)
 
 
+class Slots:
+    """An object whose state is no dictionary."""
+
+    __slots__ = ("lr",)
+
+    def __init__(self):
+        self.lr = 0.1
+
+
 class Phase(enum.Enum):
     TRAINING = 1
 
@@ -81,6 +90,15 @@ def test_what_is_in_an_object_can_be_read(tmp_path):
     content = read(saved(tmp_path, {"settings": Settings(lr=0.1), "meter": Meter()}))
     assert content["settings"] == {"lr": 0.1}
     assert vars(content["meter"]) == {"average": 0.5, "history": [1, 2]}
+
+
+def test_a_whole_file_that_cannot_be_read_is_not_truncated(tmp_path, source):
+    path = saved(tmp_path, {"state_dict": source.state_dict(), "more": Slots()})
+    with pytest.raises(ValueError, match="holds something beside the weights that cannot be read safely: save"):
+        read(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is truncated"):
+        read(path)
 
 
 def test_an_optimizer_and_a_schedule_beside_the_weights(tmp_path, source):
@@ -145,7 +163,7 @@ def test_a_network_that_is_part_of_itself_is_refused(tmp_path, parts):
     network = nn.Module()
     for number in range(parts):
         network._modules[str(number)] = network
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="cannot be read safely"):
         read(saved(tmp_path, network))
 
 
@@ -154,5 +172,5 @@ def test_a_network_of_endlessly_shared_parts_is_refused(tmp_path, monkeypatch):
     network = nn.Linear(1, 1)
     for _ in range(40):
         network = nn.Sequential(network, network)
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="cannot be read safely"):
         read(saved(tmp_path, network))

@@ -5,6 +5,7 @@ import pytest
 import engine
 import eval_cifar10
 import train_cifar10
+import train_ilsvrc
 from engine import cli
 from tests.scripts.commands import QUICK, ROOT, call
 from utils import UserError
@@ -43,6 +44,8 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
         (["--dataset=cifar11"], "cifar11"),
         (["--lr_steps=150"], "--lr_steps"),
         (["--momentun=0.9"], "did you mean --momentum"),
+        (["--dataset=digits", "--subset=1438"], "--subset 1438 must be between 1 and 1437"),
+        (["--dataset=digits", "--valid=1437"], "cannot hold out 1437 of 1437 training images; use --valid 0 to 1436"),
         (["@nowhere/none"], "there is no file nowhere/none; --list_recipes lists recipes"),
         ([f"@{ROOT}/recipes/zoo/ResNet31"], "recipes/zoo/ResNet32"),
     ],
@@ -52,6 +55,17 @@ def test_an_impossible_command_is_one_sentence_and_exit_code_2(monkeypatch, caps
     assert code == 2
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_an_impossible_crop_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    flags = ["--dataset_path=fake", "--model=ResNet18", "--workers=0", "--crop=64", f"--save={tmp_path / 'run'}"]
+    code, _, err = call(monkeypatch, capsys, train_ilsvrc, *flags, "--resize=32")
+    assert code == 2
+    assert err == (
+        "error: --crop 64 does not fit into images whose shorter side is resized to --resize 32 pixels: use 1 to 32, "
+        "or a larger --resize\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_fails_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys, checkpoint):

@@ -37,6 +37,15 @@ def test_a_query_table_survives_its_file(tmp_path):
         loaded.check(create_model("mutualnet_wrn28_10", "cifar10", depth=10, widen_factor=2))
 
 
+def test_a_flag_that_a_table_lacks_has_its_default():
+    model = tiny(dropoutrate=0.0)
+    flags = {name: value for name, value in model.built_as.flags.items() if name != "dropoutrate"}
+    table = QueryTable(("mutualnet_wrn28_10", "cifar10", flags), [Measured("w1-r32", 3e6, 60.0)])
+    table.check(model)
+    with pytest.raises(ValueError, match=r"on cifar10 --dropoutrate 0.0, not of this network"):
+        table.check(tiny(dropoutrate=0.3))
+
+
 @pytest.mark.parametrize("text", ["", "fast", "0M", "-3M", "12s"])
 def test_a_budget_that_is_none_is_one_sentence(text):
     with pytest.raises(ValueError, match="is not a budget; give"):
