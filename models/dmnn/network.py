@@ -6,7 +6,6 @@ real execution, and counting what each image costs.
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from models.dmnn.coarse import Grouping
 from models.dmnn.gates import MergedGates, open_gates, open_images
 from models.dmnn.layers import Execution, GatedBlock
 from models.layers import constant
+from models.meta import without_values
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class GatedNetwork(AdaptiveModel):
         return self._costs[shape]
 
     def _measure(self, shape: tuple[int, ...]) -> Costs:
-        clone = copy.deepcopy(self).to("meta").eval()
+        clone = without_values(self).eval()
         macs: dict[nn.Module, int] = {}
 
         def note(layer, inputs, output):

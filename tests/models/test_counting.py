@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 
+from models import AdaptiveModel, profile
 from models.counting import CallCounter, formula
 
 ROOT = Path(__file__).parents[2]
@@ -112,3 +114,35 @@ for name in ("ResNet20", "ResNet32_DoubleShared", "ResNet32_ADN", "IMTA_MSDNet",
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.count("False") == 6, done.stdout + done.stderr
+
+
+class Watched(AdaptiveModel):
+    """A linear layer that notes, while it is counted, whether the original still has its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+
+    def compute(self, images, point):
+        if images.is_meta:
+            intact.append(not watched.layer.weight.is_meta and watched.training)
+        return self.layer(images.mean(dim=(2, 3)))
+
+
+watched, intact = Watched(), []
+
+
+def test_counting_is_not_seen_by_other_threads_and_hooks():
+    seen, weight = [], watched.layer.weight
+    watched.layer.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    assert profile.count_macs(watched, (3, 8, 8)) == 12
+    assert intact == [True]
+    assert seen == []
+    assert watched.layer.weight is weight
+
+
+def test_weights_that_a_hook_computes_are_counted():
+    pruned = Watched()
+    torch.nn.utils.prune.l1_unstructured(pruned.layer, "weight", amount=0.5)
+    pruned(torch.randn(2, 3, 8, 8))  # the pruned weight is the result of an operation, and no parameter
+    assert profile.count_macs(pruned, (3, 8, 8)) == 12
