@@ -3,8 +3,9 @@
     torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", dataset="cifar10", shared_rank=16, unique_rank=1)
     torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", pretrained="ResNet56-S16U1-Double")
 
-REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. `torch.hub.list` lists the names and
-`torch.hub.help` the flags of one. Every callable here whose name does not begin with an underscore is a network.
+REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. For the latter, `torch.hub.list` lists the
+names and `torch.hub.help` the flags of one. Every callable here whose name does not begin with an underscore is a
+network.
 """
 
 from __future__ import annotations as _annotations
@@ -38,7 +39,7 @@ def _entry_point(name: str, entries: list[_Entry]) -> _Callable[..., _AdaptiveMo
         cache: str | None = None,
         **flags: object,
     ) -> _AdaptiveModel:
-        if pretrained and pretrained is not True and dataset is None:
+        if pretrained and pretrained is not True and pretrained != "zoo" and dataset is None:
             described = _Checkpoint.open(pretrained, None, cache).describe().get("dataset")
             dataset = None if described is None else str(described)
         dataset = dataset or entries[0].dataset
@@ -53,7 +54,7 @@ def _help(entries: list[_Entry]) -> str:
     lines = [entries[0].summary, "", "Args:"]
     lines.append(f"    dataset: one of {', '.join(entry.dataset for entry in entries)} (the first).")
     lines.append("    num_classes: of the classifier; by default those of the data set.")
-    lines.append("    pretrained: a checkpoint file, a released one's name, or True; its flags become the defaults.")
+    lines.append("    pretrained: as for create_model: a file, a name, True or 'zoo'; its flags become the defaults.")
     lines.append("    cache: folder for released checkpoints; by default torch.hub's.")
     for entry in entries:
         for flag in entry.model_flags():

@@ -79,6 +79,11 @@ def test_a_file_knows_its_data_set_flags_and_classes(tmp_path):
         hubconf.ResNet34_DoubleShared(dataset="ilsvrc", pretrained=str(file))
 
 
+def test_the_zoo_has_weights_of_a_network():
+    wanted = create_model("ResNet20", pretrained="zoo")
+    assert torch.equal(hubconf.ResNet20(pretrained="zoo").fc.weight, wanted.fc.weight)
+
+
 def test_unknown_flags_are_refused_by_name():
     with pytest.raises(ValueError, match="did you mean shared_rank"):
         hubconf.ResNet32_DoubleShared(shared_ranks=8)

@@ -5,6 +5,7 @@ import pytest
 import engine
 import eval_cifar10
 import train_cifar10
+import train_ilsvrc
 from engine import cli
 from tests.scripts.commands import QUICK, ROOT, call
 from utils import UserError
@@ -52,6 +53,11 @@ def test_an_impossible_command_is_one_sentence_and_exit_code_2(monkeypatch, caps
     assert code == 2
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_weights_of_another_data_set_bring_their_network(monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, train_ilsvrc, "--pretrained=zoo/ResNet20", "--dataset_path=fake")
+    assert (code, err) == (2, "error: there is no ResNet20 for ilsvrc, only for cifar100, cifar10\n")
 
 
 def test_what_fails_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys, checkpoint):
