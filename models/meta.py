@@ -46,10 +46,10 @@ def without_values(module: ModuleT) -> ModuleT:
     memo: dict[int, object] = {}
     for part in module.modules():
         own = vars(part)
-        hooks = [value for name, value in own.items() if "_hooks" in name and isinstance(value, dict)]
+        hooks = [value for name, value in list(own.items()) if "_hooks" in name and isinstance(value, dict)]
         memo |= {id(value): type(value)() for value in hooks}
         # single numbers may steer a forward pass; other attributes are results of hooks, or weights in DataParallel
-        results = [value for value in own.values() if isinstance(value, Tensor) and value.dim()]
+        results = [value for value in list(own.values()) if isinstance(value, Tensor) and value.dim()]
         tensors = [*own["_parameters"].values(), *own["_buffers"].values(), *results]
         memo |= {id(tensor): _without_values(tensor) for tensor in tensors if tensor is not None}
     return copy.deepcopy(module, memo)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.counting import CallCounter
+from models.counting import Cache, CallCounter
 from models.meta import without_values
 from utils import UserError
 
@@ -127,7 +127,7 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
     """Count the multiply-accumulates of one image, and the elements that batch norms read."""
     point = model.point(point)
     _check_static(point)
-    cache = model.__dict__.setdefault("_counts", {})
+    cache = model.__dict__.setdefault("_counts", Cache())
     key = (point, tuple(shape))
     if key not in cache:
         calls = CallCounter((F.batch_norm, torch.batch_norm))

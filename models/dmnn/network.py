@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.adaptive import AdaptiveModel, Point
-from models.counting import CallCounter
+from models.counting import Cache, CallCounter
 from models.deploy import folding
 from models.dmnn import report
 from models.dmnn.coarse import Grouping
@@ -113,7 +113,7 @@ class GatedNetwork(AdaptiveModel):
         self.grouping, self.tau = grouping, tau
         self.points = (GatedPoint("gated", execution=execution, sampled=sampled), ALL_PATHS)
         groups = torch.tensor(grouping.group_of_class) if grouping else None
-        self._costs: dict[tuple[int, ...], Costs] = {}
+        self._costs: dict[tuple[int, ...], Costs] = Cache()
         self.register_buffer("group_of_class", groups, persistent=False)
 
     @property
@@ -228,7 +228,6 @@ class GatedNetwork(AdaptiveModel):
     def fold(self, batches=()):
         """A copy for inference: batch norms folded into the layers before them, gates merged, no category heads."""
         model = folding.folded_copy(self)
-        model._costs = {}
         for module in model.modules():
             if isinstance(getattr(module, "category", None), nn.Module):
                 module.category = None

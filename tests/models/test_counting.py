@@ -1,5 +1,7 @@
 """Formulas of shapes give what torch gives, and spare the import of its compiler."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +141,14 @@ def test_counting_is_not_seen_by_other_threads_and_hooks():
     assert intact == [True]
     assert seen == []
     assert watched.layer.weight is weight
+
+
+def test_a_copy_is_counted_anew():
+    small = Watched()
+    assert profile.count_macs(small, (3, 8, 8)) == 12
+    for large in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        large.layer = torch.nn.Linear(3, 8)
+        assert profile.count_macs(large, (3, 8, 8)) == 24
 
 
 def test_weights_that_a_hook_computes_are_counted():
