@@ -131,7 +131,14 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
     key = (point, tuple(shape))
     if key not in cache:
         calls = CallCounter((F.batch_norm, torch.batch_norm))
-        _run_on_meta(without_values(model).eval(), (1, *shape), point, calls)
+        try:
+            _run_on_meta(without_values(model).eval(), (1, *shape), point, calls)
+        except NotImplementedError as error:  # of an operation that does not run on the meta device, such as int8
+            reason = str(error).partition(". ")[0].rstrip(".")
+            raise UserError(
+                f"the multiply-accumulates of this {type(model).__name__} cannot be counted ({reason}): call the "
+                "network itself, which returns logits, instead of infer"
+            ) from error
         cache[key] = calls.macs, calls.elements
     return cache[key]
 

@@ -156,3 +156,17 @@ def test_weights_that_a_hook_computes_are_counted():
     torch.nn.utils.prune.l1_unstructured(pruned.layer, "weight", amount=0.5)
     pruned(torch.randn(2, 3, 8, 8))  # the pruned weight is the result of an operation, and no parameter
     assert profile.count_macs(pruned, (3, 8, 8)) == 12
+
+
+def test_what_cannot_be_counted_is_a_sentence():
+    quantized = Watched()
+    quantized.layer.forward = no_kernel
+    with pytest.raises(ValueError, match=r"cannot be counted \(quantized::linear_dynamic: .*\): call the network"):
+        quantized.infer(torch.randn(2, 3, 8, 8))
+
+
+def no_kernel(x):
+    """What torch raises for an operation of int8 on the meta device."""
+    if x.is_meta:
+        raise NotImplementedError("quantized::linear_dynamic: We could not find the fake impl for this operator.")
+    return x
