@@ -3,8 +3,9 @@
     torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", dataset="cifar10", shared_rank=16, unique_rank=1)
     torch.hub.load(REPOSITORY, "ResNet56_DoubleShared", pretrained="ResNet56-S16U1-Double")
 
-REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. `torch.hub.list` lists the names and
-`torch.hub.help` the flags of one. Every callable here whose name does not begin with an underscore is a network.
+REPOSITORY is a folder, with `source="local"`, or `owner/name` on GitHub. For the latter, `torch.hub.list` lists the
+names and `torch.hub.help` the flags of one. Every callable here whose name does not begin with an underscore is a
+network.
 """
 
 from __future__ import annotations as _annotations
@@ -53,7 +54,7 @@ def _help(entries: list[_Entry]) -> str:
     lines = [entries[0].summary, "", "Args:"]
     lines.append(f"    dataset: one of {', '.join(entry.dataset for entry in entries)} (the first).")
     lines.append("    num_classes: of the classifier; by default those of the data set.")
-    lines.append("    pretrained: a file of weights, a released name, zoo, or True; its flags become the defaults.")
+    lines.append("    pretrained: as for create_model: a file, a name, True or 'zoo'; its flags become the defaults.")
     lines.append("    cache: folder for released checkpoints; by default torch.hub's.")
     for entry in entries:
         for flag in entry.model_flags():

@@ -201,7 +201,8 @@ def _find_network(
     checkpoint = Checkpoint.open(given, known.dataset, known.cache) if given else None
     described = _described(checkpoint)
     if described.get("dataset", script.datasets[0]) not in script.datasets:
-        if script.training:  # its weights may be for another, unknown dataset
+        if script.training:  # its weights are a start, if there is a network of this name for the script's images
+            parser.set_defaults(**{key: described[key] for key in ("model",) if key in described})
             return *_network(parser, argv), checkpoint, {}
         raise UserError(f"{given} is of {described['dataset']}, which another script evaluates")
     parser.set_defaults(**{key: described[key] for key in ("model", "dataset") if key in described})

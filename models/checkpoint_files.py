@@ -9,6 +9,7 @@ import contextlib
 import encodings
 import encodings.aliases
 import errno
+import os
 import pickle
 import pickletools
 import re
@@ -288,13 +289,17 @@ def _located(content: Mapping, path: Path) -> tuple[Mapping, str | None]:
         found = [name for name, value in named.items() if _is_state_dict(value, least)]
         deeper = [name for name, value in named.items() if any(_is_state_dict(part, least) for part in value.values())]
         if len(found or deeper) > 1:
-            several = _listed(found or deeper)
-            raise ValueError(f"{path} holds several networks ({several}): save one of them under state_dict")
+            raise ValueError(several_networks(path, found or deeper))
         if deeper and not found:
             state, key = _located(named[deeper[0]], path)
             return state, f"{deeper[0]}.{key}" if key else deeper[0]
         key = found[0] if found else None
     return (content if key is None else content[key]), key
+
+
+def several_networks(path: str | os.PathLike, names: list[str]) -> str:
+    """What to say of a file in which networks are stored under several names."""
+    return f"{path} holds several networks ({_listed(names)}): save one of them under state_dict"
 
 
 def _is_state_dict(value: object, least: int = 1) -> bool:

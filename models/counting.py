@@ -19,6 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
+class Cache(dict):
+    """What a network has found out about itself and can find out again.
+
+    Copies and pickles begin empty: they may become other networks, and another thread may be filling this one.
+    """
+
+    def __deepcopy__(self, memo: dict) -> Cache:
+        return Cache()
+
+    def __reduce__(self) -> tuple[type[Cache], tuple]:
+        return Cache, ()
+
+
 class CallCounter(TorchFunctionMode):
     """Add up multiply-accumulates, and the elements that some functions read, at the calls that a model makes.
 

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.counting import CallCounter
+from models.counting import Cache, CallCounter
+from models.meta import without_values
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -118,8 +119,7 @@ def _check_static(point: Point) -> None:
 def count_elements(model: AdaptiveModel, shape: Sequence[int], point: Which, functions: Iterable[Callable]) -> int:
     """Return how many elements `functions` (such as `F.relu`) read in a forward pass of one image at `point`."""
     calls = CallCounter(functions)
-    with evaluating(model):
-        _run_on_meta(model, (1, *shape), model.point(point), calls)
+    _run_on_meta(without_values(model).eval(), (1, *shape), model.point(point), calls)
     return calls.elements
 
 
@@ -127,12 +127,18 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
     """Count the multiply-accumulates of one image, and the elements that batch norms read."""
     point = model.point(point)
     _check_static(point)
-    cache = model.__dict__.setdefault("_counts", {})
+    cache = model.__dict__.setdefault("_counts", Cache())
     key = (point, tuple(shape))
     if key not in cache:
         calls = CallCounter((F.batch_norm, torch.batch_norm))
-        with evaluating(model):
-            _run_on_meta(model, (1, *shape), point, calls)
+        try:
+            _run_on_meta(without_values(model).eval(), (1, *shape), point, calls)
+        except NotImplementedError as error:  # of an operation that does not run on the meta device, such as int8
+            reason = str(error).partition(". ")[0].rstrip(".")
+            raise UserError(
+                f"the multiply-accumulates of this {type(model).__name__} cannot be counted ({reason}): call the "
+                "network itself, which returns logits, instead of infer"
+            ) from error
         cache[key] = calls.macs, calls.elements
     return cache[key]
 
@@ -143,11 +149,11 @@ def check_side(model: AdaptiveModel, side: int, point: Point) -> None:
     Args:
         point: a point at which every image costs the same.
     """
+    empty = without_values(model).eval()
 
     def works(side: int) -> bool:
         try:
-            with evaluating(model):
-                _run_on_meta(model, (1, 3, side, side), point, CallCounter())
+            _run_on_meta(empty, (1, 3, side, side), point, CallCounter())
         except RuntimeError:
             return False
         return True
@@ -181,15 +187,15 @@ def check_training_batch(model: AdaptiveModel, shape: Sequence[int], images: int
     """Raise UserError if a batch norm would see a single value per channel, which cannot be normalised.
 
     Args:
-        model: the network; it is put in train mode.
+        model: the network.
         shape: (channels, height, width) of an image.
         images: number of images in a batch on one device.
     """
-    model.train()
-    for point in model.trial_points:
+    empty = without_values(model).train()
+    for point in empty.trial_points:
         try:
             with torch.random.fork_rng(devices=[]):
-                _run_on_meta(model, (images, *shape), point)
+                _run_on_meta(empty, (images, *shape), point)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -201,20 +207,9 @@ def check_training_batch(model: AdaptiveModel, shape: Sequence[int], images: int
 
 
 def _run_on_meta(model: nn.Module, shape: Sequence[int], point: Which, calls: CallCounter | None = None) -> None:
-    """Run the network on images of `shape` (N, C, H, W) without arithmetic, leaving its own tensors untouched."""
-    # each module once, under one of its names: functional_call would not restore a tensor that it met twice
-    tensors = {
-        f"{prefix}.{name}".lstrip("."): torch.empty_like(tensor, device="meta")
-        for prefix, module in model.named_modules()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None and not tensor.is_meta
-    }
-    images = torch.empty(shape, device="meta")
+    """Run a network `without_values` on images of `shape` (N, C, H, W): no arithmetic is done."""
     with torch.no_grad(), calls or contextlib.nullcontext():
-        if tensors:
-            torch.func.functional_call(model, tensors, (images, point), tie_weights=False)
-        else:
-            model(images, point)
+        model(torch.empty(shape, device="meta"), point)
 
 
 #: quartiles further apart than this share of the median say more about the machine than about the network

@@ -146,7 +146,7 @@ def entry(name: str, dataset: str) -> Entry:
         return _entries[name, key]
     elsewhere = [other for known, other in _entries if known == name]
     if elsewhere:
-        raise UserError(f"{name} is not a {key} network; it is one of {', '.join(elsewhere)}", exit_code=2)
+        raise UserError(f"there is no {name} for {key}, only for {', '.join(elsewhere)}", exit_code=2)
     known = {known.lower(): known for known, other in _entries if other == key}
     close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)]
     hint = f"the closest are {', '.join(close)}; " if close else ""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models import registry
 from models.adaptive import AdaptiveModel
-from models.checkpoint_files import DEEPEST
+from models.checkpoint_files import DEEPEST, several_networks
 from models.meta import on_meta
 
 #: last part of the name of a batch norm's counter, which files of old PyTorch versions lack
@@ -24,7 +24,8 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
 
     Args:
         path: name of the file in messages.
-        new_head: keep the network's own values for tensors whose shape depends on the number of classes.
+        new_head: keep the network's own values for tensors whose shape depends on the number of classes, which the
+            file may then lack.
 
     Raises:
         ValueError: it belongs to another network (one message lists missing, unexpected and misshapen keys), or has
@@ -68,8 +69,9 @@ def fit_state(
     ]
     if problems:
         name = model.built_as.model if model.built_as else type(model).__name__
-        only_classes = not missing and not unexpected and set(misshapen) <= set(_heads(model, own, state))
-        hint = OTHER_CLASSES if only_classes else _owner(model, given)
+        only_classes = not unexpected and {*missing, *misshapen} <= set(_heads(model, own, state))
+        difference = "the classifier is missing" if missing else "the number of classes differs"
+        hint = f"; only {difference}: {NEW_HEAD}" if only_classes else _owner(model, given)
         raise ValueError(f"{path} is not a checkpoint of this {name}: {'; '.join(problems)}{hint}")
     _check_numbers(state, own, path)
     return _share(names, state, path)
@@ -86,15 +88,21 @@ def _unwrapped(own: dict[str, Tensor], given: dict[str, Tensor], path: str | os.
     `backbone.` if the network was an attribute of another one. If that one had further tensors, such as those of a
     loss, they are dropped, provided that only one of its attributes is large enough to be the network. If the network
     was divided among several, such as `backbone.` and `head.`, it is put together again.
+
+    Raises:
+        ValueError: several of its attributes are the network, such as `net.` and its average `ema.`.
     """
     given = {key: value for key, value in given.items() if key in own or key.rpartition(".")[2] not in COUNTERS}
     if not any("module" in key.split(".") for key in own):
         bare = {".".join(part for part in key.split(".") if part != "module"): value for key, value in given.items()}
         given = bare if len(bare) == len(given) else given
-    needed = sum(not shared[0].endswith(BATCHES) for shared in _names_of_shared(own))
+    needed = [shared for shared in _names_of_shared(own) if not shared[0].endswith(BATCHES)]
     for _ in range(DEEPEST):
         sizes = Counter(key[: key.find(".") + 1] for key in given if not key.endswith(BATCHES))
-        large = [prefix for prefix, size in sizes.items() if prefix and (len(sizes) == 1 or size >= needed)]
+        large = [prefix for prefix, size in sizes.items() if prefix and (len(sizes) == 1 or size >= len(needed))]
+        whole = [prefix for prefix in large if all(any(prefix + key in given for key in keys) for keys in needed)]
+        if len(whole) > 1:
+            raise ValueError(several_networks(path, [prefix[:-1] for prefix in whole]))
         if len(large) != 1 or any(key.startswith(large[0]) for key in own):
             break
         if len(sizes) > 1:
@@ -113,8 +121,10 @@ def _put_together(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str,
     return bare if len(bare) == len(given) and found > max(len(own) / 2, len(own.keys() & given.keys())) else given
 
 
-#: what to do if only the number of classes differs
-OTHER_CLASSES = "; only the number of classes differs: a training takes the rest of the file with --new_head"
+#: what to do if everything but the classifier fits
+NEW_HEAD = (
+    "a training takes the rest of the file with --new_head, and Python with load_checkpoint(model, file, new_head=True)"
+)
 
 
 def _heads(model: AdaptiveModel, own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
@@ -127,7 +137,7 @@ def _heads(model: AdaptiveModel, own: dict[str, Tensor], state: dict[str, Tensor
             other = registry.create_model(built.model, built.dataset, built.num_classes + 1, **built.flags).state_dict()
     except ValueError:  # a network made for certain numbers of classes only
         return [key for key in state if key in own and _differ_in_classes(state[key], own[key])]
-    return [key for key in state if key in own and key in other and other[key].shape != own[key].shape]
+    return [key for key in own if key in other and other[key].shape != own[key].shape]
 
 
 def _differ_in_classes(theirs: Tensor, ours: Tensor) -> bool:

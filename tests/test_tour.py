@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import models
 from models import registry
 
 TOUR = json.loads((Path(__file__).parents[1] / "docs" / "tour.ipynb").read_text())
@@ -17,6 +18,13 @@ def test_the_notebook_keeps_no_outputs_and_marks_the_zoo():
     cells = [cell for cell in TOUR["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     assert sum('pretrained="zoo"' in source for source in SOURCES) == 1
+
+
+def test_the_line_that_loads_from_the_zoo_gives_the_same_points():
+    (line,) = (line for source in SOURCES for line in source.splitlines() if 'pretrained="zoo"' in line)
+    names: dict = {"models": models}
+    exec(line, names)
+    assert [point.name for point in names["model"].points] == ["exit1", "exit2", "exit3"]
 
 
 def test_the_cells_run_and_lead_to_a_network_of_ones_own(tmp_path, monkeypatch, capsys):

@@ -20,7 +20,6 @@ def folded_copy(model: nn.Module) -> nn.Module:
     automatically. A module that is replaced as a whole has a method `folded()` that returns its replacement.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    model.__dict__.pop("_counts", None)  # the cached costs are those of the original
     _fold_inside(model)
     return model
 

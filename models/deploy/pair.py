@@ -185,12 +185,12 @@ def _write_stages(
     stops = [stop for stop in model.points if any(each.get(stop, 2) <= 1 for each in leaving.values())]
     by_stop: dict[Point, Row] = {}
     graphs: list[Callable[..., Sequence[Tensor]]] = []
-    cost = 0
-    for stage in stages.cut(export.merged(model), stops, shape):
+    cost, taken = 0, ["images"]
+    for number, stage in enumerate(stages.cut(export.merged(model), stops, shape), start=1):
         file = f"{stage.point.name}.{form}"
-        taken = ["images"] if not by_stop else [f"state{k}" for k in range(1, len(stage.inputs) + 1)]
-        returned = ["logits", *(f"state{k}" for k in range(1, stage.outputs))]
-        export.write_graph(stage.part, stage.inputs, taken, returned, form, folder / file)
+        handed_on = [f"state{number}_{k}" for k in range(1, stage.outputs)]
+        export.write_graph(stage.part, stage.inputs, taken, ["logits", *handed_on], form, folder / file)
+        taken = handed_on
         graph = export.load_graph(form, folder / file)
         run = None
         if graph is not None:

@@ -6,7 +6,6 @@ real execution, and counting what each image costs.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import re
@@ -18,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from models.adaptive import AdaptiveModel, Point
-from models.counting import CallCounter
+from models.counting import Cache, CallCounter
 from models.deploy import folding
 from models.dmnn import report
 from models.dmnn.coarse import Grouping
 from models.dmnn.gates import MergedGates, open_gates, open_images
 from models.dmnn.layers import Execution, GatedBlock
 from models.layers import constant
+from models.meta import without_values
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class GatedNetwork(AdaptiveModel):
         self.grouping, self.tau = grouping, tau
         self.points = (GatedPoint("gated", execution=execution, sampled=sampled), ALL_PATHS)
         groups = torch.tensor(grouping.group_of_class) if grouping else None
-        self._costs: dict[tuple[int, ...], Costs] = {}
+        self._costs: dict[tuple[int, ...], Costs] = Cache()
         self.register_buffer("group_of_class", groups, persistent=False)
 
     @property
@@ -225,7 +225,7 @@ class GatedNetwork(AdaptiveModel):
         return self._costs[shape]
 
     def _measure(self, shape: tuple[int, ...]) -> Costs:
-        clone = copy.deepcopy(self).to("meta").eval()
+        clone = without_values(self).eval()
         macs: dict[nn.Module, int] = {}
 
         def note(layer, inputs, output):
@@ -258,7 +258,6 @@ class GatedNetwork(AdaptiveModel):
     def fold(self, batches=()):
         """A copy for inference: batch norms folded into the layers before them, gates merged, no category heads."""
         model = folding.folded_copy(self)
-        model._costs = {}
         for module in model.modules():
             if isinstance(getattr(module, "category", None), nn.Module):
                 module.category = None

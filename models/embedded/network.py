@@ -134,7 +134,6 @@ class Embedded(AdaptiveModel):
         point = self.point(point)
         skip = point.skip
         model = copy.deepcopy(self)
-        model.__dict__.pop("_counts", None)  # the cached costs are those of the original
         left_out = {
             block: nn.Identity()
             for blocks, path, skipped in zip(model.stages(), model.paths, skip, strict=True)

@@ -6,7 +6,6 @@ inside.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.counting import formula
 from models.exits.steps import Attribute, Function, Method, Module, Plan, Step, Value, rebuild
+from models.meta import without_values
 from utils import UserError
 
 #: images in the trial run: a number that no layer has as its width, so that a first dimension of this size is the batch
@@ -35,7 +35,7 @@ def make_plans(backbone: nn.Module, after: Sequence[str], image_shape: Sequence[
             with only some of the images.
     """
     _check_names(backbone, after)
-    backbone = copy.deepcopy(backbone).to("meta")
+    backbone = without_values(backbone)
     # the forward pass may depend on the mode, as with F.dropout(x, training=self.training)
     traced = {training: _traced(backbone.train(training), after) for training in (False, True)}
     evaluating = _plan(backbone.eval(), *traced[False], image_shape)

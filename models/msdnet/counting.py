@@ -6,7 +6,6 @@ elements, pooling as k*k per output element, a linear layer as its weights and b
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from models import profile
 from models.counting import CallCounter
+from models.meta import without_values
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def published_total(model, shape: Sequence[int], exit: int) -> int:
 
 
 def _prepare(model, shape: Sequence[int] | None):
-    model = copy.deepcopy(model).to("meta").eval()
+    model = without_values(model).eval()
     return model, torch.empty(1, *(shape or model.image_shape), device="meta"), _Counter(model)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models import profile
 from models.adaptive import AdaptiveModel, Point, resize
+from models.counting import Cache
 from models.slimmable.extracted import Extracted
 from models.slimmable.forms import Form, Switchable, Universal
 from models.slimmable.layers import CalibratedNorm, Cut, SlimLayer
@@ -71,7 +72,7 @@ class Slimmable(AdaptiveModel):
         for width, resolution in itertools.product(self.test_widths, self.resolutions):
             self.at(width, resolution)
         self._points: tuple[SlimPoint, ...] | None = None
-        self._named: dict[str, SlimPoint] = {}
+        self._named: dict[str, SlimPoint] = Cache()
 
     point_flags = frozenset({"resolution_list", "width_mult_list_test"})
 
@@ -165,8 +166,7 @@ class Slimmable(AdaptiveModel):
                 raise UserError(
                     f"this network has no point {name!r}; its points are called like {self.full}", exit_code=2
                 )
-            width, resolution = match.groups()
-            self._named[name] = self.at(float(width), int(resolution) if resolution else None)
+            self._named[name] = self.at(float(match[1]), int(match[2]) if match[2] else None)
         return self._named[name]
 
     # Running at a point

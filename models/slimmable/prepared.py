@@ -104,8 +104,10 @@ class Prepared:
         if plan is None or not plan.serves(cut):
             self.plans.pop(point, None)
             plan = Plan(layers(), cut)
-            while self.plans and plan.copied + sum(other.copied for other in self.plans.values()) > COPIES:
-                self.plans.pop(next(iter(self.plans)), None)  # the oldest
+            for oldest in list(self.plans):  # lists, because other threads may add and drop plans
+                if plan.copied + sum(other.copied for other in list(self.plans.values())) <= COPIES:
+                    break
+                self.plans.pop(oldest, None)
             self.plans[point] = plan
         return plan.cut
 

@@ -1,5 +1,7 @@
 """Formulas of shapes give what torch gives, and spare the import of its compiler."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 
+from models import AdaptiveModel, profile
 from models.counting import CallCounter, formula
 
 ROOT = Path(__file__).parents[2]
@@ -112,3 +116,57 @@ for name in ("ResNet20", "ResNet32_DoubleShared", "ResNet32_ADN", "IMTA_MSDNet",
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.count("False") == 6, done.stdout + done.stderr
+
+
+class Watched(AdaptiveModel):
+    """A linear layer that notes, while it is counted, whether the original still has its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+
+    def compute(self, images, point):
+        if images.is_meta:
+            intact.append(not watched.layer.weight.is_meta and watched.training)
+        return self.layer(images.mean(dim=(2, 3)))
+
+
+watched, intact = Watched(), []
+
+
+def test_counting_is_not_seen_by_other_threads_and_hooks():
+    seen, weight = [], watched.layer.weight
+    watched.layer.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    assert profile.count_macs(watched, (3, 8, 8)) == 12
+    assert intact == [True]
+    assert seen == []
+    assert watched.layer.weight is weight
+
+
+def test_a_copy_is_counted_anew():
+    small = Watched()
+    assert profile.count_macs(small, (3, 8, 8)) == 12
+    for large in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        large.layer = torch.nn.Linear(3, 8)
+        assert profile.count_macs(large, (3, 8, 8)) == 24
+
+
+def test_weights_that_a_hook_computes_are_counted():
+    pruned = Watched()
+    torch.nn.utils.prune.l1_unstructured(pruned.layer, "weight", amount=0.5)
+    pruned(torch.randn(2, 3, 8, 8))  # the pruned weight is the result of an operation, and no parameter
+    assert profile.count_macs(pruned, (3, 8, 8)) == 12
+
+
+def test_what_cannot_be_counted_is_a_sentence():
+    quantized = Watched()
+    quantized.layer.forward = no_kernel
+    with pytest.raises(ValueError, match=r"cannot be counted \(quantized::linear_dynamic: .*\): call the network"):
+        quantized.infer(torch.randn(2, 3, 8, 8))
+
+
+def no_kernel(x):
+    """What torch raises for an operation of int8 on the meta device."""
+    if x.is_meta:
+        raise NotImplementedError("quantized::linear_dynamic: We could not find the fake impl for this operator.")
+    return x

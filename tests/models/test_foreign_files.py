@@ -202,7 +202,7 @@ def test_names_that_stay_foreign_are_told_as_they_are(tmp_path, source):
 
 def test_of_two_networks_beside_each_other_none_is_chosen(tmp_path, source):
     state = {prefix + key: value for key, value in source.state_dict().items() for prefix in ("online.", "target.")}
-    with pytest.raises(ValueError, match="not a checkpoint of this ResNet20"):
+    with pytest.raises(ValueError, match=r"several networks \(online, target\)"):
         load_checkpoint(create_model("ResNet20"), saved(tmp_path, state))
 
 
@@ -319,6 +319,17 @@ def test_new_head_takes_everything_but_the_classes(tmp_path, name, flags):
     assert heads
     for key, value in model.state_dict().items():
         assert torch.equal(value, fresh[key] if key in heads else loaded[key]) or "running" in key, key
+
+
+def test_new_head_needs_no_classifier_in_the_file(tmp_path, source):
+    state = {f"encoder.{key}": value for key, value in source.state_dict().items() if not key.startswith("fc.")}
+    path, model = saved(tmp_path, state), create_model("ResNet20", num_classes=4)
+    with pytest.raises(ValueError, match=r"only the classifier is missing: .* --new_head"):
+        load_checkpoint(model, path)
+    before = model.fc.weight.clone()
+    load_checkpoint(model, path, new_head=True)
+    assert torch.equal(model.fc.weight, before)
+    assert torch.equal(model.conv1.weight, source.conv1.weight)
 
 
 def test_new_head_is_new_for_equally_many_classes(tmp_path):

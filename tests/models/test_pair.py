@@ -119,6 +119,15 @@ def test_files_carry_their_row_of_the_table(written):
         assert (kept["mean"], kept["classes"], kept["input_size"]) == ([0.305] * 3, table["classes"], [3, 32, 32])
 
 
+def test_a_stage_between_others_returns_what_the_next_one_takes(example, tmp_path):
+    pytest.importorskip("onnxscript")
+    model = create_model("msdnet", "digits", **TINY_MSDNET | {"nBlocks": 3}).eval()
+    rows = pair.write_pair(model, model.points, tmp_path, seconds=0.01)  # runs the files and compares logits
+    stages = [example.onnxruntime.InferenceSession(tmp_path / row.file) for row in rows]
+    for before, after in itertools.pairwise(stages):
+        assert [value.name for value in before.get_outputs()[1:]] == [value.name for value in after.get_inputs()]
+
+
 def test_a_host_that_stops_between_stages_equals_infer(written, example):
     model, points, images, folder = written
     row = json.loads((folder / "table.json").read_text())["points"][-1]

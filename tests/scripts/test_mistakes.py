@@ -68,6 +68,11 @@ def test_an_impossible_crop_is_one_sentence_and_exit_code_2(tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_of_another_data_set_bring_their_network(monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, train_ilsvrc, "--pretrained=zoo/ResNet20", "--dataset_path=fake")
+    assert (code, err) == (2, "error: there is no ResNet20 for ilsvrc, only for cifar100, cifar10\n")
+
+
 def test_what_fails_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys, checkpoint):
     cut = tmp_path / "cut.pth"
     cut.write_bytes(checkpoint.read_bytes()[:1000])

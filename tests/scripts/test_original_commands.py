@@ -116,7 +116,14 @@ def test_a_file_brings_its_flags_to_a_training(tmp_path, monkeypatch, capsys):
     assert (args.model, args.dataset, args.mean) == ("ResNet32_SingleShared", "digits", (0.1, 0.1, 0.1))
     assert (args.model_flags["shared_rank"], args.lr) == (4, 0.1)
     assert parsed(train_cifar10, f"--pretrained={tmp_path}/w.pth --shared_rank=8").model_flags["shared_rank"] == 8
-    assert parsed(train_ilsvrc, f"--pretrained={tmp_path}/w.pth").model == "ResNet34_DoubleShared"
+
+
+def test_a_file_of_another_data_set_brings_its_model_alone(tmp_path):
+    flags = {"model": "ResNet34_SingleShared", "dataset": "cifar100", "shared_rank": 4}
+    torch.save({"net_state_dict": {"w": torch.ones(1)}, "training": {"flags": flags}}, tmp_path / "w.pth")
+    args = parsed(train_ilsvrc, f"--pretrained={tmp_path}/w.pth")
+    assert (args.model, args.dataset) == ("ResNet34_SingleShared", "ilsvrc")
+    assert args.model_flags["shared_rank"] != 4
 
 
 @pytest.mark.parametrize("script", [train_cifar10, eval_cifar10, train_ilsvrc, eval_ilsvrc])

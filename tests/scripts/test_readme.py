@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import itertools
 import re
 import runpy
 import shlex
@@ -9,9 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import dataloader
+import engine
 import eval_cifar10
 import eval_ilsvrc
+import models
 import train_cifar10
 import train_ilsvrc
 from engine import cli, lists, originals
@@ -172,6 +177,21 @@ def test_every_piece_of_python_is_python(page):
 
 
 @pytest.mark.xdist_group("published")  # where its rows have been counted already
+def test_a_folder_of_photos_is_learnt_as_the_page_says(tmp_path, monkeypatch, capsys):
+    """The part of docs/python.md, with four folders of plain colours."""
+    monkeypatch.chdir(tmp_path)
+    for split, name, grey in itertools.product(("train", "val"), ("a b", "b", "c", "d"), (40, 200)):
+        Path("photos", split, name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (50, 40), grey).save(f"photos/{split}/{name}/{grey}.png")
+    page = (ROOT / "docs" / "python.md").read_text()
+    (part,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "new_head" in part)
+    names = {"dataloader": dataloader, "engine": engine, "models": models}
+    exec(part.replace('"photos", 32,', '"photos", 4,'), names)
+    assert names["model"].classes == ["a b", "b", "c", "d"]
+    assert engine.evaluate(names["model"], names["data"].test)[0].images == 8
+    assert "fresh weights for fc.weight, fc.bias" in capsys.readouterr().out
+
+
 def test_results_are_not_stale():
     assert (ROOT / "results" / "README.md").read_text() == pages.results_page(), "run: python3 -m reporting page"
     assert (ROOT / "README.md").read_text() == pages.front_page(), "run: python3 -m reporting page"

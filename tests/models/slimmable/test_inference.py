@@ -101,3 +101,19 @@ def test_plans_are_kept_as_far_as_memory_allows(calibrated, monkeypatch):
         model(images, point)
         assert sum(plan.copied for plan in model.prepared.plans.values()) <= max(sizes)
         assert torch.equal(model(images, point), as_views(model, images, point))
+
+
+@torch.no_grad()
+def test_plans_that_another_thread_adds_meanwhile_do_no_harm():
+    model, images = tiny().eval(), next(batches())[0]
+    model(images, "w0.9")
+    plans = model.prepared.plans
+
+    class Meanwhile:
+        @property
+        def copied(self):
+            plans[len(plans)] = self
+            return 0
+
+    plans["another point"] = Meanwhile()
+    assert torch.equal(model(images, "w1"), as_views(model, images, "w1"))
