@@ -41,7 +41,7 @@ def test_the_gradient_of_filters_is_that_of_a_convolution(size, stride, groups, 
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-def test_gradients_in_bf16_are_as_exact_as_those_of_a_convolution(autocast, monkeypatch):
+def test_bf16_gradients_are_as_exact_as_those_of_a_convolution(autocast, monkeypatch):
     torch.manual_seed(0)
     dtype = torch.float32 if autocast else torch.bfloat16
     images = torch.randn(16, 32, 4, 4).to(dtype).to(memory_format=torch.channels_last)
