@@ -296,11 +296,11 @@ def _answer(
     model: AdaptiveModel, file: str, image: Tensor, point: Point, names: Sequence[str]
 ) -> tuple[Answer, Tensor]:
     """The answer of a network to one image (1, 3, H, W), and the probabilities (classes,)."""
-    start = time.perf_counter()
     with noise.repeated(image.device):
+        start = time.perf_counter()
         logits, macs = model.infer(image, point)
-    probabilities = logits[0].float().softmax(dim=0).cpu()  # waits for the device
-    ms = 1e3 * (time.perf_counter() - start)
+        probabilities = logits[0].float().softmax(dim=0).cpu()  # waits for the device
+        ms = 1e3 * (time.perf_counter() - start)
     (route,) = model.routes(image, point, macs)
     label = int(probabilities.argmax())
     answer = Answer(file, point.name, route, names[label], probabilities[label].item(), macs.item(), ms)
