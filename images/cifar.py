@@ -19,6 +19,7 @@ from images.data import Arrays, Data
 from images.downloads import download
 from images.memory import MemoryBatches
 from images.normalise import normalisation
+from images.reading import image_paths
 from utils import UserError, rank, world_size
 
 #: padding of the random crop in pixels, and whether images are mirrored
@@ -120,12 +121,18 @@ def _read_or_download(dataset: str, path: str | os.PathLike | None, coarse: bool
     """Read CIFAR from `path`, downloading it first if it is not there. Of several processes, the first downloads."""
     if path is not None and not Path(path).exists():
         raise UserError(f"--dataset_path {path} does not exist; create it, or leave the flag out to use ./data")
-    path, layout = Path("data" if path is None else path), LAYOUTS[dataset]
+    named, path, layout = path is not None, Path("data" if path is None else path), LAYOUTS[dataset]
     if rank() > 0:
         dist.barrier()  # until the first process has read it
     try:
         arrays = cifar_files.read(path, layout, coarse)
         if arrays is None:
+            if named and (path / "train").is_dir() and image_paths(path / "train"):
+                raise UserError(
+                    f"--dataset_path {path} is a folder of images, not {layout.title}: train_ilsvrc.py and "
+                    "eval_ilsvrc.py read such folders",
+                    exit_code=2,
+                )
             download(layout, path)
             arrays = cifar_files.read(path, layout, coarse)
             assert arrays is not None

@@ -35,6 +35,16 @@ def test_without_a_source_each_one_is_reported(offline, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_images_is_not_where_cifar_is_downloaded_to(tmp_path):
+    image = tmp_path / "train" / "cat" / "1.png"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is a folder of images, not CIFAR-10: train_ilsvrc.py") as error:
+        dataloader.cifar("cifar10", tmp_path, 8, "cpu")
+    assert error.value.exit_code == 2
+    assert os.listdir(tmp_path) == ["train"]
+
+
 def test_a_download_that_fails_or_was_killed_leaves_nothing(offline, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no npm
     with pytest.raises(downloads.NoSource):
