@@ -15,7 +15,7 @@ with startup.importing(__name__):
     import dataloader
     import engine
     import utils
-    from engine import cli, exports, tasks
+    from engine import cli, exports, run_images, tasks
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=False)
 
@@ -29,7 +29,8 @@ def main(argv=None):
     model = checkpoint.build(args.model, args.dataset, **args.model_flags)
     utils.say(f"{checkpoint.path}: {checkpoint.format}")
     run = {key: args.run_images[key] for key in ("subset", "seed", "padding_mode")}
-    options = dict(valid=checkpoint.held_out, classes=checkpoint.classes, mean=args.mean, std=args.std, **run)
+    valid = run_images.held_out_before(checkpoint, args.dataset)
+    options = dict(valid=valid, classes=checkpoint.classes, mean=args.mean, std=args.std, **run)
     load = partial(dataloader.cifar, args.dataset, args.dataset_path, args.batch_size, device, **options)
     if args.image:
         names = dataloader.class_names(args.dataset, stored=checkpoint.classes)

@@ -190,7 +190,7 @@ def _check_labels(images: int, known: int, num_classes: int) -> None:
 
 
 def _say_not_finite(points: Sequence[Point], totals: Sequence[Sequence[int]]) -> None:
-    """Say if a network has given answers that are no numbers: its accuracy then says little."""
+    """Say if outputs of a network are not finite: its accuracy then says little."""
     for point, (_, _, _, count, finite, _) in zip(points, totals, strict=True):
         if finite < count:
             say(

@@ -100,7 +100,7 @@ class Ways:
 
     def __post_init__(self):
         if self.layout not in LAYOUTS or self.amp not in DTYPES or self.compile not in (None, False, True):
-            raise ValueError(f"{self} is no way to make steps")
+            raise ValueError(f"{self} is not a way to make steps")
 
     def place(self, *networks: nn.Module | None) -> None:
         """Convert networks to the layout."""
@@ -132,7 +132,7 @@ def find_ways(
     equal = torch.are_deterministic_algorithms_enabled() or world_size() > 1
     if equal or len(ways) * (TIMED + 1) > MOST_TRIED * steps:
         return usual, None
-    names = {f"{way.layout}{' in ' * (len(amps) > 1)}{_precision(way.amp) * (len(amps) > 1)}": way for way in ways}
+    names = {way.layout if len(amps) == 1 else f"{way.layout} in {_precision(way.amp)}": way for way in ways}
     images, labels = batch()
     with torch.random.fork_rng(devices=[]):
         trials = {name: _trial(model, objective, images, labels, way) for name, way in names.items()}

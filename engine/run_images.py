@@ -52,6 +52,11 @@ def held_out(args: argparse.Namespace) -> int | torch.Tensor:
     return held
 
 
+def held_out_before(file: Checkpoint, dataset: str) -> int | torch.Tensor:
+    """What an evaluation holds out: the images that the run behind a file held out, if they are of this data set."""
+    return file.held_out if file.describe().get("dataset", dataset) == dataset else 0
+
+
 def known_classes(args: argparse.Namespace) -> list[str] | None:
     """The names of the classes of an evaluated network; None if its images decide.
 

@@ -161,6 +161,8 @@ def _points_within(
     """
     made = model.point_for_budget(budget.amount) if budget.unit == "macs" else None
     if made is not None:
+        if args.query_table:
+            say(f"note: --query_table is left alone, as this network makes a point for --budget {args.budget}")
         return [made]
     if args.query_table:
         table = QueryTable.load(args.query_table)

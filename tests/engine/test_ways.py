@@ -166,7 +166,7 @@ def test_a_resumed_run_keeps_what_was_chosen(data, always, tmp_path):
 
 @pytest.mark.parametrize("change", [{"layout": "rows"}, {"amp": "int8"}, {"compile": "yes"}])
 def test_a_file_with_other_ways_is_refused(change):
-    with pytest.raises(ValueError, match="no way to make steps"):
+    with pytest.raises(ValueError, match="not a way to make steps"):
         Ways(**change)
 
 

@@ -6,7 +6,7 @@ import torch
 import dataloader
 import train_cifar10
 from engine import cli, run_images
-from models import create_model
+from models import Checkpoint, create_model
 from utils import UserError
 
 NETWORK = ["--dataset=digits", "--nBlocks=3", "--base=1", "--stepmode=even", "--nChannels=8"]
@@ -48,6 +48,12 @@ def test_files_without_held_out_images_leave_it_to_the_command(tmp_path):
     torch.save(create_model("msdnet_ge", "digits", **BUILD).state_dict(), tmp_path / "bare.pth")
     assert run_images.held_out(parse(tmp_path / "bare.pth", "--valid=50")) == 50
     assert run_images.held_out(cli.parse(train_cifar10.SCRIPT, ["--valid=50"])) == 50
+
+
+def test_an_evaluation_of_another_data_set_holds_nothing_out(stage1):
+    file, held = Checkpoint.open(stage1[0]), stage1[1]
+    assert torch.equal(run_images.held_out_before(file, "digits"), held)
+    assert run_images.held_out_before(file, "cifar10") == 0
 
 
 def test_positions_of_another_data_set_mean_nothing(stage1):

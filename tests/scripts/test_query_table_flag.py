@@ -1,13 +1,15 @@
 """--query_table with --budget: what it was measured with decides whether it answers here."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import eval_cifar10
+from engine import tasks
 from models import Checkpoint, create_model
-from models.query_table import QueryTable
+from models.query_table import Budget, QueryTable
 from tests.scripts.commands import call
 
 NETWORK = [
@@ -124,3 +126,13 @@ def test_a_table_of_the_folded_network_is_not_one_of_the_network(tmp_path, monke
     assert call(monkeypatch, capsys, eval_cifar10, *command, *made, "--budget=10000ms")[0] == 0
     code, _, error = call(monkeypatch, capsys, eval_cifar10, *command, *asked, "--budget=10000ms")
     assert (code, f"folded {bool(made)} instead of {bool(asked)}" in error) == (2, True), error
+
+
+def test_a_network_that_makes_its_points_needs_no_table(capsys):
+    network = create_model("msdnet", "digits", nBlocks=2, base=1, stepmode="even", nChannels=8)
+    args = SimpleNamespace(budget="5M", query_table="table.json")
+    (point,) = tasks._points_within(Budget.parse("5M"), network, network, args, torch.device("cpu"))
+    assert point == network.point_for_budget(5e6)
+    assert capsys.readouterr().out == (
+        "note: --query_table is left alone, as this network makes a point for --budget 5M\n"
+    )
