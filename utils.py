@@ -177,10 +177,10 @@ def lock(path: str | os.PathLike[str], timeout: float = -1) -> filelock.BaseFile
         filelock.Timeout: another process has it.
         OSError, NotImplementedError: nothing can be locked there.
     """
+    # not catch_warnings(), which other threads may undo
+    warnings.filterwarnings("ignore", "flock not supported", UserWarning)
     found = filelock.FileLock(path)
-    with warnings.catch_warnings():  # filelock warns that it uses the file's existence
-        warnings.simplefilter("ignore")
-        found.acquire(timeout=timeout)
+    found.acquire(timeout=timeout)
     return found
 
 
