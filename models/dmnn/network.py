@@ -49,7 +49,7 @@ class GatedPoint(Point):
 
 ALL_PATHS = GatedPoint("all", every_path=True)
 #: for one image, maximum number of blocks whose gates are decided at once
-AHEAD = 8
+AHEAD = 4
 
 
 class Routed(NamedTuple):
