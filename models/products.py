@@ -46,11 +46,16 @@ def convolution(x: Tensor, weight: Tensor, stride: int = 1, groups: int = 1) -> 
         pixels = x.numel() // x.shape[1]
         if size == groups == 1 and weight.numel() >= WEIGHTS_PER_PIXEL * pixels:
             return F.linear(x[:, :, ::stride, ::stride].permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        of_image = pixels // (x.shape[0] * stride * stride)
+        of_image, dtype = x.shape[2] * x.shape[3] // stride**2, _precision(x)
         if size > 1 and dtype == torch.bfloat16 and weight.shape[0] >= CHANNELS_PER_PIXEL * of_image * groups:
             return _GradientAsProduct.apply(x.to(dtype), weight.to(dtype), stride, groups)
     return F.conv2d(x, weight, None, stride, size // 2, 1, groups)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """The type of numbers in which a convolution of x on a CPU is computed, with autocast or without."""
+    lowered = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if lowered else x.dtype
 
 
 class _GradientAsProduct(torch.autograd.Function):

@@ -67,6 +67,18 @@ def test_bf16_gradients_are_as_exact_as_those_of_a_convolution(autocast, monkeyp
         assert (ours - right).norm() < max(1.1 * (theirs - right).norm(), 1e-6 * right.norm())
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_no_image_and_double_precision_under_autocast(size, dtype):
+    weight = torch.randn(64, 8, size, size, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = convolution(torch.empty(0, 8, 2, 2, dtype=dtype).to(memory_format=torch.channels_last), weight)
+        alone = convolution(torch.randn(1, 8, 2, 2, dtype=dtype).to(memory_format=torch.channels_last), weight)
+    y.sum().backward()
+    assert (y.shape, y.dtype, alone.dtype) == ((0, 64, 2, 2), dtype, dtype)
+    assert not weight.grad.any()
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("side", [2, 40])
 def test_a_bottleneck_with_watched_layers_computes_the_same(side, layout):
