@@ -208,8 +208,9 @@ def check_training_batch(model: AdaptiveModel, shape: Sequence[int], images: int
 
 def _run_on_meta(model: nn.Module, shape: Sequence[int], point: Which, calls: CallCounter | None = None) -> None:
     """Run a network `without_values` on images of `shape` (N, C, H, W): no arithmetic is done."""
+    images = torch.empty(shape, device="meta")
     with torch.no_grad(), calls or contextlib.nullcontext():
-        model(torch.empty(shape, device="meta"), point)
+        model(images, point)
 
 
 #: quartiles further apart than this share of the median say more about the machine than about the network
