@@ -367,7 +367,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "best": dict(self.best),
-            "objective": self.objective.state_dict(),
+            "objective": processes.with_all_means(self.objective.state_dict()),
             "scaler": self.scaler.state_dict(),
             "rng": self.generators.state_dict(),
             "processes": world_size(),
@@ -393,7 +393,7 @@ class Trainer:
         self.epoch, self.step, self.best = training["epoch"], training["step"], {}
         for point, (top1, epoch) in training["best"].items():
             self.best[self.model.point(point).name] = float(top1), int(epoch)
-        self.objective.load_state_dict(training["objective"], self.device)
+        self.objective.load_state_dict(processes.with_own_means(training["objective"]), self.device)
         self.scaler.load_state_dict(training["scaler"])
         self.ways = Ways(**training["ways"]) if training.get("ways") else None
         self.first_optimizer = checkpoint.optimizer
