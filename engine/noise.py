@@ -76,6 +76,10 @@ class Generators:
         for gpu, generator in zip(self.gpus, saved.get("cuda", []), strict=False):
             torch.cuda.set_rng_state(generator, gpu)
 
+    def undisturbed(self) -> AbstractContextManager:
+        """A context in which noise may be drawn without a trace: afterwards it goes on as if nothing had been."""
+        return torch.random.fork_rng(self.gpus)
+
 
 def repeated(device: torch.device) -> AbstractContextManager:
     """A context whose noise is drawn once more by what follows, such as the route of an image by gates that draw."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.recipe import Recipe
 from utils import say
@@ -23,6 +23,16 @@ def trained_parameters(optimizer: torch.optim.SGD, network: nn.Module | None = N
         return parameters
     trained = set(parameters)
     return [parameter for parameter in network.parameters() if parameter in trained]
+
+
+def set_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+    """Set the learning rate of all groups, in place where it is a tensor that recorded steps read."""
+    for group in optimizer.param_groups:
+        scaled = rate * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
 
 
 def add_momentum(optimizer: torch.optim.SGD) -> None:

@@ -186,6 +186,25 @@ def average(values: Mapping[str, float], device: torch.device) -> dict[str, floa
     return dict(zip(values, (message / world_size()).tolist(), strict=True))
 
 
+def with_all_means(objective: dict) -> dict:
+    """The state of an objective, with the running means of every process: all must call it."""
+    return objective | {"means": gathered(objective["means"])} if world_size() > 1 else objective
+
+
+def with_own_means(objective: dict) -> dict:
+    """What `with_all_means` returned, with the means of this process; if there were more or fewer, with equal parts."""
+    saved = objective["means"]
+    parts, count = (saved if isinstance(saved, list) else [saved]), world_size()
+    if len(parts) == count:
+        return objective | {"means": parts[rank()]}
+    return objective | {
+        "means": {
+            kind: {name: sum(part[kind][name] for part in parts) / count for name in parts[0][kind]}
+            for kind in ("sums", "counts")
+        }
+    }
+
+
 def average_number(value: float, device: torch.device) -> float:
     """Return the mean of a number over the processes."""
     return average({"": value}, device)[""]

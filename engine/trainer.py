@@ -27,6 +27,7 @@ from engine.optimizer import (
     add_momentum,
     load_momentum,
     make_optimizer,
+    set_rate,
     state_for_file,
     trained_parameters,
     update_average,
@@ -171,6 +172,8 @@ class Trainer:
             add_momentum(self.optimizer)
         if self.step == 0:
             self.objective.means.clear()
+        else:
+            self._set_rate(self.step - 1)  # nothing else does in an epoch of which only the evaluation is missing
         if isinstance(self.captured, FasterStep):
             self.captured.restart()
         self.started = time.perf_counter()
@@ -252,16 +255,16 @@ class Trainer:
         network = self.wrapped if several else self.evaluated
         images = self.data.test if self.data.valid is None else self.data.valid
         how = {"capture": bool(self.recipe.cuda_graph), "stop": lambda: self.run.stop_signal is not None}
-        return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp, **how)
+        with self.generators.undisturbed():  # so that an evaluation that was stopped is repeated with the same noise
+            return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp, **how)
 
     # A step: a backward pass for each loss, then the optimizer
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train on one batch, at the rate of the schedule. Returns its losses' sum; the next step overwrites it."""
-        steps = len(self.data.train)
         if self.recipe.accumulate > 1:
-            self.together.fill_(self.recipe.together(self.step, steps))
-        self._set_rate(self.recipe.rate(self.epoch * steps + self.step, steps))
+            self.together.fill_(self.recipe.together(self.step, len(self.data.train)))
+        self._set_rate(self.step)
         self.step += 1
         images = self.ways.images(images) if self.ways else images
         if (self.recipe.compile or self.captured) and len(images) < self.data.train.batch_size // world_size():
@@ -269,14 +272,11 @@ class Trainer:
             return self.make_step(self.model, images, labels)
         return self.captured(images, labels) if self.captured else self.make_step(self.wrapped, images, labels)
 
-    def _set_rate(self, rate: float) -> None:
-        self.rate = rate
-        for group in self.optimizer.param_groups:
-            scaled = rate * group.get("lr_scale", 1.0)
-            if self.recorder:
-                group["lr"].fill_(scaled)
-            else:
-                group["lr"] = scaled
+    def _set_rate(self, step: int) -> None:
+        """Set the learning rate to that of a step of the current epoch."""
+        steps = len(self.data.train)
+        self.rate = self.recipe.rate(self.epoch * steps + step, steps)
+        set_rate(self.optimizer, self.rate)
 
     def make_step(self, model: nn.Module, images: Tensor, labels: Tensor, run: Callable = run_at_once) -> Tensor:
         """`train_step` on the device alone.
@@ -367,7 +367,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "best": dict(self.best),
-            "objective": self.objective.state_dict(),
+            "objective": processes.with_all_means(self.objective.state_dict()),
             "scaler": self.scaler.state_dict(),
             "rng": self.generators.state_dict(),
             "processes": world_size(),
@@ -393,7 +393,7 @@ class Trainer:
         self.epoch, self.step, self.best = training["epoch"], training["step"], {}
         for point, (top1, epoch) in training["best"].items():
             self.best[self.model.point(point).name] = float(top1), int(epoch)
-        self.objective.load_state_dict(training["objective"], self.device)
+        self.objective.load_state_dict(processes.with_own_means(training["objective"]), self.device)
         self.scaler.load_state_dict(training["scaler"])
         self.ways = Ways(**training["ways"]) if training.get("ways") else None
         self.first_optimizer = checkpoint.optimizer

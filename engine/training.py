@@ -12,7 +12,7 @@ from engine.trainer import Trainer
 from images.classes import are_numbers
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint
-from utils import say
+from utils import UserError, say
 
 
 def fit(
@@ -34,14 +34,16 @@ def fit(
 
     Raises:
         Stopped: a signal asked to stop; everything is saved.
-        UserError: the classes or the held-out images are not those that the run began with; or the loss is no longer
-            finite, in which case the message names the last good checkpoint.
+        UserError: the classes or the held-out images are not those that the run began with; or a fresh classifier would
+            never be trained; or the loss is no longer finite, in which case the message names the last good checkpoint.
     """
     try:
         if run.checkpoint:
             data.check_classes(run.checkpoint.classes)
             data.check_held_out(run.checkpoint.training.get("valid_index"))
-        elif start is not None and not run.flags.get("new_head"):
+        elif start is not None and run.flags.get("new_head"):
+            _check_new_head(objective)
+        elif start is not None:
             _say_other_classes(start, data, run.flags.get("dataset"))
         model.for_images(data.shape)
         if model.made_for and data.train.normalisation:  # from now on it is made for these images
@@ -51,6 +53,16 @@ def fit(
     except BaseException:
         run.release()
         raise
+
+
+def _check_new_head(objective: Objective) -> None:
+    """Raise UserError if a fresh classifier would never be trained."""
+    if objective.keeps_classifier:
+        raise UserError(
+            "--new_head starts with a fresh classifier, which would stay untrained, as this run keeps it as it is: "
+            "train all of the network with --new_head first, and start from its file",
+            exit_code=2,
+        )
 
 
 def _say_other_classes(start: Checkpoint, data: Data, dataset: object) -> None:

@@ -62,6 +62,8 @@ class Objective:
     #: whether each step draws sub-networks on the host, so that steps differ. Such an objective has `passes_of_step`
     #: and `loss_of_pass`, and calling it yields the losses of those passes
     draws = False
+    #: whether it leaves a classifier of the network as it is, which then must have been trained
+    keeps_classifier = False
     #: the trained network that this objective learns from, if any. The objective opens no file itself: whoever builds
     #: it sets `teacher`, see `models.teachers`
     teacher_file: TeacherFile | None = None

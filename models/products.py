@@ -28,8 +28,9 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks (by thop or a feature extractor) wait for the module to be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether hooks (by thop or a feature extractor, on it or on all modules) wait for the module to be called."""
+    forward, backward = module._forward_hooks or module._forward_pre_hooks, module._backward_hooks
+    return bool(forward or backward or module._backward_pre_hooks or nn.modules.module._has_any_global_hook())
 
 
 def convolution(x: Tensor, weight: Tensor, stride: int = 1, groups: int = 1) -> Tensor:

@@ -200,18 +200,20 @@ class GatedNetwork(AdaptiveModel):
         """
         leads: list[list[float]] = []
         known: list[list[float]] = []  # of the next blocks, the nearest last
+        dtype = x.dtype
         for block in self.gated_blocks():
             if block.always:
                 lead, images = [math.inf] * block.num_paths, None
             else:
                 if not known:
-                    known = block.ahead.leads(x, None)[0].view(-1, block.num_paths).tolist()[::-1]
+                    ahead, _ = block.ahead.leads(x, None)
+                    known, dtype = ahead.view(-1, block.num_paths).tolist()[::-1], ahead.dtype
                 lead = known.pop()
                 images = [[0] if path > 0 else [] for path in lead]
             leads.append(lead)
             if not block.passes(images):
                 x, known = block(x, None, images), []
-        lead = torch.tensor([leads], device=x.device)
+        lead = torch.tensor([leads], dtype=dtype, device=x.device)
         return Routed(self.classify(x), (lead > 0).to(lead.dtype), lead.sigmoid(), None)
 
     def costs(self, shape: Sequence[int]) -> Costs:

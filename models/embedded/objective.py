@@ -92,6 +92,7 @@ class EmbeddedLoss(Objective):
         if two_steps and (finetune or embed != "joint"):
             raise ValueError("two_steps needs both networks in a step; use --embed=joint")
         self.embed, self.low_epochs, self.finetune = embed, low_epochs, finetune
+        self.keeps_classifier = finetune is not None
         self.full_teaches = teacher == "full"
         if teacher and not self.full_teaches:
             self.teacher_file = TeacherFile(teacher, teacher_model)

@@ -26,6 +26,7 @@ class ExitLoss(Objective):
         if not temperature > 0:
             raise ValueError(f"--temperature {temperature} must be above 0")
         self.distillation, self.temperature, self.freeze_backbone = distillation, temperature, freeze_backbone
+        self.keeps_classifier = freeze_backbone
 
     def begin_epoch(self, model, epoch):
         if self.freeze_backbone:

@@ -30,6 +30,8 @@ class OneForAll(Objective):
             (as in textbooks; larger by a factor of the number of classes).
     """
 
+    keeps_classifier = True
+
     def __init__(self, T: float = 3.0, gamma: float = 0.9, kl_mean: Literal["elements", "images"] = "elements"):
         super().__init__()
         if not T > 0:

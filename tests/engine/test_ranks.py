@@ -1,5 +1,6 @@
 """Runs of two processes: what they share, how they stop and go on, what differs between them."""
 
+import json
 import os
 
 import pytest
@@ -172,6 +173,16 @@ def test_a_resumed_run_of_two_ends_with_the_same_bits(two, run):
         assert_same(process["straight"][0], process[run][0])
 
 
+def records(folder):
+    """What the log of a run says of each epoch's training."""
+    return [json.loads(line)["train"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_records_the_means_of_all_processes(two, folder):
+    for name in ("stopped", "evaluation"):
+        assert records(folder / name) == records(folder / "straight")
+
+
 def test_a_refusal_is_said_once(two):
     assert [process["refused"] for process in two] == [("UserError", 1), ("SystemExit", 1)]
 
@@ -223,3 +234,5 @@ def test_another_number_of_processes_says_what_changes(two, folder, capsys):
     said = capsys.readouterr().out
     assert "the run had 2 processes and has 1; the global batches are the same" in said
     assert "the images of a batch norm (200 instead of 100)" in said
+    means = torch.load(folder / "again" / "last.pth", weights_only=True)["training"]["objective"]["means"]
+    assert means["counts"]["loss"] == 200 * STEPS, "those of both processes count"

@@ -1,5 +1,7 @@
 """Runs that go on where another one stopped."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -43,6 +45,41 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, options):
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("straight", "stopped")]
     strip = [[line.partition('"train"')[2] for line in log] for log in logs]
     assert strip[0] == strip[1]
+
+
+def test_a_run_stopped_in_its_evaluation_ends_like_another(tmp_path):
+    """With the rates of a schedule in its records, and with the noise of steps and evaluations."""
+
+    class Noisy(Tiny):
+        stop = None
+
+        def compute(self, images, point):
+            if self.stop and not self.training and not images.is_meta:
+                self.stop()
+            logits = super().compute(images, point)
+            return logits + torch.rand_like(logits)
+
+    def made():
+        torch.manual_seed(0)
+        return Noisy()
+
+    recipe = {"epochs": 2, "lr_schedule": "linear"}
+    fit(tmp_path / "straight", model=made(), **recipe)
+    model, stopping = made(), engine.Run(tmp_path / "stopped", {"lr": 0.1}, None)
+    model.stop = lambda: setattr(stopping, "stop_signal", 15)
+    torch.manual_seed(0)
+    with pytest.raises(engine.Stopped):
+        engine.fit(model, Both(), digits(), stopping, engine.Recipe(lr=0.1, **recipe), CPU)
+    stopping.close()
+    fit(tmp_path / "stopped", model=made(), resume="auto", **recipe)
+    records, files = [], []
+    for folder in (tmp_path / "straight", tmp_path / "stopped"):
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        records.append([{name: line[name] for name in ("epoch", "lr", "train", "test")} for line in lines])
+        files.append(torch.load(folder / "last.pth", weights_only=True))
+    assert records[0] == records[1]
+    for part in ("net_state_dict", "optimizer_state_dict"):
+        torch.testing.assert_close(files[0][part], files[1][part], rtol=0, atol=0)
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_previous(tmp_path, capsys):

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+import engine
 import utils
 from engine import trainer
 from engine.run import Run
+from models import Checkpoint, create_objective
 from models.adaptive import AdaptiveModel, CrossEntropy, Phase
-from tests.engine.runs import Both, Tiny, digits, fit
+from tests.engine.runs import CPU, Both, Tiny, digits, fit
 
 
 def test_an_average_of_weights_is_judged_and_saved(tmp_path):
@@ -132,3 +134,21 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     with pytest.raises(utils.UserError, match="no longer finite"):
         fit(tmp_path, epochs=2, objective=Overflows())
     assert not (tmp_path / "last.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("exits_resnet32", {"freeze_backbone": True}),
+        ("imta_msdnet", {}),
+        ("ResNet32_DoubleShared_skip", {"finetune": "low"}),
+    ],
+)
+def test_a_fresh_classifier_must_be_trained(tmp_path, model, flags):
+    torch.save({"early.weight": torch.zeros(10, 3)}, tmp_path / "start.pth")
+    start, objective = Checkpoint.open(tmp_path / "start.pth"), create_objective(model, **flags)
+    run = engine.Run(tmp_path / "run", {"new_head": True})
+    with pytest.raises(utils.UserError, match="--new_head starts with a fresh classifier") as refused:
+        engine.fit(Tiny(), objective, digits(), run, engine.Recipe(1, 0.1), CPU, start)
+    assert refused.value.exit_code == 2
+    assert not (tmp_path / "run").exists()

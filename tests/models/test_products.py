@@ -92,6 +92,27 @@ def test_a_bottleneck_with_watched_layers_computes_the_same(side, layout):
     assert len(calls) == 3
 
 
+WATCH = {
+    "forward": lambda layer, hook: layer.register_forward_hook(hook),
+    "backward": lambda layer, hook: layer.register_full_backward_hook(hook),
+    "before backward": lambda layer, hook: layer.register_full_backward_pre_hook(hook),
+    "forward of all": lambda layer, hook: torch.nn.modules.module.register_module_forward_hook(hook),
+    "backward of all": lambda layer, hook: torch.nn.modules.module.register_module_full_backward_hook(hook),
+}
+
+
+@pytest.mark.parametrize("watch", WATCH.values(), ids=WATCH)
+def test_a_hook_of_any_kind_is_called(watch):
+    layer = torch.nn.Conv2d(64, 128, 1, bias=False)
+    calls, x = [], torch.randn(1, 64, 2, 2).to(memory_format=torch.channels_last).requires_grad_()
+    handle = watch(layer, lambda module, *call: calls.append(module))
+    try:
+        convolve(layer, x).sum().backward()
+    finally:
+        handle.remove()
+    assert calls == [layer]
+
+
 class Doubled(torch.nn.Conv2d):
     def forward(self, x):
         return 2 * super().forward(x)

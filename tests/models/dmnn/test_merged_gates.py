@@ -87,6 +87,15 @@ def test_gates_of_one_image_wait_until_a_path_opens(monkeypatch):
     assert evaluated == [block.ahead for i, block in enumerate(folded.gated_blocks()) if i in (0, 3, 4, 6, 10, 11)]
 
 
+def test_gates_of_one_image_are_as_exact_as_those_of_a_batch():
+    torch.manual_seed(0)
+    folded = create_model("convnet_aig32", "cifar10").double().eval().fold()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    batch, one = (folded.run(each, folded.main_point) for each in (images, images[:1]))
+    torch.testing.assert_close(one.gates, batch.gates[:1])
+    torch.testing.assert_close(one.soft, batch.soft[:1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("opened", [(), (3,), (0, 1, 2, 4), (0, 1, 2, 3, 4)])
 def test_open_paths_of_a_batch_are_those_of_each_image(network, opened):
     for block in network[1].gated_blocks():
