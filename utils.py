@@ -259,10 +259,18 @@ def make_room(file: str | os.PathLike, flag: str) -> None:
 
 
 def code_version() -> str:
-    """Return the git commit of this folder, with "-dirty" if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Return the git commit of this folder, with "-dirty" if files differ from it; "unknown" if git does not keep it.
+
+    A copy without its own history may lie within the repository of another project, whose commits say nothing of it.
+    """
+    here = Path(__file__)
+    kept = ["git", "ls-files", "--error-unmatch", here.name]
+    commit = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        for command in (kept, commit):
+            done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10)
+            if done.returncode != 0:
+                return "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip()
