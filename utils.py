@@ -187,7 +187,7 @@ def lock(path: str | os.PathLike[str], timeout: float = -1) -> filelock.BaseFile
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write JSON atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: str | os.PathLike, content: object) -> None:
@@ -237,8 +237,8 @@ def remove_empty_folders() -> None:
             _made.pop().rmdir()
 
 
-def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
-    """Create a folder. Raises a UserError that names the flag to change if that is not possible."""
+def make_folder(path: str | os.PathLike, flag: str | None = "--save") -> Path:
+    """Create a folder. Raises a UserError that names the flag to change, if there is one, if that is not possible."""
     path = Path(path)
     try:
         new = [folder.absolute() for folder in (path, *path.parents) if not folder.exists()]
@@ -247,7 +247,8 @@ def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission to write there")
     except OSError as error:
-        raise UserError(f"cannot use the folder {path}: {error.strerror}; name another with {flag}") from error
+        advice = f"name another with {flag}" if flag else "make it one that you can write to"
+        raise UserError(f"cannot use the folder {path}: {error.strerror}; {advice}") from error
     return path
 
 

@@ -132,6 +132,42 @@ def test_a_kept_run_is_on_the_page_without_local_paths(tmp_path, monkeypatch):
         measured.keep(str(run), "short-one")
 
 
+def test_the_folders_of_a_kept_run_may_have_spaces(tmp_path):
+    run = evaluation(tmp_path / "run")
+    record = measured.load_run(run) | {"data": "digits in /my and /data/of/mine"}
+    record["command"] = "python3 '/home/it'\"'\"'s mine/train.py' '@/a b/c d' '--save=/my runs/one'"
+    record["flags"]["save"] = "/my runs/one"
+    kept = measured.without_paths(record)
+    assert kept["command"] == "python3 train.py '@c d' --save=one"
+    assert kept["flags"]["save"] == "one"
+    assert kept["data"] == "digits in /my and mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [
+        ({}, ""),
+        ({"epochs": 3, "seed": 1}, ""),
+        ({"dataset": "digits"}, "--dataset"),
+        ({"model": "ResNet32", "subset": 100}, "--model and another --subset"),
+        ({"shared_rank": 16}, "--shared_rank"),
+    ],
+)
+def test_a_recipes_name_is_for_runs_of_its_network_and_images(change, other, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured")
+    flags = {"model": "ResNet32_SingleShared", "shared_rank": 8, "unique_rank": 1} | change
+    run = evaluation(tmp_path / "run", **flags)
+    name = "cifar10-resnet32-s8u1-seed1"
+    if not other:
+        measured.keep(str(run), name)
+        assert (tmp_path / "measured" / name / "evaluation.json").is_file()
+        return
+    sentence = f"is no run of the recipe cifar10-resnet32-s8u1: it has another {other}; name it short-<what>"
+    with pytest.raises(ValueError, match=sentence):
+        measured.keep(str(run), name)
+    assert not (tmp_path / "measured").exists()
+
+
 def test_what_is_not_a_finished_run_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured")
     run = evaluation(tmp_path / "run", epochs=2)
