@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from reporting import __main__ as command
 from reporting import curves, groups, measured, pages, pictures, published, tables
 from reporting.compare import compare
 from tests.reporting.folders import evaluation
@@ -106,6 +107,12 @@ def test_a_published_curve_has_counted_macs_of_its_own_networks():
     (gated,) = published.published_curves("dmnn", "cifar100")
     assert [row["macs"][0] for row in gated.rows] == [180, 220, 260], "means over images, as published"
     assert published.published_curves("plain", "cifar10") == []
+
+
+def test_a_system_without_tables_is_an_invalid_command():
+    with pytest.raises(ValueError, match="there are no tables of 'basis'; there are dmnn, embedded, ") as error:
+        command.main(["tables", "basis"])
+    assert error.value.exit_code == 2
 
 
 def test_the_frontier_leaves_out_beaten_and_uncosted_rows():
