@@ -10,7 +10,8 @@ import sys
 
 @contextlib.contextmanager
 def importing(name: str):
-    """Within this context, Ctrl-C ends a script with "stopped" and exit code 130 instead of a traceback.
+    """Within this context, Ctrl-C ends a script with "stopped" and exit code 130 instead of a traceback, and a package
+    that is not installed with a sentence that says how to install it.
 
     Standard streams that the caller has closed (`2>&-`) are first opened on the null device: otherwise the next file
     to be opened would take their number, and messages would be written into it.
@@ -25,6 +26,11 @@ def importing(name: str):
     before = signal.signal(signal.SIGINT, _end)
     try:
         yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if not _is_missing(package):
+            raise
+        sys.exit(f"error: {package} is not installed; python3 -m pip install -r requirements.txt installs all packages")
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -40,7 +46,14 @@ def open_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - stays open
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - stays open
+
+
+def _is_missing(package: str) -> bool:
+    """Whether a package, rather than a module of it, is missing, and is none of this project."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    own = any(os.path.exists(os.path.join(here, name)) for name in (package, f"{package}.py"))
+    return sys.modules.get(package) is None and not own
 
 
 def _end(*_) -> None:

@@ -187,7 +187,7 @@ def lock(path: str | os.PathLike[str], timeout: float = -1) -> filelock.BaseFile
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write JSON atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: str | os.PathLike, content: object) -> None:
@@ -237,8 +237,8 @@ def remove_empty_folders() -> None:
             _made.pop().rmdir()
 
 
-def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
-    """Create a folder. Raises a UserError that names the flag to change if that is not possible."""
+def make_folder(path: str | os.PathLike, flag: str | None = "--save") -> Path:
+    """Create a folder. Raises a UserError that names the flag to change, if there is one, if that is not possible."""
     path = Path(path)
     try:
         new = [folder.absolute() for folder in (path, *path.parents) if not folder.exists()]
@@ -247,7 +247,8 @@ def make_folder(path: str | os.PathLike, flag: str = "--save") -> Path:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission to write there")
     except OSError as error:
-        raise UserError(f"cannot use the folder {path}: {error.strerror}; name another with {flag}") from error
+        advice = f"name another with {flag}" if flag else "make it one that you can write to"
+        raise UserError(f"cannot use the folder {path}: {error.strerror}; {advice}") from error
     return path
 
 
@@ -259,10 +260,18 @@ def make_room(file: str | os.PathLike, flag: str) -> None:
 
 
 def code_version() -> str:
-    """Return the git commit of this folder, with "-dirty" if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Return the git commit of this folder, with "-dirty" if files differ from it; "unknown" if git does not keep it.
+
+    A copy without its own history may lie within the repository of another project, whose commits say nothing of it.
+    """
+    here = Path(__file__)
+    kept = ["git", "ls-files", "--error-unmatch", here.name]
+    commit = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        for command in (kept, commit):
+            done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, timeout=10)
+            if done.returncode != 0:
+                return "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip()

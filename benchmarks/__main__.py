@@ -51,7 +51,7 @@ def record(path: Path, name: str, results: Iterable[timing.Result], commit: str)
     }
     rows = []
     if path.exists():
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             rows = [r for r in csv.DictReader(file) if (r["benchmark"], r["machine"]) != (name, run["machine"])]
     for result in results:
         rows.append(
@@ -68,7 +68,7 @@ def record(path: Path, name: str, results: Iterable[timing.Result], commit: str)
             | run
         )
     rows.sort(key=lambda row: (row["benchmark"], row["machine"]))  # stable: the lines of a benchmark stay in order
-    with utils.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with utils.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

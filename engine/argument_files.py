@@ -13,6 +13,7 @@ from utils import UserError, read_file
 #: the most files that a command may name, in itself and in one another, and the most arguments in one of them
 MOST_FILES, MOST_ARGUMENTS = 100, 1_000
 LONGEST_FILE = 1_000_000  # bytes
+ROOT = Path(__file__).parents[1]
 #: a word, or a comment: as in shells, a # within a word or quotes begins none
 WORD_OR_COMMENT = re.compile(r"""((?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\#]|(?<=\S)#)+)|#[^\n]*""", re.DOTALL)
 
@@ -73,6 +74,8 @@ def _explain_unreadable(file: Path, error: Exception) -> str:
     """Say why no arguments can be read from a file, and what may be meant instead."""
     if not isinstance(error, FileNotFoundError):
         return f"cannot read the arguments in {file}: {getattr(error, 'strerror', None) or error}"
-    names = [path.name for path in file.parent.glob("*")]  # empty without a folder or permission
-    close = [f"@{file.parent / name}" for name in difflib.get_close_matches(file.name, names)]
+    # in other folders than this project's there is no recipes/
+    folder = file.parent if file.parent.is_dir() else ROOT / file.parent
+    names = [path.name for path in folder.glob("*")]  # empty without a folder or permission
+    close = [f"@{folder / name}" for name in difflib.get_close_matches(file.name, names)]
     return f"there is no file {file}; " + (f"close are {', '.join(close)}" if close else "--list_recipes lists recipes")

@@ -79,17 +79,21 @@ def recipes_text(pattern: str, datasets: Sequence[str]) -> str:
     """The recipes for these data sets with their first lines: what each reproduces, and the published number."""
     sources = {}
     for name, path in recipes().items():
-        first, *rest = path.read_text().splitlines()
+        first, *rest = path.read_text(encoding="utf-8").splitlines()
         flags = dict(re.findall(r"--(\w+)=(\S+)", "\n".join(line for line in rest if not line.startswith("#"))))
         if flags.get("dataset", datasets[0]) in datasets:
             sources[name] = first.removeprefix("# ")
     matching = _matching(pattern, sources, "recipe", "--list_recipes", datasets)
     width = max(map(len, matching))
-    columns = max(60, shutil.get_terminal_size((10**6, 24)).columns)
+    columns = max(40, shutil.get_terminal_size((10**6, 24)).columns)
     lines = []
     for name, source in sources.items():
-        if name in matching:
+        if name not in matching:
+            continue
+        if columns - width >= 30:
             lines += textwrap.wrap(f"{name:{width}}  {source}", columns, subsequent_indent=" " * (width + 2))
+        else:  # a narrow terminal
+            lines += [name, *textwrap.wrap(source, columns, initial_indent="    ", subsequent_indent="    ")]
     return "\n".join([*lines, "", "python3 train_*.py @recipes/NAME trains one; flags that follow it change it"])
 
 

@@ -160,13 +160,13 @@ def _evaluation(name: str, value: str, training: bool, command: str, file: str) 
 def _use_recipe(word: str, others: Sequence[str]) -> str:
     """What to type instead of `app:apps/<name>.yml`: a recipe that says it has the settings of that file."""
     app = Path(word.removeprefix("app:")).name
-    found = [path for path in lists.recipes().values() if f"apps/{app}" in path.read_text()]
+    found = [path for path in lists.recipes().values() if f"apps/{app}" in path.read_text(encoding="utf-8")]
     if not found:
         return f"{word} has no recipe here: --list_recipes lists what there is"
     recipe = next((path for path in found if "cifar100" in path.name), found[0])  # as in the file itself
     script = "cifar10" if recipe.name.startswith("cifar") else "ilsvrc"
     path = "" if script == "cifar10" else " --dataset_path=<path>"
     if any(other.lower().replace(" ", "") == "test_only:true" for other in others):
-        (model,) = re.findall(r"^--model=(\S+)", recipe.read_text(), re.MULTILINE)
+        (model,) = re.findall(r"^--model=(\S+)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
         return f"{word} test_only:True is python3 eval_{script}.py --model={model} --pretrained=<file>{path}"
     return f"{word} is python3 train_{script}.py @recipes/{recipe.name}{path}"

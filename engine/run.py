@@ -281,7 +281,7 @@ class Run:
         lines = utils.read_file(path).decode(errors="replace").splitlines()
         kept = [line for line in lines if _epoch_of(line) <= done]
         with replacing(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def _open_board(self) -> Any:
         try:
@@ -293,7 +293,7 @@ class Run:
     def log(self, record: dict) -> None:
         """Append a record to log.jsonl and, if requested, its numbers to TensorBoard."""
         if rank() == 0:
-            with open(self.folder / "log.jsonl", "a") as file:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         if self.board is not None:
             for name, value in _numbers(record):

@@ -49,7 +49,7 @@ def run(sessions, thresholds, image):
 
 
 def main(folder, budget, *files):
-    table = json.loads(Path(folder, "table.json").read_text())
+    table = json.loads(Path(folder, "table.json").read_text(encoding="utf-8"))
     point = choose(table, budget) or sys.exit(f"no point in {folder} fits the budget {budget}")
     names = [*point.get("after", []), point["file"]]
     sessions = [onnxruntime.InferenceSession(Path(folder, name)) for name in names]

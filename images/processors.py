@@ -18,7 +18,7 @@ def usable_processors(proc: Path = Path("/proc/self/cgroup"), root: Path = Path(
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        groups = [line.split(":", 2) for line in proc.read_text().splitlines()]
+        groups = [line.split(":", 2) for line in proc.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return allowed
     for _, controllers, path in groups:
@@ -35,9 +35,9 @@ def _quota(group: Path) -> int | None:
     """Whole processors within a control group's quota, at least one; None if it has no quota."""
     try:
         if (group / "cpu.max").is_file():
-            quota, period = (group / "cpu.max").read_text().split()
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
         return max(1, int(quota) // int(period)) if int(quota) > 0 else None
     except (OSError, ValueError):  # no such file; "max"
         return None

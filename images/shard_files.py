@@ -157,7 +157,7 @@ class ShardFiles:
 def write_index(path: str | os.PathLike, index: Index) -> None:
     """Write the index of a shard atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(index._asdict(), separators=(",", ":")) + "\n")
+        temporary.write_text(json.dumps(index._asdict(), separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def _read_index(path: Path) -> Index | None:

@@ -126,7 +126,10 @@ def _write_csv(path: Path, records: Sequence[dict], best: set[int]) -> None:
         for record in records
         for row in record["rows"]
     ]
-    with utils.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+    with (
+        utils.replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

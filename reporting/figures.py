@@ -57,9 +57,9 @@ def _write_table(table: Table, path: Path, suffix: str) -> None:
     if table.text:
         print(table.text)
     if suffix == ".json":
-        path.write_text(json.dumps(table.rows, indent=2) + "\n")
+        path.write_text(json.dumps(table.rows, indent=2) + "\n", encoding="utf-8")
         return
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, table.rows[0])
         writer.writeheader()
         writer.writerows(table.rows)

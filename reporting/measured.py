@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import utils
-from models import published
+from engine import cli
+from models import published, registry
 from reporting.evaluations import load_run
 from reporting.published import RESULTS, ROOT, PublishedRow
 from utils import UserError
@@ -92,7 +94,8 @@ def keep(run: str, name: str) -> None:
         name: letters, digits, ".", "_" and "-".
 
     Raises:
-        UserError: the run is not finished or was evaluated by another command, or the name is taken or invalid.
+        UserError: the run is not finished or was evaluated by another command, or the name is taken or invalid, or is
+            that of a recipe which trains another network or on other images.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
         raise UserError(f"{name!r} cannot name a folder in results/measured; use letters, digits, '.', '_' and '-'", 2)
@@ -102,20 +105,52 @@ def keep(run: str, name: str) -> None:
     epochs, done = kept.record["flags"]["epochs"], len(kept.log)
     if done + kept.record["flags"]["starting_epoch"] != epochs:
         raise UserError(f"{run} has {done} of {epochs} epochs; finish it with --resume=auto")
-    folder = utils.make_folder(MEASURED / name, "another NAME")
+    if not kept.is_short and (different := differences(RECIPES / without_seed(name), kept.record)):
+        reason = f"it has another {' and another '.join(f'--{flag}' for flag in different)}"
+        raise UserError(f"{run} is no run of the recipe {without_seed(name)}: {reason}; name it short-<what>")
+    folder = utils.make_folder(MEASURED / name, flag=None)
     utils.write_json(folder / "evaluation.json", without_paths(kept.record))
     with utils.replacing(folder / "log.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept.log))
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept.log), encoding="utf-8")
     print(f"written: {folder}; now: python3 -m reporting page")
 
 
-def without_paths(value):
-    """A JSON value with absolute paths cut to their last part: a machine's folders are not a result."""
+def differences(recipe: Path, record: dict) -> list[str]:
+    """The flags of the network and its images in which an evaluated run differs from a recipe."""
+    parser, words = cli.Parser(allow_abbrev=False), cli.normalise([f"@{recipe}"])
+    parser.add_argument("--dataset")
+    parser.add_argument("--model")
+    known = parser.parse_known_args(words)[0]
+    names = cli.add_flags(parser, registry.entry(known.model, known.dataset).model_flags())
+    flags = record["flags"] | {key: record[key] for key in ("dataset", "model")}
+    wanted = vars(parser.parse_known_args(words)[0]) | {"subset": None}
+    different = [key for key in ("dataset", "model", "subset") if flags[key] != wanted[key]]
+    # a flag that the run did not record is newer, and its default does what the run did
+    return different or [key for key in names if key in flags and _plain(flags[key]) != _plain(wanted[key])]
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def without_paths(record: dict) -> dict:
+    """A record with absolute paths cut to their last part: a machine's folders are not a result."""
+    whole = {"command": command_without_paths(record["command"]), "flags": _cut(record["flags"], "[^/]+")}
+    return _cut(record | whole, r"[^\s/'\"]+")  # a text may name several, between words
+
+
+def command_without_paths(command: str) -> str:
+    """A command of a shell with the paths in its words relative to this project, or cut to their last parts."""
+    return shlex.join(_cut([word.replace(f"{ROOT}/", "") for word in shlex.split(command)], "[^/]+"))
+
+
+def _cut(value, part: str):
+    """A JSON value without the folders of absolute paths, whose parts match this pattern."""
     if isinstance(value, dict):
-        return {key: without_paths(part) for key, part in value.items()}
+        return {key: _cut(inner, part) for key, inner in value.items()}
     if isinstance(value, list):
-        return [without_paths(part) for part in value]
-    return re.sub(r"(?<![\w.:/])/(?:[^\s/'\"]+/)+", "", value) if isinstance(value, str) else value
+        return [_cut(inner, part) for inner in value]
+    return re.sub(rf"(?<![\w.:/])/(?:{part}/)+", "", value) if isinstance(value, str) else value
 
 
 # What was measured for a published row

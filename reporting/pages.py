@@ -71,7 +71,7 @@ def write_pages() -> None:
     pages = {RESULTS / "README.md": results_page(), FRONT_PAGE: front_page()}
     for file, text in pages.items():
         with utils.replacing(file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     for _, stem, _, runs in sections():
         draw_runs(runs, RESULTS / stem)
     if zoo.networks():

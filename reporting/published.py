@@ -90,11 +90,11 @@ def published_rows(system: str | None = None) -> list[PublishedRow]:
     """Return the rows of results/published/<system>-<table>.csv. Raises UserError for an unknown system."""
     rows = []
     for file in sorted(TABLES.glob("*.csv")):
-        with open(file, newline="") as stream:
+        with open(file, newline="", encoding="utf-8") as stream:
             rows += [PublishedRow(**line, system=file.stem.rpartition("-")[0]) for line in csv.DictReader(stream)]
     systems = sorted({row.system for row in rows})
     if system is not None and system not in systems:
-        raise UserError(f"there are no tables of {system!r}; there are {', '.join(systems)}")
+        raise UserError(f"there are no tables of {system!r}; there are {', '.join(systems)}", exit_code=2)
     return [row for row in rows if system in (None, row.system)]
 
 

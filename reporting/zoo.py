@@ -163,7 +163,7 @@ def marked(text: str, start: str = START) -> str:
 
 def updated(file: Path, text: str, start: str = START) -> str:
     """The text of a page with a new block between its marks. Raises UserError if the page lacks them."""
-    before, found, rest = file.read_text().partition(start)
+    before, found, rest = file.read_text(encoding="utf-8").partition(start)
     _, end, after = rest.partition(END)
     if not (found and end):
         raise UserError(f"{file} has lost its marks {start} and {END}")
@@ -203,5 +203,5 @@ def write_zoo() -> None:
     draw(PICTURE)
     for file, text in texts.items():
         with utils.replacing(file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     print(f"written: {', '.join(map(str, [PICTURE, *texts]))}")

@@ -1,5 +1,6 @@
-"""Rules that the linter does not check: the length of test names and of modules, and that groups of tests are kept."""
+"""Rules that the linter does not check: lengths of names and modules, encodings, and that groups of tests are kept."""
 
+import ast
 import os
 import re
 from pathlib import Path
@@ -23,6 +24,21 @@ def test_no_module_is_longer_than_400_lines():
     modules = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in modules}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_texts_are_read_and_written_in_an_encoding_that_is_named():
+    """Otherwise it is that of the user's language settings, which may lack the letters in a table or in a name."""
+    modules = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
+    calls = [
+        (f"{path.relative_to(ROOT)}:{node.lineno}", ast.unparse(node.func), ast.unparse(node))
+        for path in modules
+        if TESTS not in path.parents
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    texts = [call for call in calls if re.search(r"^open$|\.(read|write)_text$", call[1])]
+    assert len(texts) > 10
+    assert [where for where, _, text in texts if not re.search(r"encoding=|'[rwax]?b[+]?'", text)] == []
 
 
 @pytest.mark.xdist_group("kept")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -26,6 +26,7 @@ with startup.importing(__name__):
     from models.recorded import zoo_content
     from reporting.curves import machines
     from reporting.evaluations import load_run
+    from reporting.measured import command_without_paths
     from utils import UserError
 
 #: maximum bytes of a file of weights, as every clone contains them all
@@ -52,9 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.seed_of:
         _add_seed(args.seed_of, flags, content, args.dataset_path)
         return
-    evaluation = _evaluate(content, dataset_path=args.dataset_path, point=args.point)
     name = args.run.resolve().name
-    file = utils.make_folder(zoo.WEIGHTS) / f"{name}.pth"
+    file = utils.make_folder(zoo.WEIGHTS, flag=None) / f"{name}.pth"  # refused before the evaluation, not after it
+    evaluation = _evaluate(content, dataset_path=args.dataset_path, point=args.point)
     with utils.replacing(file) as temporary:
         utils.write_tensors(temporary, content)
         weights = temporary.read_bytes()
@@ -142,7 +143,17 @@ def _point(row: dict) -> dict:
 
 def command_of(command: str) -> str:
     """The command of a training run, without what only concerns the machine it ran on."""
-    return re.sub(rf" --(?:{'|'.join(PLACES)})(?:=\S+| (?!--|@)\S+)?", "", command)
+    kept: list[str] = []
+    place = False  # whether the word before is such a flag, whose value may follow
+    for word in shlex.split(command):
+        if place and not word.startswith(("--", "@")):
+            place = False
+            continue
+        name, equals, _ = word.partition("=")
+        own = name.startswith("--") and name[2:].replace("-", "_") in PLACES
+        place = own and not equals
+        kept += [] if own else [word]
+    return command_without_paths(shlex.join(kept))
 
 
 if __name__ == "__main__":

@@ -118,18 +118,22 @@ def main(argv=None):
 
 
 def _pairs(path: str) -> list[tuple[str, str]]:
-    rows = [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
+    rows = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not rows or any(len(row) != 2 for row in rows):
         raise ValueError(f"{path} is not an is-a relation: each line should be 'parent child', two WordNet ids")
     return [(parent, child) for parent, child in rows]
 
 
 def _classes(path: Path) -> list[str]:
-    return [inner.name for inner in path.iterdir() if inner.is_dir()] if path.is_dir() else path.read_text().split()
+    return (
+        [inner.name for inner in path.iterdir() if inner.is_dir()]
+        if path.is_dir()
+        else path.read_text(encoding="utf-8").split()
+    )
 
 
 def _names(path: str | None) -> dict[str, str]:
-    lines = Path(path).read_text().splitlines() if path else []
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
     return {wnid: words.partition(",")[0] for wnid, _, words in (line.partition("\t") for line in lines)}
 
 

@@ -25,6 +25,7 @@ import hashlib
 import io
 import itertools
 import os
+import shlex
 import signal
 import sys
 import tarfile
@@ -53,7 +54,7 @@ with startup.importing(__name__):
     from images.processors import default_workers
     from images.shard_files import ENDING, Index, Place, write_index
     from images.shards import SETTINGS
-    from utils import UserError, make_folder, read_file, read_json, replacing, write_json
+    from utils import UserError, make_folder, read_file, read_json, replacing, show_progress, write_json
 
 START = "spawn"  # method for worker processes: threads of this one, such as torch's, cannot be forked
 DIGITS = 4  # in a shard's number
@@ -176,7 +177,7 @@ def make(path: str, target: Path, making: Making, workers: int) -> dict[str, int
         for name, parts_of_one in found.items()
         for number, part in enumerate(parts_of_one)
     ]
-    with tqdm(total=len(train.labels) + len(val.labels), unit=" images") as bar:
+    with tqdm(total=len(train.labels) + len(val.labels), unit=" images", disable=not show_progress()) as bar:
         for count in _written(jobs, workers):
             bar.update(count)
     return {name: len(parts_of_one) for name, parts_of_one in found.items()}
@@ -240,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     making = Making(args.side, args.quality, args.images, args.seed)
     counts = make(args.source, args.target, making, args.workers)
     ranges = ",".join(f"{name}-{{{0:0{DIGITS}d}..{count - 1:0{DIGITS}d}}}" for name, count in counts.items())
-    print(f"--dataset_path='{args.target.resolve()}/{{{ranges}}}.tar'")
+    print(f"--dataset_path={shlex.quote(f'{args.target.resolve()}/{{{ranges}}}.tar')}")
 
 
 if __name__ == "__main__":

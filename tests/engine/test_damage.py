@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,25 @@ def test_odd_parts_give_way_to_the_previous_file(run, capsys, edit):
     assert "using" in capsys.readouterr().out
     assert (epoch_of(run / "last.pth"), epoch_of(run / "previous.pth")) == (2, 1)
     assert all(torch.equal(value, straight[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_copy_of_the_code_is_not_named_by_commits_around_it(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *words], cwd=tmp_path, check=True)
+
+    file = tmp_path / "copy" / "utils.py"
+    file.parent.mkdir()
+    file.touch()
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "of another project")
+    monkeypatch.setattr(utils, "__file__", str(file))
+    assert utils.code_version() == "unknown"
+    git("add", "copy")
+    git("commit", "-q", "-m", "now it is kept there")
+    assert len(utils.code_version()) == 12
+    file.write_text("changed")
+    assert utils.code_version().endswith("-dirty")
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"code": 3}', pytest.param(b"[" * 100_000, id="deep"), b"\xff"])

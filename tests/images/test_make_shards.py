@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def test_shards_have_every_image_with_its_label(folder, target, tmp_path):
         assert (ours - theirs).abs().mean() < 0.05  # normalised; encoded once more
     assert sorted(made.train.dataset.source.labels) == sorted(plain.train.dataset.source.labels)
     assert json.loads((target / "shards.json").read_text())["classes"] == list(CLASSES)
+
+
+def test_the_printed_flag_can_be_pasted_whatever_the_folder(folder, tmp_path, capsys):
+    write(folder, tmp_path / "it's mine")
+    out, err = capsys.readouterr()
+    assert shlex.split(out) == [f"--dataset_path={tmp_path}/it's mine/{{train-{{0000..0002}},val-{{0000..0000}}}}.tar"]
+    assert err == "", "no bar of progress where there is no terminal"
 
 
 def test_shards_are_judged_by_the_names_of_their_classes(target, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shlex
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from models import Checkpoint, create_model, profile, zoo
 from models.profile import Latency
 from models.recorded import zoo_content
 from tests.models.files import content_of_training
-from tests.scripts.commands import call
+from tests.scripts.commands import ROOT, call
 from tests.selection import few
 from tools import add_to_zoo, time_zoo
 
@@ -151,6 +152,35 @@ def test_a_training_becomes_a_row(weights, tmp_path, monkeypatch, capsys):
     call(monkeypatch, capsys, eval_cifar10, "--pretrained=zoo/small", "--latency_batch=0", f"--report={tmp_path}")
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     assert [row["top1"] for row in rows] == pytest.approx([point["top1"] for point in record["points"]], abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        ("python3 train.py @recipes/zoo/a --fast --save=a --resume=auto", "python3 train.py @recipes/zoo/a --fast"),
+        ("python3 train.py --save a --dataset_path 'my data' --lr 0.1 --cache @b", "python3 train.py --lr 0.1 @b"),
+        ("python3 '/home/me/it'\"'\"'s mine/train.py' '@/my recipes/a' '--save=/my runs/a'", "python3 train.py @a"),
+    ],
+)
+def test_the_kept_command_names_no_folder_of_the_machine(command, kept):
+    assert add_to_zoo.command_of(command) == kept
+
+
+def test_the_kept_command_names_recipes_of_this_project():
+    command = shlex.join(["python3", f"{ROOT}/train_cifar10.py", f"@{ROOT}/recipes/zoo/ResNet20"])
+    assert add_to_zoo.command_of(command) == "python3 train_cifar10.py @recipes/zoo/ResNet20"
+
+
+def test_a_zoo_that_cannot_be_written_is_refused_at_once(weights, tmp_path, monkeypatch, capsys):
+    content = content_of_training(create_model("ResNet20", "cifar10"))
+    content["training"]["flags"] |= {"epochs": 1, "mean": None, "std": None}
+    content["training"]["epoch"] = 1
+    torch.save(content, tmp_path / "last.pth")
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "run.json" / "weights")
+    code, _, err = call(monkeypatch, capsys, add_to_zoo, tmp_path)
+    reason = "Not a directory; make it one that you can write to"
+    assert (code, err) == (1, f"error: cannot use the folder {zoo.WEIGHTS}: {reason}\n")
 
 
 def test_another_seed_adds_its_accuracies(weights, tmp_path, monkeypatch, capsys):

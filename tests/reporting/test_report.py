@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from reporting import __main__ as command
 from reporting import curves, groups, measured, pages, pictures, published, tables
 from reporting.compare import compare
 from tests.reporting.folders import evaluation
@@ -108,6 +109,12 @@ def test_a_published_curve_has_counted_macs_of_its_own_networks():
     assert published.published_curves("plain", "cifar10") == []
 
 
+def test_a_system_without_tables_is_an_invalid_command():
+    with pytest.raises(ValueError, match="there are no tables of 'basis'; there are dmnn, embedded, ") as error:
+        command.main(["tables", "basis"])
+    assert error.value.exit_code == 2
+
+
 def test_the_frontier_leaves_out_beaten_and_uncosted_rows():
     rows = [{"ms": 3, "top1": 5}, {"ms": 1, "top1": 4}, {"ms": 2, "top1": 4}, {"top1": 9}, {"ms": 3, "top1": 6}]
     assert curves.frontier(rows, "ms") == [{"ms": 1, "top1": 4}, {"ms": 3, "top1": 6}]
@@ -130,6 +137,42 @@ def test_a_kept_run_is_on_the_page_without_local_paths(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.glob("*.png")} == {"short-runs-costs.png", "short-runs-epochs.png"}
     with pytest.raises(ValueError, match="is taken in results/measured"):
         measured.keep(str(run), "short-one")
+
+
+def test_the_folders_of_a_kept_run_may_have_spaces(tmp_path):
+    run = evaluation(tmp_path / "run")
+    record = measured.load_run(run) | {"data": "digits in /my and /data/of/mine"}
+    record["command"] = "python3 '/home/it'\"'\"'s mine/train.py' '@/a b/c d' '--save=/my runs/one'"
+    record["flags"]["save"] = "/my runs/one"
+    kept = measured.without_paths(record)
+    assert kept["command"] == "python3 train.py '@c d' --save=one"
+    assert kept["flags"]["save"] == "one"
+    assert kept["data"] == "digits in /my and mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [
+        ({}, ""),
+        ({"epochs": 3, "seed": 1}, ""),
+        ({"dataset": "digits"}, "--dataset"),
+        ({"model": "ResNet32", "subset": 100}, "--model and another --subset"),
+        ({"shared_rank": 16}, "--shared_rank"),
+    ],
+)
+def test_a_recipes_name_is_for_runs_of_its_network_and_images(change, other, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "MEASURED", tmp_path / "measured")
+    flags = {"model": "ResNet32_SingleShared", "shared_rank": 8, "unique_rank": 1} | change
+    run = evaluation(tmp_path / "run", **flags)
+    name = "cifar10-resnet32-s8u1-seed1"
+    if not other:
+        measured.keep(str(run), name)
+        assert (tmp_path / "measured" / name / "evaluation.json").is_file()
+        return
+    sentence = f"is no run of the recipe cifar10-resnet32-s8u1: it has another {other}; name it short-<what>"
+    with pytest.raises(ValueError, match=sentence):
+        measured.keep(str(run), name)
+    assert not (tmp_path / "measured").exists()
 
 
 def test_what_is_not_a_finished_run_is_not_kept(tmp_path, monkeypatch):

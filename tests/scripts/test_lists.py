@@ -21,6 +21,14 @@ def test_recipes_are_listed_with_what_they_reproduce(monkeypatch, capsys):
     assert all(len(line) <= 90 for line in out.splitlines())
 
 
+def test_recipes_are_listed_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = call(monkeypatch, capsys, train_cifar10, "--list_recipes", "cifar10-resnet32-s8*")
+    name, first, *rest = out.splitlines()
+    assert (name, first) == ("cifar10-resnet32-s8u1", "    ResNet32-S8U1 (arXiv 2006.05066,")
+    assert all(len(line) <= 40 for line in rest[: rest.index("")])
+
+
 def test_every_recipe_is_in_the_list_of_its_script():
     """All argument files, but for the shell scripts, which are none."""
     names = set(lists.recipes())

@@ -57,6 +57,15 @@ def test_an_impossible_command_is_one_sentence_and_exit_code_2(monkeypatch, caps
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_recipe_of_this_project_is_found_from_other_folders(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(monkeypatch, capsys, train_cifar10, "@recipes/cifar10-resnet20")
+    assert code == 2
+    assert err.startswith(
+        f"error: there is no file recipes/cifar10-resnet20; close are @{ROOT}/recipes/cifar10-resnet20,"
+    )
+
+
 def test_an_impossible_crop_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys):
     flags = ["--dataset_path=fake", "--model=ResNet18", "--workers=0", "--crop=64", f"--save={tmp_path / 'run'}"]
     code, _, err = call(monkeypatch, capsys, train_ilsvrc, *flags, "--resize=32")

@@ -89,6 +89,14 @@ def test_programs_import_torch_within_that_context(module):
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
+def test_a_package_that_is_not_installed_is_one_sentence():
+    code = "import sys, runpy\nsys.modules['torch'] = None\nsys.argv = ['train_cifar10.py']\n"
+    code += "runpy.run_path('train_cifar10.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    sentence = "error: torch is not installed; python3 -m pip install -r requirements.txt installs all packages\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+
+
 def test_the_pictures_of_an_evaluation_are_imported_when_needed():
     import reporting
 
