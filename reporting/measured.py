@@ -107,7 +107,7 @@ def keep(run: str, name: str) -> None:
         raise UserError(f"{run} has {done} of {epochs} epochs; finish it with --resume=auto")
     if not kept.is_short and (different := differences(RECIPES / without_seed(name), kept.record)):
         reason = f"it has another {' and another '.join(f'--{flag}' for flag in different)}"
-        raise UserError(f"{run} is no run of the recipe {without_seed(name)}: {reason}; name it short-<what>")
+        raise UserError(f"{run} is not a run of the recipe {without_seed(name)}: {reason}; name it short-<what>")
     folder = utils.make_folder(MEASURED / name, flag=None)
     utils.write_json(folder / "evaluation.json", without_paths(kept.record))
     with utils.replacing(folder / "log.jsonl") as temporary:

@@ -169,7 +169,7 @@ def test_a_recipes_name_is_for_runs_of_its_network_and_images(change, other, tmp
         measured.keep(str(run), name)
         assert (tmp_path / "measured" / name / "evaluation.json").is_file()
         return
-    sentence = f"is no run of the recipe cifar10-resnet32-s8u1: it has another {other}; name it short-<what>"
+    sentence = f"is not a run of the recipe cifar10-resnet32-s8u1: it has another {other}; name it short-<what>"
     with pytest.raises(ValueError, match=sentence):
         measured.keep(str(run), name)
     assert not (tmp_path / "measured").exists()
