@@ -171,12 +171,17 @@ def test_the_kept_command_names_recipes_of_this_project():
     assert add_to_zoo.command_of(command) == "python3 train_cifar10.py @recipes/zoo/ResNet20"
 
 
-def test_a_zoo_that_cannot_be_written_is_refused_at_once(weights, tmp_path, monkeypatch, capsys):
+def finished_run(folder):
+    """Write the files of a run of one epoch."""
     content = content_of_training(create_model("ResNet20", "cifar10"))
     content["training"]["flags"] |= {"epochs": 1, "mean": None, "std": None}
     content["training"]["epoch"] = 1
-    torch.save(content, tmp_path / "last.pth")
-    (tmp_path / "run.json").write_text("{}")
+    torch.save(content, folder / "last.pth")
+    (folder / "run.json").write_text("{}")
+
+
+def test_a_zoo_that_cannot_be_written_is_refused_at_once(weights, tmp_path, monkeypatch, capsys):
+    finished_run(tmp_path)
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "run.json" / "weights")
     code, _, err = call(monkeypatch, capsys, add_to_zoo, tmp_path)
     reason = "Not a directory; make it one that you can write to"
@@ -217,11 +222,7 @@ def test_an_unfinished_training_is_refused(weights, tmp_path, monkeypatch, capsy
 
 
 def test_weights_that_are_too_large_leave_those_that_were_there(weights, tmp_path, monkeypatch, capsys):
-    content = content_of_training(create_model("ResNet20", "cifar10"))
-    content["training"]["flags"] |= {"epochs": 1, "mean": None, "std": None}
-    content["training"]["epoch"] = 1
-    torch.save(content, tmp_path / "last.pth")
-    (tmp_path / "run.json").write_text("{}")
+    finished_run(tmp_path)
     kept = weights / f"{tmp_path.name}.pth"
     kept.write_bytes(b"older weights")
     monkeypatch.setattr(add_to_zoo, "_evaluate", lambda content, **flags: {})
