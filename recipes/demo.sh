@@ -22,7 +22,7 @@ baseline=$(of_zoo ResNet20 ResNet32) exits=$(of_zoo exits_resnet32 msdnet_ge)
 widths=$(of_zoo mutualnet_wrn10_2) gates=$(of_zoo dmnn32-t07) depths=$(of_zoo ResNet32_DoubleShared_ADN)
 weights() { printf 'zoo/%s' "$1"; }
 part "1 of 4: networks of the zoo on 10,000 test images, at each of their points; the first time CIFAR-10 is downloaded"
-if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline"; then
+if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline" --fold; then
   printf '\nNOTE: without CIFAR-10 the demonstration goes on with the embedded digits, 1,797 images, and with small\n'
   printf 'networks that are trained now, a minute at most for each.\n'
   baseline=ResNet20 exits=msdnet_ge widths=mutualnet_wrn10_1 gates=dmnn32 depths=
@@ -31,11 +31,11 @@ if [ -z "$baseline" ] || [ -z "$exits" ] || ! evaluate "$baseline"; then
     part "$name learns the digits"
     python3 train_cifar10.py "@recipes/demo/$name" --save="checkpoint/demo/$name" --resume=auto
   done
-  evaluate "$baseline"
+  evaluate "$baseline" --fold
 fi
 some_widths=w0.25-r16,w0.5-r16,w1-r16,w0.5-r32,w1-r32
 [ -z "$widths" ] || evaluate "$widths" --point=$some_widths --query_table=reports/demo/widths.json
-for name in $depths $exits $gates; do evaluate "$name"; done
+for name in $depths $exits $gates; do evaluate "$name" --fold; done
 all="$baseline $depths $widths $exits $gates"
 python3 -m reporting compare $(printf 'reports/demo/%s ' $all) --out reports/demo
 for name in $all; do
@@ -44,7 +44,7 @@ for name in $all; do
 done
 
 part "2 of 4: networks within a budget, such as 0.6 of the full multiply-accumulates"
-evaluate "$exits" --budget=0.6x --report="reports/demo/$exits-0.6x"
+evaluate "$exits" --budget=0.6x --fold --report="reports/demo/$exits-0.6x"
 [ -z "$widths" ] ||
   evaluate "$widths" --budget=2ms --latency_batch=1 --query_table=reports/demo/widths.json \
     --report="reports/demo/$widths-2ms"

@@ -1,5 +1,7 @@
 """The orthogonality loss against the published definition, pair by pair."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,6 +118,16 @@ def test_loss_is_cross_entropy_plus_lambda_times_similarity():
     means = objective.means.read()
     assert means["similarity"] == pytest.approx(similarity.item(), rel=1e-5)
     assert {"loss", "cross_entropy", "top1", "top5"} < set(means)
+
+
+@pytest.mark.parametrize("name", ["ResNet32_SingleShared", "ResNet32_DoubleShared"])
+def test_trained_filters_are_as_short_as_weight_decay_leaves_them(name):
+    model = create_model(name, pretrained="zoo")
+    (groups,) = model.similarity_terms()
+    compared = sum(group.deviations()[1] for group in groups)
+    predicted = math.sqrt(1 - 0.0005 * compared / (4 * 10))  # weight decay and lambdaR of the recipe
+    shortest = min(group.rows().norm(dim=1).min().item() for group in groups)
+    assert shortest == pytest.approx(predicted, abs=0.015)
 
 
 def test_a_negative_lambda_is_refused():
