@@ -45,6 +45,8 @@ def fit(
             _check_new_head(objective)
         elif start is not None:
             _say_other_classes(start, data, run.flags.get("dataset"))
+        elif objective.keeps_classifier:
+            say("note: a part of the network keeps its random weights: --pretrained=FILE starts with trained weights")
         model.for_images(data.shape)
         if model.made_for and data.train.normalisation:  # from now on it is made for these images
             mean, std = data.train.normalisation

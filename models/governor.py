@@ -170,7 +170,7 @@ class Governor:
         self.points = tuple(cost.point for cost in ranked)  # cheapest first, in rising accuracy
         self._places: dict[Hashable, int] = {str(point): place for place, point in enumerate(self.points)}
         self._known = {str(cost.point): cost for cost in costs}
-        self._seconds = [[cost.of_batch(max(n, 1)) for n in range(self.batch + 1)] for cost in ranked]
+        self._seconds = [[0.0, *map(cost.of_batch, range(1, self.batch + 1))] for cost in ranked]
         self._own = [1.0] * len(ranked)
         self._machine = 1.0
         self._spreads = [cost.spread**2 for cost in ranked]  # relative variances of the points
@@ -202,9 +202,8 @@ class Governor:
         now = self._clock()
         self._count_arrivals(queue_length, now)
         best = None
-        for place in range(len(self.points)):
-            fits = self._fits(place, queue_length, waited)
-            if not (fits and self._has_room(place)):
+        for place, (fits, has_room) in enumerate(self._fitting(queue_length, waited)):
+            if not (fits and has_room):
                 self._unfit[place] = now
             if fits and (place <= self._chosen or now - self._unfit[place] >= self.patience):
                 best = place
@@ -256,22 +255,21 @@ class Governor:
         base = times[images] if images < len(times) else times[-1] * images / self.batch
         return base * self._machine * self._own[place]
 
-    def _fits(self, place: int, queue_length: int, waited: float) -> bool:
+    def _fitting(self, queue_length: int, waited: float) -> Iterable[tuple[bool, bool]]:
+        """For each point, whether its predicted completion fits, and whether it has room."""
         first = min(queue_length, self.batch)
         whole, rest = divmod(queue_length, self.batch)
-        one, full, partial = (self._expected(place, n) if n else 0.0 for n in (first, self.batch, rest))
-        deviation = self._z * math.sqrt(self._spreads[place] + self._unrest)
-        oldest = waited + one * (1 + deviation)
-        if self.deadline is not None:
-            newest = min(waited, self._last) + whole * full + partial
-            newest += deviation * math.sqrt(whole * full**2 + partial**2)
-            if max(oldest, newest) > self.deadline:
-                return False
-        left = queue_length - first + self.rate * (oldest - waited)
-        return self.queue is None or left <= self.queue
-
-    def _has_room(self, place: int) -> bool:
-        return self.rate * self._expected(place, self.batch) <= HEADROOM * self.batch
+        deadline = math.inf if self.deadline is None else self.deadline
+        longest = math.inf if self.queue is None else self.queue - queue_length + first
+        of_newest, room = min(waited, self._last), HEADROOM * self.batch
+        for seconds, own, spread in zip(self._seconds, self._own, self._spreads, strict=True):
+            now = self._machine * own
+            one, full, partial = now * seconds[first], now * seconds[-1], now * seconds[rest]
+            deviation = self._z * math.sqrt(spread + self._unrest)
+            first_done = one * (1 + deviation)
+            all_done = whole * full + partial + deviation * math.sqrt(whole * full**2 + partial**2)
+            in_time = waited + first_done <= deadline and of_newest + all_done <= deadline
+            yield in_time and self.rate * first_done <= longest, self.rate * full <= room
 
     def _count_arrivals(self, queue_length: int, now: float) -> None:
         """Update the arrival rate from two queue lengths and what was served in between; old arrivals are forgotten."""

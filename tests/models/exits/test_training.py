@@ -110,6 +110,15 @@ def test_heads_are_trained_on_the_file_of_a_plain_network(monkeypatch, capsys, t
     code, out, err = call(monkeypatch, capsys, train_cifar10, *flags, "--pretrained=plain.pth")
     assert (code, err) == (0, "")
     assert "exit1" in out
+    assert "keeps its random weights" not in out
     saved = torch.load(tmp_path / "run" / "best.pth", weights_only=True)["net_state_dict"]
     assert all(torch.equal(saved[f"backbone.{key}"], value) for key, value in plain.state_dict().items())
     assert saved["exits.1.convs.0.weight"].shape == (8, 16, 3, 3)
+
+
+def test_heads_on_a_random_backbone_are_called_that(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset=digits", "--subset=32", "--batch_size=32", "--epochs=1", "--model=exits", "--backbone=ResNet20"]
+    code, out, _ = call(monkeypatch, capsys, train_cifar10, *flags, "--freeze_backbone", "--after=layer1", "--save=run")
+    assert code == 0
+    assert "a part of the network keeps its random weights: --pretrained=FILE" in out
