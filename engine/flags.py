@@ -233,7 +233,7 @@ class _Words(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         words = re.findall(r"[^\s,]+", " ".join(values))
-        setattr(namespace, self.dest, (" " if set(words) <= {"True", "False"} else ",").join(words))
+        setattr(namespace, self.dest, ("," if {"True", "False"}.isdisjoint(words) else " ").join(words))
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:

@@ -99,10 +99,10 @@ def recipes_text(pattern: str, datasets: Sequence[str]) -> str:
 
 def _matching(pattern: str, names: Iterable[str], kind: str, flag: str, datasets: Sequence[str]) -> set[str]:
     """The names that match a shell pattern, ignoring case. If none does, raises a UserError that says what would."""
-    names = {name.lower(): name for name in sorted(names)}
-    matching = fnmatch.filter(names, pattern.lower())
+    matching = {name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())}
     if matching:
-        return {names[name] for name in matching}
+        return matching
+    names = {name.lower(): name for name in sorted(names)}
     word = pattern.lower().strip("*?")
     wider = [names[name] for name in names if word in name] if word else []
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.3)

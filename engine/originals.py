@@ -44,7 +44,7 @@ OURS = {"dataset", "lr_schedule"}  # flags of the scripts whose values are trans
 TRANSLATED = {
     *OURS,
     *(*SPELLINGS, *EVALUATED_FILE, *EVALUATIONS, "data", "use_valid", "optimizer", "decay_rate"),
-    *("print_freq", "workers"),
+    *("lr_multi_steps", "print_freq", "workers"),
 }
 
 
@@ -91,6 +91,12 @@ def translate(
         elif name == "data":
             value = take()
             done.append(f"--{'dataset_path' if _is_path(value) else 'dataset'}={_value('dataset', value, datasets)}")
+        elif name == "lr_multi_steps":  # 60 100 140
+            epochs = [take()]
+            while not equals and left and left[0].isdecimal():
+                epochs.append(left.popleft())
+            drops = ",".join(f"{epoch}:{10.0**-n:g}" for n, epoch in enumerate(epochs, start=1))
+            done.append(f"--lr_steps={drops}")
         elif name == "use_valid":
             done.append(f"--valid={50_000 if images_on_disk else 5_000}")
         elif name == "optimizer":

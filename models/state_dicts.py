@@ -164,18 +164,26 @@ def _check_numbers(state: dict[str, Tensor], own: dict[str, Tensor], path: str |
 
 
 def _owner(model: AdaptiveModel, given: dict[str, Tensor]) -> str:
-    """A hint at a network of similar name that has exactly these keys, if there is one."""
+    """A hint at a network of similar name that has exactly these keys, if there is one.
+
+    One for another data set, which may be of the same name, must have the file's shapes too.
+    """
     if model.built_as is None:
         return ""
     name, dataset = model.built_as.model, model.built_as.dataset
-    for entry in registry.list_models(f"{name.partition('_')[0]}*", dataset):
-        if entry.name == name:
+    similar = registry.list_models(f"{name.partition('_')[0]}*")
+    for entry in sorted(similar, key=lambda entry: entry.dataset != dataset):
+        if (entry.name, entry.dataset) == (name, dataset):
             continue
         with on_meta():
-            own = registry.create_model(entry.name, dataset).state_dict(keep_vars=True)
+            own = registry.create_model(entry.name, entry.dataset).state_dict(keep_vars=True)
         needed = [shared for shared in _names_of_shared(own) if not shared[0].endswith(BATCHES)]
-        if given.keys() <= own.keys() and all(any(key in given for key in shared) for shared in needed):
+        if not given.keys() <= own.keys() or not all(any(key in given for key in shared) for shared in needed):
+            continue
+        if entry.dataset == dataset:
             return f"; it is one of {entry.name}: use --model={entry.name}"
+        if all(value.shape == own[key].shape for key, value in given.items()):
+            return f"; it is one of {entry.name} for {entry.dataset}"
     return ""
 
 

@@ -11,7 +11,9 @@ import eval_cifar10
 import eval_ilsvrc
 import hubconf
 from models import Checkpoint, create_model, list_checkpoints, load_checkpoint, published
+from models.meta import on_meta
 from models.recorded import extracted_content
+from models.state_dicts import load_state
 from tests.models.files import content_of_training, saved
 from tests.scripts.commands import call
 
@@ -67,6 +69,14 @@ def test_missing_unexpected_and_misshapen_keys_come_together(tmp_path, model):
         ValueError, match=r"1 missing \(bn1.weight\); 1 unexpected \(surprise\); 1 misshapen \(fc.weight"
     ):
         load_checkpoint(model, saved(tmp_path, state))
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2_SharedDouble", "ResNet18"])  # other keys, and only other shapes
+def test_a_file_for_another_data_set_is_called_that(name):
+    with on_meta():
+        state, model = create_model(name, "cifar100").state_dict(), create_model(name, "ilsvrc")
+    with pytest.raises(ValueError, match=f"file.pth is not a checkpoint of this {name}: .*; it is one of {name} for c"):
+        load_state(model, state, "file.pth")
 
 
 def test_batch_counters_may_be_missing(tmp_path, model):

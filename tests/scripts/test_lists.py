@@ -8,7 +8,7 @@ import pytest
 import train_cifar10
 import train_ilsvrc
 from engine import lists
-from models import zoo
+from models import registry, zoo
 from tests.scripts.commands import call
 
 
@@ -60,6 +60,15 @@ def test_patterns_ignore_case_and_other_data_sets(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, train_ilsvrc, "--list_models", "RESNET18")
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [["ResNet18", "ilsvrc"]]
+
+
+def test_every_network_is_in_the_list_of_its_script(monkeypatch):
+    """Also names that differ in case only."""
+    monkeypatch.setattr(registry, "create_model", lambda *_: None)
+    monkeypatch.setattr(lists.profile, "count_params", lambda _: 0)
+    for script in (train_cifar10, train_ilsvrc):
+        listed = {tuple(line.split()[:2]) for line in lists.models_text("*", script.SCRIPT.datasets).splitlines()[1:]}
+        assert listed == {(e.name, e.dataset) for e in registry.entries() if e.dataset in script.SCRIPT.datasets}
 
 
 def test_flags_of_a_file_are_those_of_its_command(tmp_path, monkeypatch, capsys):

@@ -41,6 +41,14 @@ def test_cifar_commands_of_imta(capsys):
     assert "--workers 8 is not needed: all images are on the device" in capsys.readouterr().out
 
 
+def test_adaptive_depth_trains_by_its_authors_command():
+    text = "--model MobileNetV2_ADN --epochs 300 --lr 0.1 --lr-scheduler multisteplr --lr-multi-steps 150 225 285"
+    args = parsed(train_ilsvrc, f"{text} --wd 0.00002 --norm-weight-decay 0 --bias-weight-decay 0 --subpath-temp 1.0")
+    assert (args.lr_schedule, args.weight_decay) == ("multistep", 2e-5)
+    assert args.lr_steps == ((150, 0.1), (225, 0.01), (285, 0.001))
+    assert parsed(train_ilsvrc, "--model ResNet50_ADN --lr-multi-steps=50").lr_steps == ((50, 0.1),)
+
+
 def test_resume_still_takes_a_file():
     assert parsed(train_cifar10, "--resume run/last.pth").resume == "run/last.pth"
     assert parsed(train_cifar10, "").resume is None

@@ -3,7 +3,10 @@
 import itertools
 
 import pytest
+import torch
 
+import eval_cifar10
+from engine import cli
 from models import create_model, create_objective
 from models.meta import on_meta
 from models.registry import list_models
@@ -51,6 +54,18 @@ def test_bad_flags_of_training_are_one_sentence(name, flags, message):
     with pytest.raises(UserError, match=message) as error:
         create_objective(name, "cifar10", **flags)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("True True maybe", "'True True maybe' is not a pattern"), ("True True", "the pattern TT has 2 letters for 3")],
+)
+def test_a_wrong_pattern_is_named_as_it_was_typed(tmp_path, words, message):
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pth")
+    flags = ["--model=ResNet32_ADN", f"--pretrained={tmp_path}/w.pth", "--skip-cfg", *words.split()]
+    args = cli.parse(eval_cifar10.SCRIPT, flags)
+    with pytest.raises(UserError, match=message):
+        cli.named_points(create_model("ResNet32_ADN"), args.point)
 
 
 def test_fine_tuning_an_untrained_network_is_refused():
