@@ -234,7 +234,11 @@ def convnet_aig_cifar(
 
 
 @register(
-    {"convnet_aig50": {"blocks": (3, 4, 6, 3)}, "convnet_aig101": {"blocks": (3, 4, 23, 3)}},
+    {
+        "convnet_aig50": {"blocks": (3, 4, 6, 3)},
+        "convnet_aig101": {"blocks": (3, 4, 23, 3)},
+        "convnet_aig152": {"blocks": (3, 8, 36, 3)},
+    },
     ("ilsvrc",),
     ImageNetTargetRates,
     AIG_ILSVRC,

@@ -121,7 +121,7 @@ def test_loss_is_cross_entropy_plus_lambda_times_similarity():
 
 
 @pytest.mark.parametrize("name", ["ResNet32_SingleShared", "ResNet32_DoubleShared"])
-def test_trained_filters_are_as_short_as_weight_decay_leaves_them(name):
+def test_trained_filters_are_as_long_as_weight_decay_allows(name):
     model = create_model(name, pretrained="zoo")
     (groups,) = model.similarity_terms()
     compared = sum(group.deviations()[1] for group in groups)
