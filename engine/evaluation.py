@@ -118,7 +118,7 @@ def evaluate(
     _say_not_finite(measured, totals)
     params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
-    rows = {}
+    rows, all_threads = {}, torch.get_num_threads()
     with autocast(next(network.parameters()).device, amp):
         threads = _threads(network, first, measured[-1], timed if choose_threads else ())
     bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
@@ -126,8 +126,9 @@ def evaluate(
         accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
         times = []
         for batch in timed:
-            with autocast(first.device, amp), profile.cpu_threads(threads.get(batch, torch.get_num_threads())):
-                times.append(profile.latency(network, first, point, batch, seconds))
+            with autocast(first.device, amp), profile.cpu_threads(threads.get(batch, all_threads)):
+                timing = profile.latency(network, first, point, batch, seconds)
+            times.append(replace(timing, chosen_from=all_threads) if batch in threads else timing)
         rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, tuple(times))
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
 

@@ -224,6 +224,7 @@ class Latency:
     Args:
         varies: whether the path depends on the image; the quartiles then reflect differences between images as well as
             the machine's noise.
+        chosen_from: number of threads up to which `threads` was found to be the quickest; None if it was given.
         noisy: whether the quartiles are so far apart that the machine must have been busy, or its clock unsteady.
     """
 
@@ -235,6 +236,7 @@ class Latency:
     threads: int
     runs: int
     varies: bool = False
+    chosen_from: int | None = None
     noisy: bool = field(init=False)
 
     def __post_init__(self) -> None:

@@ -148,6 +148,6 @@ def _csv_row(record: dict, row: dict, batches: Iterable[int]) -> dict:
     for batch in batches:
         for key in ("median", "low", "high"):
             values[f"ms_batch{batch}_{key}"] = 1e3 * times[batch][key] if batch in times else None
-    places = {(timing["device"], timing["threads"]) for timing in row["latency"]}
-    values["device"], values["threads"] = next(iter(places), (None, None))
+    values["device"] = next((timing["device"] for timing in row["latency"]), None)
+    values["threads"] = " or ".join(map(str, sorted({timing["threads"] for timing in row["latency"]})))
     return values

@@ -30,8 +30,9 @@ class Curve:
     Args:
         dataset: the images that it is evaluated on, as named in titles.
         system: the family of the network, which gives the curve its colour.
-        rows: "point", "top1", for several seeds "spread" (their standard deviation), "where" latencies were measured,
-            and costs by the names in `COSTS` and of `latency_cost`, each a (value, low, high) in the unit of its axis.
+        rows: "point", "top1", for several seeds "spread" (their standard deviation), costs by the names in `COSTS` and
+            of `latency_cost`, each a (value, low, high) in the unit of its axis, and "where" latencies were measured:
+            by the name of the cost, a timing as in an evaluation's record.
         published: whether others measured it.
         others: rows that are shown but belong to no line.
         note: text after the name in the legend.
@@ -67,14 +68,23 @@ def rows_of(record: dict) -> list[dict]:
         for timing in row["latency"]:
             costs[latency_cost(timing["batch"])] = tuple(1e3 * timing[key] for key in ("median", "low", "high"))
         rows.append({"point": row["point"], "top1": row["top1"], "spread": row.get("spread", 0.0), **costs})
-        rows[-1]["where"] = " and ".join(machines(row["latency"]))
+        rows[-1]["where"] = {latency_cost(timing["batch"]): timing for timing in row["latency"]}
     return rows
 
 
 def machines(times: Iterable[dict]) -> list[str]:
-    """Where latencies were measured: each device and number of threads once."""
-    places = {(timing["device"], timing["threads"]): None for timing in times}  # a set that keeps its order
-    return [f"{device}, {count} thread{'s' * (count != 1)}" for device, count in places]
+    """Where latencies were measured: each device and number of threads once.
+
+    Numbers that were chosen as the quickest of the same number of threads make one place, so that they are comparable.
+    """
+    places: dict[tuple[str, int], set[int]] = {}
+    for timing in times:
+        place = timing["device"], timing.get("chosen_from") or timing["threads"]
+        places.setdefault(place, set()).add(timing["threads"])
+    return [
+        f"{device}, {' or '.join(map(str, sorted(counts)))} thread{'s' * (max(counts) > 1)}"
+        for (device, _), counts in places.items()
+    ]
 
 
 def frontier(rows: Sequence[dict], cost: str = "macs") -> list[dict]:

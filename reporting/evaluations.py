@@ -99,4 +99,6 @@ def _check_row(row: dict, where: str) -> None:
             number(timing.get(key), f"{where}latency, {key}", lowest=1e-9)
         for key in ("batch", "threads"):
             number(timing.get(key), f"{where}latency, {key}", lowest=1)
+        if timing.get("chosen_from") is not None:
+            number(timing["chosen_from"], f"{where}latency, chosen_from", lowest=1)
         typed(timing.get("device"), str, where + "latency, device")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reporting.curves import Curve, cost_label, frontier
+from reporting.curves import Curve, cost_label, frontier, machines
 
 FRONTIER = "the best of all runs here"
 #: curves with more points than this have names only at their ends
@@ -50,7 +50,10 @@ class Panel:
         """Where the latencies of this panel were measured; empty for other costs."""
         if not self.cost.startswith("ms"):
             return []
-        return list(dict.fromkeys(row["where"] for row in self._rows(published=False)))
+        return self._machines_of(self._rows(published=False))
+
+    def _machines_of(self, rows: Iterable[dict]) -> list[str]:
+        return machines(row["where"][self.cost] for row in rows if "where" in row)
 
     def visible(self) -> list[dict]:
         """Rows within the axis limits."""
@@ -81,7 +84,7 @@ class Panel:
         """Draw a line through the curve's frontier, with spread and quartiles, and its other points faint."""
         style = {"markersize": 5} | self.styles[curve.name]
         best = frontier(curve.rows, self.cost)
-        if len({row.get("where") for row in best}) > 1 and self.cost.startswith("ms"):
+        if self.cost.startswith("ms") and len(self._machines_of(best)) > 1:
             style["linestyle"] = "none"  # latencies of different machines do not make a curve
         xs, ys = self._places(best)
         self.axes.plot(xs, ys, label=curve.name, **style)

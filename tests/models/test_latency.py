@@ -220,7 +220,7 @@ def test_an_evaluation_times_with_the_quickest_number_of_threads(four_threads, m
     monkeypatch.setattr(profile, "quickest_threads", lambda call: {1: 2, 3: 4}[len(call())])
     model, images = create_model("ResNet20").eval(), [(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64))]
     (row,) = engine.evaluate(model, images, latency_batches=(1, 3), seconds=0.01, choose_threads=True)
-    assert [(timing.batch, timing.threads) for timing in row.latency] == [(1, 2), (3, 4)]
+    assert [(timing.batch, timing.threads, timing.chosen_from) for timing in row.latency] == [(1, 2, 4), (3, 4, 4)]
     assert "2 at batch 1, 4 at batch 3; OMP_NUM_THREADS=N says how many instead" in capsys.readouterr().out
     (row,) = engine.evaluate(model, images, latency_batches=(1,), seconds=0.01)
-    assert row.latency[0].threads == torch.get_num_threads() == 4
+    assert (row.latency[0].threads, row.latency[0].chosen_from) == (torch.get_num_threads(), None) == (4, None)

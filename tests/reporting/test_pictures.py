@@ -89,6 +89,21 @@ def test_no_frontier_joins_latencies_of_different_machines(tmp_path):
     assert same.axes.get_xlabel() == "latency at batch 1 (ms)\na chip, 1 thread"
 
 
+def test_threads_chosen_on_one_machine_are_comparable(tmp_path):
+    def chosen(record, batch_1, batch_64):
+        (timing,) = record["rows"][0]["latency"]
+        times = ({**timing, "batch": batch, "threads": n} for batch, n in ((1, batch_1), (64, batch_64)))
+        record["rows"][0]["latency"] = [{**timing, "chosen_from": 2} for timing in times]
+
+    edit(evaluation(tmp_path / "a"), lambda record: chosen(record, 1, 2))
+    edit(evaluation(tmp_path / "b"), lambda record: chosen(record, 2, 2))
+    both = [Curve.of(evaluations.load_run(tmp_path / name), name) for name in "ab"]
+    for cost, threads in (("ms1", "1 or 2 threads"), ("ms64", "2 threads")):
+        panel = drawn(tmp_path, cost, *both)
+        assert panels.FRONTIER in panel.axes.get_legend_handles_labels()[1]
+        assert panel.axes.get_xlabel().splitlines()[1:] == [f"a chip, {threads}"]
+
+
 def beside(*top1):
     rows = [{"point": f"row {i}", "top1": value, "macs": (40.0 + i,) * 3} for i, value in enumerate(top1)]
     return Curve("theirs, published", "CIFAR-10", "embedded", rows, published=True)
