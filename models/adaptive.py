@@ -66,8 +66,8 @@ FULL = Point("full")
 
 
 def resize(images: Tensor, side: int | None) -> Tensor:
-    """Resize square images (N, C, H, W) on their device: bilinear with aligned corners (MutualNet, image list)."""
-    if side is None or images.shape[-1] == side:
+    """Resize images (N, C, H, W) to squares on their device: bilinear with aligned corners (MutualNet, image list)."""
+    if side is None or images.shape[-2:] == (side, side):
         return images
     return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=True)
 

@@ -146,8 +146,8 @@ class MergedGates(nn.Module):
             self._keep("state", state.weight, state.bias)
 
     def _keep(self, name: str, weight: Tensor, bias: Tensor) -> None:
-        self.register_buffer(name, weight.detach().T.contiguous(), persistent=False)
-        self.register_buffer(f"{name}_bias", bias.detach().clone(), persistent=False)
+        self.register_buffer(name, weight.detach().T.contiguous())
+        self.register_buffer(f"{name}_bias", bias.detach().clone())
 
     def leads(self, x: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """Like `GatedBlock.leads`, up to the rounding of another order of operations."""

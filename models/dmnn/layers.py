@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.dmnn.gates import Controller, Decision, MergedGates, favour_open, pooled
 from models.dmnn.paths import BasicPath, Path, add_paths
 from models.layers import Projection, full_precision, select_images
+from models.products import is_hooked
 
 Execution = Literal["real", "masked"]
 #: gathering and scattering this many images takes about as long as running a path for one of them
@@ -30,6 +31,13 @@ def add_to(out: Tensor, which: Tensor, y: Tensor) -> None:
     if out.is_contiguous(memory_format=torch.channels_last):
         out, y = out.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
     out.index_add_(0, which, y)
+
+
+def of_one_pixel(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a 1x1 convolution to (images, channels); unless hooks watch it, as a linear layer, which costs less."""
+    if is_hooked(layer):
+        return layer(x[:, :, None, None]).flatten(1)
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
 
 
 class GatedBlock(nn.Module):
@@ -159,7 +167,7 @@ class MultiPathBlock(GatedBlock):
         return self.controller.deciding_layers()
 
     def add_paths(self, x, gates):
-        if self.training and isinstance(self.paths[0], Path):
+        if self.training and all(isinstance(path, Path) and path.is_plain for path in self.paths):
             return add_paths(self.paths, self.carry(x), x, gates)
         return super().add_paths(x, gates)
 
@@ -240,10 +248,10 @@ class AIGBlock(GatedBlock):
         return [(f"conv{i}", f"bn{i}") for i in range(1, self.num_convs + 1)] + [("fc1", "fc1bn")]
 
     def decide(self, x, previous):
-        with full_precision(x):  # a linear layer costs less than a convolution of one pixel
-            hidden = F.linear(pooled(x).to(self.fc1.weight.dtype), self.fc1.weight.flatten(1), self.fc1.bias)
+        with full_precision(x):
+            hidden = of_one_pixel(self.fc1, pooled(x).to(self.fc1.weight.dtype))
             hidden = F.relu(self.fc1bn(hidden[:, :, None, None]).flatten(1))
-            return Decision(F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias)[:, None])
+            return Decision(of_one_pixel(self.fc2, hidden)[:, None])
 
     def path(self, index, x):
         for i in range(1, self.num_convs + 1):

@@ -25,6 +25,7 @@ from models.dmnn.gates import MergedGates, open_gates, open_images
 from models.dmnn.layers import Execution, GatedBlock
 from models.layers import constant
 from models.meta import without_values
+from models.products import is_hooked
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class GatedNetwork(AdaptiveModel):
                 if decision.category is not None:
                     categories.append(decision.category)
             masked = self.training or point.execution == "masked"
-            x = block(x, opened) if masked else block(x, None, open_images(opened))
+            x = run_block(block, x, opened) if masked else run_block(block, x, None, open_images(opened))
             gates.append(opened)
             soft.append(probability)
         stacked = [torch.stack(values, dim=1) for values in (gates, soft)]
@@ -188,7 +189,7 @@ class GatedNetwork(AdaptiveModel):
             else:
                 lead, hidden = block.leads(x, hidden)
                 images = open_images(lead)
-            x = block(x, None, images)
+            x = run_block(block, x, None, images)
             leads.append(lead)
         lead = torch.stack(leads, dim=1)
         return Routed(self.classify(x), (lead > 0).to(lead.dtype), lead.sigmoid(), None)
@@ -212,7 +213,7 @@ class GatedNetwork(AdaptiveModel):
                 images = [[0] if path > 0 else [] for path in lead]
             leads.append(lead)
             if not block.passes(images):
-                x, known = block(x, None, images), []
+                x, known = run_block(block, x, None, images), []
         lead = torch.tensor([leads], dtype=dtype, device=x.device)
         return Routed(self.classify(x), (lead > 0).to(lead.dtype), lead.sigmoid(), None)
 
@@ -265,6 +266,12 @@ class GatedNetwork(AdaptiveModel):
                 module.category = None
         model.looks_ahead = _merge_gates(list(model.gated_blocks()))
         return model
+
+
+def run_block(block: GatedBlock, x: Tensor, gates: Tensor | None, images: list[list[int]] | None = None) -> Tensor:
+    """Run a block; the next one may overwrite what this returns, and not what hooks have kept."""
+    x = block(x, gates, images)
+    return x.clone() if is_hooked(block) else x
 
 
 def _merge_gates(blocks: Sequence[GatedBlock]) -> bool:

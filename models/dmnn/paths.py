@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import Statistics, conv, full_precision
-from models.products import convolution
+from models.products import convolution, is_hooked, is_ordinary
 
 
 class Path(nn.Module):
@@ -50,6 +50,13 @@ class Path(nn.Module):
     @property
     def norms_of(self):
         return [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(self, f"conv{i}")]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether computing this path jointly with others leaves nothing out that calling its layers would do."""
+        if is_hooked(self) or any(is_hooked(layer) for layer in self.children()):
+            return False
+        return all(is_ordinary(layer) for layer in self.children() if not isinstance(layer, nn.Conv2d))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inputs is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from models.msdnet.layout import Layout, Part
-from models.products import convolve
+from models.products import convolve, is_hooked
 
 
 class ConvUnit(nn.Module):
@@ -55,6 +55,8 @@ class ConvBN(nn.Module):
 def narrow_together(x: Tensor, units: Sequence[ConvBN]) -> list[Tensor]:
     """Run `ConvBN.narrow` of units that read the same map in one convolution, as each has few channels."""
     convs = [unit.net[0] for unit in units]
+    if any(is_hooked(conv) for conv in convs):
+        return [unit.narrow(x) for unit in units]
     y = F.conv2d(x, torch.cat([conv.weight for conv in convs]))
     parts = y.split([conv.out_channels for conv in convs], dim=1)
     return [F.relu_(unit.net[1](part)) for unit, part in zip(units, parts, strict=True)]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import BasicBlock, Block, conv, full_precision
-from models.products import convolution, convolve, is_hooked
+from models.products import convolution, convolve, is_hooked, is_ordinary
 from models.shared_basis.folding import FoldedBlock, choose_forms, drop_unused_bases, fold_basis
 from models.trunks import Group
 
@@ -94,7 +94,7 @@ def combine_filters(
     """
     if zeros is None:
         zeros = zero_filters(x, norm.num_features) if norm.training else 0
-    if not zeros or not _is_ordinary(norm) or any(is_hooked(layer) for layer in (*convs, norm, coefficients)):
+    if not zeros or not is_ordinary(norm) or any(is_hooked(layer) for layer in (*convs, norm, coefficients)):
         return convolve(coefficients, norm(joint_conv(x, convs)))
     x = convolution(x, _with_zeros([conv.weight for conv in convs], zeros))
     mean, var, weight, bias = (
@@ -153,11 +153,6 @@ def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
     if any(is_hooked(conv) for conv in convs):
         return torch.cat([conv(x) for conv in convs], dim=1)
     return convolution(x, torch.cat([conv.weight for conv in convs]))
-
-
-def _is_ordinary(norm: nn.Module) -> bool:
-    """Whether a batch norm is PyTorch's own, with weights and running averages (other classes may do more)."""
-    return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 # The groups that share

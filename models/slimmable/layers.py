@@ -71,7 +71,7 @@ class Cut:
     Args:
         width: width of the sub-network.
         learning: normalise with the batch's own statistics, and move the running ones towards them.
-        momentum: momentum of the running statistics.
+        momentum: weight of the batch in `statistics`; the layers' own have a momentum of their own.
         statistics: those of this width and resolution, one pair for each batch norm in the network's order; with None,
             those that the layers hold for the width.
         parts: parts of all slim layers in the network's order, if they were taken beforehand (`Plan`).
@@ -207,7 +207,8 @@ class CalibratedNorm(SlimLayer):
         if channels < len(weight):
             weight, bias = weight[:channels], bias[:channels]
         if cut.statistics is not None:
-            return *cut.statistics[self.place], weight, bias
+            mean, var = cut.statistics[self.place]  # in float32 even where weights are in half precision
+            return mean, var, weight.to(mean.dtype), bias.to(mean.dtype)
         if (holder := self.holder(cut.width)) is not None:
             return holder.running_mean, holder.running_var, weight, bias
         if cut.learning:  # there are no running ones to move
@@ -220,9 +221,13 @@ class CalibratedNorm(SlimLayer):
         return (self,) if holder is None else (self, holder)
 
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
+        momentum = cut.momentum
         if cut.learning and cut.statistics is None and (holder := self.holder(cut.width)) is not None:
             holder.num_batches_tracked.add_(1)
-        return F.batch_norm(x, *self.taken(cut), cut.learning, cut.momentum, self.eps)
+            momentum = holder.momentum
+            if momentum is None:  # a mean over all batches, as in `torch.optim.swa_utils.update_bn`
+                momentum = 1 / float(holder.num_batches_tracked)
+        return F.batch_norm(x, *self.taken(cut), cut.learning, momentum, self.eps)
 
     def plain(self, cut: Cut) -> nn.BatchNorm2d:
         mean, var, weight, bias = self.part(cut)

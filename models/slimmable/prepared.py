@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.slimmable.layers import Cut, SlimLayer, Statistics
+from utils import UserError
 
 #: bytes that the plans of all points may hold in dense copies of weights; the plan in use always stays
 COPIES = 256 << 20
@@ -73,7 +74,7 @@ class Prepared:
         """Identify the current weights and the kind of statistics measured with them. Waits for the device."""
         digest = hashlib.sha1(kind.encode())
         for owner, name in self._parameters:
-            digest.update(owner[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(_parameter(owner, name).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def renew(self, fingerprint: str) -> None:
@@ -83,7 +84,7 @@ class Prepared:
         self.plans.clear()
         self.trained, self._seen = False, []
         for owner, name in self._parameters:
-            tensor = owner[name]
+            tensor = _parameter(owner, name)
             version = None if tensor.is_inference() else tensor._version
             # the detached tensor keeps the storage alive, so that no other gets its address
             self._seen.append((owner, name, tensor, tensor.data_ptr(), version, tensor.detach()))
@@ -110,6 +111,17 @@ class Prepared:
                 self.plans.pop(oldest, None)
             self.plans[point] = plan
         return plan.cut
+
+
+def _parameter(owner: dict[str, Tensor | None], name: str) -> Tensor:
+    """The parameter of this name of a module. Raises UserError if something else computes it."""
+    tensor = owner.get(name)
+    if tensor is None:
+        raise UserError(
+            f"a {name} of this network is pruned or parametrized, so batch-norm statistics cannot be kept for it: "
+            "make the change permanent (torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
+        )
+    return tensor
 
 
 class Plan:

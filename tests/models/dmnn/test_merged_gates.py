@@ -162,3 +162,12 @@ def test_gradients_of_images_are_those_of_masked_execution():
         model(images, GatedPoint(execution, execution=execution)).square().sum().backward()
         gradients.append(images.grad)
     assert check.relative(*gradients) < TOLERANCE
+
+
+@torch.no_grad()
+def test_weights_of_a_folded_network_bring_its_gates(network):
+    model, folded, images = network
+    built = model.built_as
+    other = create_model(built.model, built.dataset, **built.flags).eval().fold()
+    other.load_state_dict(folded.state_dict())
+    assert all(torch.equal(one, two) for one, two in zip(folded.infer(images), other.infer(images), strict=True))
