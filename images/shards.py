@@ -116,12 +116,20 @@ def list_images(path: str, classes: int) -> list[Place]:
         with _Headers(open(path, "rb", buffering=0)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key, extension = base_plus_ext(member.name)
-                if key is None or not member.isfile() or any(map(is_stray, Path(member.name).parts)):
+                if key is None or member.isdir() or any(map(is_stray, Path(member.name).parts)):
                     continue
-                if f".{extension.lower()}" in EXTENSIONS:
+                image = f".{extension.lower()}" in EXTENSIONS
+                if (image or extension == "cls") and not member.isfile():
+                    raise UserError(f"{path}: {member.name} is a link or no file at all; pack the file itself")
+                if image:
                     kind, value = images, (member.offset_data, member.size)
                 elif extension == "cls":
                     kind, value = labels, _label(tar.extractfile(member).read(100), classes, f"{path}: {member.name}")
+                elif extension.endswith(".cls"):
+                    raise UserError(
+                        f"{path}: {member.name} would not be read, as names in shards end at their first dot; "
+                        "rename it and its image so that each has one dot"
+                    )
                 else:
                     continue
                 if key in kind:

@@ -271,7 +271,7 @@ def source(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 16])
-def test_processeslist_imagess_of_their_own(source, world):
+def test_processes_list_images_of_their_own(source, world):
     order = source.order(np.arange(300), np.random.default_rng(0))
     assert sorted(order) == list(range(300))
     read = [set(source.places[order[rank::world], 0]) for rank in range(world)]

@@ -10,6 +10,7 @@ import torch
 from images.decoding import decode
 from images.shards import list_images
 from tests.images.folders import encoded, equal, load, photograph
+from utils import UserError
 
 
 def write_shards(root, part, count, each):
@@ -66,3 +67,34 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path, kind):
         file.truncate(1 << 41)
     with pytest.raises(ValueError, match=r"train-0.tar: a header in it has 1,099,511,627,776 bytes; shards are"):
         list_images(str(tmp_path / "train-0.tar"), 10)
+
+
+def tar_of(path, *members):
+    """Write a tar file of (name, content), or of links (name, target, type)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content, *kind in members:
+            member = tarfile.TarInfo(name)
+            if kind:
+                member.type, member.linkname = kind[0], content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def test_names_with_two_dots_are_not_left_out(tmp_path):
+    pytest.importorskip("webdataset")
+    image = encoded(photograph(0))
+    mask = [("a.jpg", image), ("a.cls", b"1"), ("a.mask.jpg", image)]
+    assert len(list_images(tar_of(tmp_path / "mask.tar", *mask), 10)) == 1
+    with pytest.raises(UserError, match=r"n01\.v2\.cls would not be read"):
+        list_images(tar_of(tmp_path / "dots.tar", *mask, ("n01.v2.jpg", image), ("n01.v2.cls", b"2")), 10)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_are_not_left_out(kind, tmp_path):
+    pytest.importorskip("webdataset")
+    files = [("a.jpg", encoded(photograph(0))), ("a.cls", b"1"), ("b.jpg", "a.jpg", kind), ("b.cls", "a.cls", kind)]
+    with pytest.raises(UserError, match=r"b\.jpg is a link or no file at all"):
+        list_images(tar_of(tmp_path / "links.tar", *files), 10)
