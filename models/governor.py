@@ -260,16 +260,16 @@ class Governor:
         first = min(queue_length, self.batch)
         whole, rest = divmod(queue_length, self.batch)
         deadline = math.inf if self.deadline is None else self.deadline
-        longest = math.inf if self.queue is None else self.queue - queue_length + first
+        spare = math.inf if self.queue is None else self.queue - queue_length + first
         of_newest, room = min(waited, self._last), HEADROOM * self.batch
         for seconds, own, spread in zip(self._seconds, self._own, self._spreads, strict=True):
-            now = self._machine * own
-            one, full, partial = now * seconds[first], now * seconds[-1], now * seconds[rest]
+            slower = self._machine * own
+            one, full, partial = slower * seconds[first], slower * seconds[-1], slower * seconds[rest]
             deviation = self._z * math.sqrt(spread + self._unrest)
             first_done = one * (1 + deviation)
             all_done = whole * full + partial + deviation * math.sqrt(whole * full**2 + partial**2)
             in_time = waited + first_done <= deadline and of_newest + all_done <= deadline
-            yield in_time and self.rate * first_done <= longest, self.rate * full <= room
+            yield in_time and self.rate * first_done <= spare, self.rate * full <= room
 
     def _count_arrivals(self, queue_length: int, now: float) -> None:
         """Update the arrival rate from two queue lengths and what was served in between; old arrivals are forgotten."""
