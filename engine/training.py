@@ -45,7 +45,7 @@ def fit(
             _check_new_head(objective)
         elif start is not None:
             _say_other_classes(start, data, run.flags.get("dataset"))
-        elif objective.keeps_classifier:
+        elif objective.keeps_classifier and _is_new(model):
             say("note: a part of the network keeps its random weights: --pretrained=FILE starts with trained weights")
         model.for_images(data.shape)
         if model.made_for and data.train.normalisation:  # from now on it is made for these images
@@ -55,6 +55,12 @@ def fit(
     except BaseException:
         run.release()
         raise
+
+
+def _is_new(model: AdaptiveModel) -> bool:
+    """Whether the batch norms of a network have seen no images yet. Waits for the device."""
+    means = [buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")]
+    return bool(means) and not any(mean.any() for mean in means)
 
 
 def _check_new_head(objective: Objective) -> None:

@@ -282,6 +282,11 @@ class InvertedResidual(Block):
         return F.hardtanh_(x, 0.0, 6.0) if self.relu6 else F.relu_(x)
 
 
+def is_ordinary(norm: nn.Module) -> bool:
+    """Whether a batch norm is PyTorch's own, with weights and running averages (other classes may do more)."""
+    return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
 def full_precision(x: Tensor) -> torch.autocast:
     """A context without autocast on x's device, for operations that need full precision."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

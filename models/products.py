@@ -33,11 +33,6 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(forward or backward or module._backward_pre_hooks or nn.modules.module._has_any_global_hook())
 
 
-def is_ordinary(norm: nn.Module) -> bool:
-    """Whether a batch norm is PyTorch's own, with weights and running averages (other classes may do more)."""
-    return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
-
-
 def convolution(x: Tensor, weight: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
     """A convolution without bias and with half a filter of padding, for training.
 

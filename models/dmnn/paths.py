@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Statistics, conv, full_precision
-from models.products import convolution, is_hooked, is_ordinary
+from models.layers import Statistics, conv, full_precision, is_ordinary
+from models.products import convolution, is_hooked
 
 
 class Path(nn.Module):

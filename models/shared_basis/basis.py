@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BasicBlock, Block, conv, full_precision
-from models.products import convolution, convolve, is_hooked, is_ordinary
+from models.layers import BasicBlock, Block, conv, full_precision, is_ordinary
+from models.products import convolution, convolve, is_hooked
 from models.shared_basis.folding import FoldedBlock, choose_forms, drop_unused_bases, fold_basis
 from models.trunks import Group
 
