@@ -29,9 +29,7 @@ DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def start_device(visible: str | None = None, how: str = "thread") -> torch.device:
     """Choose the device of this process, and join the others if a launcher started several.
 
-    Call it before anything else queries CUDA: it sets CUDA_VISIBLE_DEVICES, which CUDA reads once. On the CPU, numbers
-    below 1.2e-38 become zero from here on: what paths that have died compute falls below, where some processors
-    multiply up to a hundred times slower.
+    Call it before anything else queries CUDA: it sets CUDA_VISIBLE_DEVICES, which CUDA reads once.
 
     Args:
         visible: GPUs such as "0,1": numbers as nvidia-smi shows them or, if CUDA_VISIBLE_DEVICES is set, indices into
@@ -66,7 +64,6 @@ def start_device(visible: str | None = None, how: str = "thread") -> torch.devic
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-        torch.set_flush_denormal(True)  # threads started later do as this one
     if several:
         processes.join(device)
     return device
