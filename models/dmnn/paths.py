@@ -155,17 +155,15 @@ class OutputStatistics(torch.autograd.Function):
         Args:
             weight: (paths, out channels, width).
         """
-        rows = x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (len(weight), -1)).to(weight.dtype)
-        mean = rows.mean(dim=0)
-        centred = rows - mean  # [pixels, path, width]
-        covariance = torch.einsum("pnv,pnw->nvw", centred, centred) / len(rows)
-        product = weight @ covariance
+        mean, product = mean_and_product(x, weight)
         ctx.save_for_backward(x, weight, mean, product)
         return (weight @ mean[:, :, None]).squeeze(2), (product * weight).sum(dim=2).clamp_min(0)
 
     @staticmethod
     def backward(ctx, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, mean, product = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative goes through these too
+            mean, product = mean_and_product(x, weight)
         pixels = x.numel() // x.shape[1]
         twice = 2 * grad_variance[:, :, None]
         slope = (weight * twice).mT @ weight / pixels
@@ -173,6 +171,15 @@ class OutputStatistics(torch.autograd.Function):
         slope, offset = slope.flatten(0, 1)[:, :, None, None].to(x.dtype), offset.flatten().to(x.dtype)
         grad_x = F.conv2d(x, slope, offset, groups=len(weight))
         return grad_x, grad_mean[:, :, None] * mean[:, None] + twice * product
+
+
+def mean_and_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the input (paths, width), and W C (paths, out channels, width); arguments as for `OutputStatistics`."""
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (len(weight), -1)).to(weight.dtype)
+    mean = rows.mean(dim=0)
+    centred = rows - mean  # [pixels, path, width]
+    covariance = torch.einsum("pnv,pnw->nvw", centred, centred) / len(rows)
+    return mean, weight @ covariance
 
 
 def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:
