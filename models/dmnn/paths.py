@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import Statistics, conv, full_precision, is_ordinary
-from models.products import convolution, is_hooked
+from models.products import convolution, is_hooked, is_plain
 
 
 class Path(nn.Module):
@@ -54,9 +54,10 @@ class Path(nn.Module):
     @property
     def is_plain(self) -> bool:
         """Whether computing this path jointly with others leaves nothing out that calling its layers would do."""
-        if is_hooked(self) or any(is_hooked(layer) for layer in self.children()):
-            return False
-        return all(is_ordinary(layer) for layer in self.children() if not isinstance(layer, nn.Conv2d))
+        return not is_hooked(self) and all(
+            is_plain(layer) or (is_ordinary(layer) and layer.training and not is_hooked(layer))
+            for layer in self.children()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inputs is None:

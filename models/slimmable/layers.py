@@ -221,13 +221,15 @@ class CalibratedNorm(SlimLayer):
         return (self,) if holder is None else (self, holder)
 
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
-        momentum = cut.momentum
-        if cut.learning and cut.statistics is None and (holder := self.holder(cut.width)) is not None:
-            holder.num_batches_tracked.add_(1)
-            momentum = holder.momentum
-            if momentum is None:  # a mean over all batches, as in `torch.optim.swa_utils.update_bn`
-                momentum = 1 / float(holder.num_batches_tracked)
-        return F.batch_norm(x, *self.taken(cut), cut.learning, momentum, self.eps)
+        momentum, learning = cut.momentum, cut.learning
+        if learning and cut.statistics is None and (holder := self.holder(cut.width)) is not None:
+            learning = holder.training  # a norm in eval mode is frozen, though the network trains
+            if learning:
+                holder.num_batches_tracked.add_(1)
+                momentum = holder.momentum
+                if momentum is None:  # a mean over all batches, as in `torch.optim.swa_utils.update_bn`
+                    momentum = 1 / float(holder.num_batches_tracked)
+        return F.batch_norm(x, *self.taken(cut), learning, momentum, self.eps)
 
     def plain(self, cut: Cut) -> nn.BatchNorm2d:
         mean, var, weight, bias = self.part(cut)

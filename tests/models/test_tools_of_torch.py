@@ -49,6 +49,40 @@ def test_training_sees_pruned_weights_as_they_change(name):
     torch.testing.assert_close(pruned, in_training(model, images()), rtol=1e-3, atol=1e-4)
 
 
+class Adapted(nn.Conv2d):
+    """Like a convolution with LoRA or fake quantization: does more than convolve with its weights."""
+
+    def forward(self, x):
+        return super().forward(x).sin()
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if "mutualnet" not in name])
+@torch.no_grad()
+def test_training_calls_convolutions_of_other_classes(name):
+    model = small(name)
+    convs = [module for module in model.modules() if type(module) is nn.Conv2d]
+    hooks = [conv.register_forward_hook(lambda conv, inputs, output: output.sin()) for conv in convs]
+    expected = in_training(model, images())
+    for conv, hook in zip(convs, hooks, strict=True):
+        hook.remove()
+        conv.__class__ = Adapted
+    torch.testing.assert_close(in_training(model, images()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_frozen_batch_norms_keep_their_statistics(name):
+    model = small(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    first = in_training(model, images())
+    assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+    if name != "convnet_aig32":  # whose gates decide in training with noise drawn for the whole batch
+        torch.testing.assert_close(first, in_training(model, images()))
+
+
 def test_slimmable_networks_are_not_evaluated_while_pruned():
     model = small("mutualnet_wrn28_10").eval()
     conv = next(module for module in model.modules() if hasattr(module, "weight"))
