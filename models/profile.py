@@ -127,9 +127,10 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
     """Count the multiply-accumulates of one image, and the elements that batch norms read."""
     point = model.point(point)
     _check_static(point)
-    cache = model.__dict__.setdefault("_counts", Cache())
+    cache = model.__dict__.setdefault("_counts", Cache()).of(model)
     key = (point, tuple(shape))
-    if key not in cache:
+    counted = cache.get(key)  # another thread may empty it
+    if counted is None:
         calls = CallCounter((F.batch_norm, torch.batch_norm))
         try:
             _run_on_meta(without_values(model).eval(), (1, *shape), point, calls)
@@ -139,8 +140,8 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
                 f"the multiply-accumulates of this {type(model).__name__} cannot be counted ({reason}): call the "
                 "network itself, which returns logits, instead of infer"
             ) from error
-        cache[key] = calls.macs, calls.elements
-    return cache[key]
+        counted = cache[key] = calls.macs, calls.elements
+    return counted
 
 
 def check_side(model: AdaptiveModel, side: int, point: Point) -> None:
