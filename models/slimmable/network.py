@@ -248,6 +248,7 @@ class Slimmable(AdaptiveModel):
         counters = [value for name, value in self.named_buffers() if name.endswith("num_batches_tracked")]
         return not torch.stack(counters).any()
 
+    @torch.inference_mode(False)  # passes with gradients may follow
     @torch.no_grad()
     def calibrate(self, points: Iterable[SlimPoint], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Average batch means and unbiased batch variances over images, for all points in one pass, in float32 or 64.
@@ -325,9 +326,7 @@ class Slimmable(AdaptiveModel):
         self.prepared.renew(state["weights"])
         device = next(self.parameters()).device
         for (width, side), table in state["statistics"].items():
-            sizes = [channels(width) for channels in self.norm_channels]
-            means, variances = (row.split(sizes) for row in table.to(device))
-            self.prepared.statistics[width, side] = {device: tuple(zip(means, variances))}
+            self.prepared.load(width, side, table, [channels(width) for channels in self.norm_channels], device)
 
     def extract(self, point=None, empty=False) -> Extracted:
         """Return the sub-network of a point as an ordinary smaller network with equal logits, on the same device.

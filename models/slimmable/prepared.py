@@ -96,8 +96,15 @@ class Prepared:
             return None
         if device not in copies:  # DataParallel calls this on each of its devices
             first = next(iter(copies.values()))
-            copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
+            with torch.inference_mode(False):  # as in `load`
+                copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
         return copies[device]
+
+    @torch.inference_mode(False)  # passes with gradients may follow
+    def load(self, width: float, resolution: int, table: Tensor, sizes: list[int], device: torch.device) -> None:
+        """Keep the statistics of a table (2, channels), in which each batch norm has as many channels as in `sizes`."""
+        means, variances = (row.split(sizes) for row in table.to(device, copy=True))
+        self.statistics[width, resolution] = {device: tuple(zip(means, variances))}
 
     def planned(self, point: object, cut: Cut, layers: Callable[[], Iterable[SlimLayer]]) -> Cut:
         """Return the cut with all its parts taken beforehand."""

@@ -16,6 +16,7 @@ SMALL = {
     "dmnn50": {"num_paths": 2},
     "convnet_aig32": {},
     "mutualnet_wrn28_10": {"depth": 10, "widen_factor": 1},
+    "exits_resnet32": {},
 }
 
 
@@ -89,7 +90,8 @@ def with_smaller_filters(model):
 
 
 def with_another(model):
-    *_, name = (name for name, module in model.named_modules() if getattr(module, "kernel_size", 1) == (3, 3))
+    names = [name for name, module in model.named_modules() if getattr(module, "kernel_size", 1) == (3, 3)]
+    name = names[len(names) // 2]
     conv = model.get_submodule(name)
     model.set_submodule(name, nn.Sequential(conv, nn.Conv2d(conv.out_channels, conv.out_channels, 3, padding=1)))
 
@@ -170,3 +172,18 @@ def test_images_that_are_not_square_are_resized_both_ways():
     model, wide = small("mutualnet_wrn28_10").eval(), torch.randn(1, 3, 32, 48)
     model.prepare([model.main_point], [(images(), None)])
     assert [model.infer(batch)[1].item() for batch in (wide, wide.mT)] == [model.infer(images(1))[1].item()] * 2
+
+
+@pytest.mark.parametrize("name", ["mutualnet_wrn28_10", "exits_resnet32"])
+def test_gradients_follow_inference_mode(name):
+    with torch.inference_mode():
+        made = small(name).eval()
+        made.prepare(made.points, [(images(), None)])
+        made(images())
+    model = small(name).eval()
+    model.load_state_dict(made.state_dict())
+    with torch.inference_mode():
+        model.load_prepared_state(made.prepared_state())
+    saliency = images().requires_grad_()
+    model(saliency).sum().backward()
+    assert saliency.grad.abs().sum() > 0
