@@ -303,6 +303,17 @@ class SwitchableBatchNorm(SlimLayer):
         return layer
 
 
+def number(network: nn.Module) -> list[Channels]:
+    """Number the slim layers for plans, and the calibrated batch norms, whose channels are returned, for statistics."""
+    layers = [module for module in network.modules() if isinstance(module, SlimLayer)]
+    norms = [layer for layer in layers if isinstance(layer, CalibratedNorm)]
+    for slot, layer in enumerate(layers):
+        layer.slot = slot
+    for place, norm in enumerate(norms):
+        norm.place = place
+    return [norm.channels for norm in norms]
+
+
 def adopt(layer: nn.Module, part: Iterable[Tensor]) -> nn.Module:
     """Give a layer that was built without storage copies of these tensors as its parameters, in order."""
     for name, value in zip([name for name, _ in layer.named_parameters()], part, strict=True):

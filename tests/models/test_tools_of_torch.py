@@ -187,3 +187,25 @@ def test_gradients_follow_inference_mode(name):
     saliency = images().requires_grad_()
     model(saliency).sum().backward()
     assert saliency.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_slimmable_networks_follow_replaced_layers():
+    model, grey = small("mutualnet_wrn28_10").eval(), images()[:, :1]
+    model.prepare([model.main_point], [(images(), None)])
+    model(images())
+    model.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+    with pytest.raises(ValueError, match="not calibrated"):
+        model(grey, "w0.93-r24")
+    model.prepare([model.main_point], [(grey, None)])
+    first, with_gradients = model(grey), torch.enable_grad()(model)(grey)
+    torch.testing.assert_close(first, with_gradients)
+    model.conv1.weight.mul_(-1)
+    model.prepare([model.main_point], [(grey, None)])
+    assert (model(grey) - first).abs().max() > 0.1 * first.abs().max()
+
+
+def test_slimmable_networks_refuse_synchronised_norms():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(small("mutualnet_wrn28_10"))
+    with pytest.raises(ValueError, match="--sync_bn"):
+        model(images())
