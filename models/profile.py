@@ -132,16 +132,23 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
     counted = cache.get(key)  # another thread may empty it
     if counted is None:
         calls = CallCounter((F.batch_norm, torch.batch_norm))
-        try:
+        with countable(model):
             _run_on_meta(without_values(model).eval(), (1, *shape), point, calls)
-        except NotImplementedError as error:  # of an operation that does not run on the meta device, such as int8
-            reason = str(error).partition(". ")[0].rstrip(".")
-            raise UserError(
-                f"the multiply-accumulates of this {type(model).__name__} cannot be counted ({reason}): call the "
-                "network itself, which returns logits, instead of infer"
-            ) from error
         counted = cache[key] = calls.macs, calls.elements
     return counted
+
+
+@contextlib.contextmanager
+def countable(model: AdaptiveModel) -> Iterator[None]:
+    """A context that says, if an operation does not run on the meta device, such as int8, what that means."""
+    try:
+        yield
+    except NotImplementedError as error:
+        reason = str(error).partition(". ")[0].rstrip(".")
+        raise UserError(
+            f"the multiply-accumulates of this {type(model).__name__} cannot be counted ({reason}): call the "
+            "network itself, which returns logits, instead of infer"
+        ) from error
 
 
 def check_side(model: AdaptiveModel, side: int, point: Point) -> None:

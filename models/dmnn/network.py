@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.counting import Cache, CallCounter
 from models.deploy import folding
@@ -239,7 +240,7 @@ class GatedNetwork(AdaptiveModel):
         for layer in clone.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 layer.register_forward_hook(note)
-        with torch.no_grad(), CallCounter():
+        with profile.countable(self), torch.no_grad(), CallCounter():
             clone(torch.empty(1, *shape, device="meta"), ALL_PATHS)
 
         def leaves(layers: Iterable[nn.Module]) -> set[nn.Module]:  # of layers that were replaced by several too
