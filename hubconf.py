@@ -13,13 +13,14 @@ from __future__ import annotations as _annotations
 from collections.abc import Callable as _Callable
 
 try:
+    import images as _images  # noqa: F401 - transforms and classes look for it when the path is as before
     from models import Checkpoint as _Checkpoint
     from models import create_model as _create_model
     from models import list_models as _list_models
     from models.adaptive import AdaptiveModel as _AdaptiveModel
     from models.registry import Entry as _Entry
 except ImportError as _error:
-    if (_error.name or "").partition(".")[0] not in ("models", "utils"):
+    if (_error.name or "").partition(".")[0] not in ("images", "models", "utils"):
         raise
     raise ImportError(
         f"another program's {_error.name} has been imported ({_error.path}), and this project has one of that name: "

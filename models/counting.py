@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,11 +25,41 @@ class Cache(dict):
     Copies and pickles begin empty: they may become other networks, and another thread may be filling this one.
     """
 
+    _layers: Layers | None = None
+
+    def of(self, network: nn.Module) -> Cache:
+        """Return this cache, emptied if layers of the network have been replaced or changed since the last call."""
+        if not torch.compiler.is_compiling() and (self._layers is None or not self._layers.unchanged()):
+            self.clear()
+            self._layers = Layers(network)
+        return self
+
     def __deepcopy__(self, memo: dict) -> Cache:
         return Cache()
 
     def __reduce__(self) -> tuple[type[Cache], tuple]:
         return Cache, ()
+
+
+class Layers:
+    """The layers of a network, to notice within microseconds whether its counts may have changed."""
+
+    def __init__(self, network: nn.Module):
+        modules = list(network.modules())
+        self._children = [(module._modules, tuple(module._modules.values())) for module in modules if module._modules]
+        self._settings = [(vars(module), _settings(vars(module))) for module in modules if not module._modules]
+
+    def unchanged(self) -> bool:
+        """Whether all layers are the same modules with the same settings as before."""
+        return all([tuple(now.values()) == before for now, before in self._children]) and all(
+            [_settings(now) == before for now, before in self._settings]
+        )
+
+
+def _settings(own: dict[str, Any]) -> list:
+    """Of the attributes of a layer, what its counts depend on."""
+    shapes = [tensor.shape for tensor in own["_parameters"].values() if tensor is not None]
+    return [shapes, *map(own.get, ("kernel_size", "stride", "padding", "dilation", "groups"))]
 
 
 class CallCounter(TorchFunctionMode):

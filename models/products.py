@@ -18,13 +18,19 @@ CHANNELS_PER_PIXEL = 8
 
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution; in training as `convolution` does, if that computes the same and no hooks watch it."""
-    if layer.training and type(layer) is nn.Conv2d and not is_hooked(layer):
-        size, stride = layer.kernel_size[0], layer.stride[0]
-        shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.padding_mode, layer.bias
-        if shape == ((size, size), (stride, stride), (size // 2, size // 2), (1, 1), "zeros", None):
-            return convolution(x, layer.weight, stride, layer.groups)
+    """Apply a convolution; in training as `convolution` does, if that computes the same."""
+    if layer.training and is_plain(layer):
+        return convolution(x, layer.weight, layer.stride[0], layer.groups)
     return layer(x)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether `convolution` computes all that calling a layer does: one of another class may do more than convolve."""
+    if type(layer) is not nn.Conv2d or is_hooked(layer):
+        return False
+    size, stride = layer.kernel_size[0], layer.stride[0]
+    shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.padding_mode, layer.bias
+    return shape == ((size, size), (stride, stride), (size // 2, size // 2), (1, 1), "zeros", None)
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -127,20 +127,28 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
     """Count the multiply-accumulates of one image, and the elements that batch norms read."""
     point = model.point(point)
     _check_static(point)
-    cache = model.__dict__.setdefault("_counts", Cache())
+    cache = model.__dict__.setdefault("_counts", Cache()).of(model)
     key = (point, tuple(shape))
-    if key not in cache:
+    counted = cache.get(key)  # another thread may empty it
+    if counted is None:
         calls = CallCounter((F.batch_norm, torch.batch_norm))
-        try:
+        with countable(model):
             _run_on_meta(without_values(model).eval(), (1, *shape), point, calls)
-        except NotImplementedError as error:  # of an operation that does not run on the meta device, such as int8
-            reason = str(error).partition(". ")[0].rstrip(".")
-            raise UserError(
-                f"the multiply-accumulates of this {type(model).__name__} cannot be counted ({reason}): call the "
-                "network itself, which returns logits, instead of infer"
-            ) from error
-        cache[key] = calls.macs, calls.elements
-    return cache[key]
+        counted = cache[key] = calls.macs, calls.elements
+    return counted
+
+
+@contextlib.contextmanager
+def countable(model: AdaptiveModel) -> Iterator[None]:
+    """A context that says, if an operation does not run on the meta device, such as int8, what that means."""
+    try:
+        yield
+    except NotImplementedError as error:
+        reason = str(error).partition(". ")[0].rstrip(".")
+        raise UserError(
+            f"the multiply-accumulates of this {type(model).__name__} cannot be counted ({reason}): call the "
+            "network itself, which returns logits, instead of infer"
+        ) from error
 
 
 def check_side(model: AdaptiveModel, side: int, point: Point) -> None:

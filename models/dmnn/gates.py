@@ -113,7 +113,8 @@ class Controller(nn.Module):
     def forward(self, x: Tensor, previous: Tensor | None) -> Decision:
         """Decide from the block's input (images, channels, height, width) and the previous hidden state."""
         with full_precision(x):
-            hidden = F.relu(self.embed(pooled(x).to(self.embed.weight.dtype)))
+            dtype = getattr(self.embed.weight, "dtype", torch.float32)  # a quantized layer's weight is a method
+            hidden = F.relu(self.embed(pooled(x).to(dtype)))
             if self.has_state:
                 hidden = hidden + F.relu(self.state(previous))
             category = self.category(hidden) if self.training and self.category is not None else None

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.counting import Cache, CallCounter
 from models.deploy import folding
@@ -120,7 +121,7 @@ class GatedNetwork(AdaptiveModel):
         self.grouping, self.tau = grouping, tau
         self.points = (GatedPoint("gated", execution=execution, sampled=sampled), ALL_PATHS)
         groups = torch.tensor(grouping.group_of_class) if grouping else None
-        self._costs: dict[tuple[int, ...], Costs] = Cache()
+        self._costs = Cache()
         self.register_buffer("group_of_class", groups, persistent=False)
 
     @property
@@ -223,9 +224,11 @@ class GatedNetwork(AdaptiveModel):
         The layers are counted in one pass on the meta device, where nothing is computed.
         """
         shape = tuple(shape)
-        if shape not in self._costs:
-            self._costs[shape] = self._measure(shape)
-        return self._costs[shape]
+        known = self._costs.of(self)
+        costs = known.get(shape)  # another thread may empty it
+        if costs is None:
+            costs = known[shape] = self._measure(shape)
+        return costs
 
     def _measure(self, shape: tuple[int, ...]) -> Costs:
         clone = without_values(self).eval()
@@ -237,16 +240,20 @@ class GatedNetwork(AdaptiveModel):
         for layer in clone.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 layer.register_forward_hook(note)
-        with torch.no_grad(), CallCounter():
+        with profile.countable(self), torch.no_grad(), CallCounter():
             clone(torch.empty(1, *shape, device="meta"), ALL_PATHS)
 
+        def leaves(layers: Iterable[nn.Module]) -> set[nn.Module]:  # of layers that were replaced by several too
+            parts = {part for layer in layers for part in layer.modules()}
+            return {part for part in parts if isinstance(part, (nn.Conv2d, nn.Linear))}
+
         def total(layers: Iterable[nn.Module]) -> int:
-            return sum(macs.get(layer, 0) for layer in layers)
+            return sum(macs.get(layer, 0) for layer in leaves(layers))
 
         blocks = list(clone.gated_blocks())
         paths = tuple(tuple(total(block.layers_of_path(j)) for j in range(block.num_paths)) for block in blocks)
         deciding = [layer for block in blocks if not block.always for layer in block.layers_of_gates()]
-        controllers = sum(layer.weight.numel() for layer in deciding)
+        controllers = sum(layer.weight.numel() for layer in leaves(deciding))
         return Costs(sum(macs.values()) - sum(map(sum, paths)), controllers, paths)
 
     def routes(self, images, point, macs):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import Statistics, conv, full_precision, is_ordinary
-from models.products import convolution, is_hooked
+from models.products import convolution, is_hooked, is_plain
 
 
 class Path(nn.Module):
@@ -54,9 +54,10 @@ class Path(nn.Module):
     @property
     def is_plain(self) -> bool:
         """Whether computing this path jointly with others leaves nothing out that calling its layers would do."""
-        if is_hooked(self) or any(is_hooked(layer) for layer in self.children()):
-            return False
-        return all(is_ordinary(layer) for layer in self.children() if not isinstance(layer, nn.Conv2d))
+        return not is_hooked(self) and all(
+            is_plain(layer) or (is_ordinary(layer) and layer.training and not is_hooked(layer))
+            for layer in self.children()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inputs is None:
@@ -155,17 +156,15 @@ class OutputStatistics(torch.autograd.Function):
         Args:
             weight: (paths, out channels, width).
         """
-        rows = x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (len(weight), -1)).to(weight.dtype)
-        mean = rows.mean(dim=0)
-        centred = rows - mean  # [pixels, path, width]
-        covariance = torch.einsum("pnv,pnw->nvw", centred, centred) / len(rows)
-        product = weight @ covariance
+        mean, product = mean_and_product(x, weight)
         ctx.save_for_backward(x, weight, mean, product)
         return (weight @ mean[:, :, None]).squeeze(2), (product * weight).sum(dim=2).clamp_min(0)
 
     @staticmethod
     def backward(ctx, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, mean, product = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative goes through these too
+            mean, product = mean_and_product(x, weight)
         pixels = x.numel() // x.shape[1]
         twice = 2 * grad_variance[:, :, None]
         slope = (weight * twice).mT @ weight / pixels
@@ -173,6 +172,15 @@ class OutputStatistics(torch.autograd.Function):
         slope, offset = slope.flatten(0, 1)[:, :, None, None].to(x.dtype), offset.flatten().to(x.dtype)
         grad_x = F.conv2d(x, slope, offset, groups=len(weight))
         return grad_x, grad_mean[:, :, None] * mean[:, None] + twice * product
+
+
+def mean_and_product(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the input (paths, width), and W C (paths, out channels, width); arguments as for `OutputStatistics`."""
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (len(weight), -1)).to(weight.dtype)
+    mean = rows.mean(dim=0)
+    centred = rows - mean  # [pixels, path, width]
+    covariance = torch.einsum("pnv,pnw->nvw", centred, centred) / len(rows)
+    return mean, weight @ covariance
 
 
 def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:

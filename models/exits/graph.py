@@ -35,7 +35,11 @@ def make_plans(backbone: nn.Module, after: Sequence[str], image_shape: Sequence[
             with only some of the images.
     """
     _check_names(backbone, after)
-    backbone = without_values(backbone)
+    with torch.inference_mode(False):  # the trial run reads version counters
+        return _make_plans(without_values(backbone), after, image_shape)
+
+
+def _make_plans(backbone: nn.Module, after: Sequence[str], image_shape: Sequence[int]) -> dict[bool, Plan]:
     # the forward pass may depend on the mode, as with F.dropout(x, training=self.training)
     traced = {training: _traced(backbone.train(training), after) for training in (False, True)}
     evaluating = _plan(backbone.eval(), *traced[False], image_shape)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from models.msdnet.layout import Layout, Part
-from models.products import convolve, is_hooked
+from models.products import convolve, is_plain
 
 
 class ConvUnit(nn.Module):
@@ -55,7 +55,7 @@ class ConvBN(nn.Module):
 def narrow_together(x: Tensor, units: Sequence[ConvBN]) -> list[Tensor]:
     """Run `ConvBN.narrow` of units that read the same map in one convolution, as each has few channels."""
     convs = [unit.net[0] for unit in units]
-    if any(is_hooked(conv) for conv in convs):
+    if not all(map(is_plain, convs)):
         return [unit.narrow(x) for unit in units]
     y = F.conv2d(x, torch.cat([conv.weight for conv in convs]))
     parts = y.split([conv.out_channels for conv in convs], dim=1)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import BasicBlock, Block, conv, full_precision, is_ordinary
-from models.products import convolution, convolve, is_hooked
+from models.products import convolution, convolve, is_hooked, is_plain
 from models.shared_basis.folding import FoldedBlock, choose_forms, drop_unused_bases, fold_basis
 from models.trunks import Group
 
@@ -94,7 +94,8 @@ def combine_filters(
     """
     if zeros is None:
         zeros = zero_filters(x, norm.num_features) if norm.training else 0
-    if not zeros or not is_ordinary(norm) or any(is_hooked(layer) for layer in (*convs, norm, coefficients)):
+    joint = is_ordinary(norm) and not is_hooked(norm) and all(map(is_plain, (*convs, coefficients)))
+    if not zeros or not joint:
         return convolve(coefficients, norm(joint_conv(x, convs)))
     x = convolution(x, _with_zeros([conv.weight for conv in convs], zeros))
     mean, var, weight, bias = (
@@ -146,11 +147,11 @@ def zero_filters(x: Tensor, rank: int) -> int:
 def joint_conv(x: Tensor, convs: Sequence[nn.Conv2d]) -> Tensor:
     """Concatenate the outputs of 3x3 convolutions of one input, computed as one convolution with the same result.
 
-    Convolutions with hooks run one by one, so that their hooks see them.
+    Convolutions with hooks, or of other classes, run one by one.
     """
     if len(convs) == 1:
         return convolve(convs[0], x)
-    if any(is_hooked(conv) for conv in convs):
+    if not all(map(is_plain, convs)):
         return torch.cat([conv(x) for conv in convs], dim=1)
     return convolution(x, torch.cat([conv.weight for conv in convs]))
 

@@ -6,7 +6,6 @@ from models.registry import register
 from models.slimmable import autoslim
 from models.slimmable.forms import Switchable, Universal
 from models.slimmable.mobilenet import InvertedShape, SlimMobileNetV1, SlimMobileNetV2, mobilenet_v1, mobilenet_v2
-from models.slimmable.network import evenly
 from models.slimmable.objective import (
     AutoSlimTraining,
     MutualLearning,
@@ -46,6 +45,13 @@ ARGUMENTS = {
     "width_mult_list_test": "widths of the points (default: every 0.05 of the range).",
     "calibration_images": "training images over which a point's statistics are averaged (9 published batches).",
 }
+
+
+def evenly(low: float, high: float, step: float) -> tuple[float, ...]:
+    """Widths from `low` to `high`, both included, in steps. Raises ValueError if there are too many."""
+    if not 0 <= high - low < 10_000 * step:
+        raise ValueError(f"--width_mult_range {low:g},{high:g} is not a range of widths; give the smaller one first")
+    return tuple(round(low + step * i, 4) for i in range(round((high - low) / step) + 1))
 
 
 def universal(width_mult_range, width_mult_list, **options) -> Universal:

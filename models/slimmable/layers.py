@@ -221,13 +221,15 @@ class CalibratedNorm(SlimLayer):
         return (self,) if holder is None else (self, holder)
 
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
-        momentum = cut.momentum
-        if cut.learning and cut.statistics is None and (holder := self.holder(cut.width)) is not None:
-            holder.num_batches_tracked.add_(1)
-            momentum = holder.momentum
-            if momentum is None:  # a mean over all batches, as in `torch.optim.swa_utils.update_bn`
-                momentum = 1 / float(holder.num_batches_tracked)
-        return F.batch_norm(x, *self.taken(cut), cut.learning, momentum, self.eps)
+        momentum, learning = cut.momentum, cut.learning
+        if learning and cut.statistics is None and (holder := self.holder(cut.width)) is not None:
+            learning = holder.training  # a norm in eval mode is frozen, though the network trains
+            if learning:
+                holder.num_batches_tracked.add_(1)
+                momentum = holder.momentum
+                if momentum is None:  # a mean over all batches, as in `torch.optim.swa_utils.update_bn`
+                    momentum = 1 / float(holder.num_batches_tracked)
+        return F.batch_norm(x, *self.taken(cut), learning, momentum, self.eps)
 
     def plain(self, cut: Cut) -> nn.BatchNorm2d:
         mean, var, weight, bias = self.part(cut)
@@ -299,6 +301,17 @@ class SwitchableBatchNorm(SlimLayer):
         layer = nn.BatchNorm2d(chosen.num_features, device=chosen.weight.device)
         layer.load_state_dict(chosen.state_dict())
         return layer
+
+
+def number(network: nn.Module) -> list[Channels]:
+    """Number the slim layers for plans, and the calibrated batch norms, whose channels are returned, for statistics."""
+    layers = [module for module in network.modules() if isinstance(module, SlimLayer)]
+    norms = [layer for layer in layers if isinstance(layer, CalibratedNorm)]
+    for slot, layer in enumerate(layers):
+        layer.slot = slot
+    for place, norm in enumerate(norms):
+        norm.place = place
+    return [norm.channels for norm in norms]
 
 
 def adopt(layer: nn.Module, part: Iterable[Tensor]) -> nn.Module:

@@ -16,7 +16,7 @@ from models.adaptive import AdaptiveModel, Point, resize
 from models.counting import Cache
 from models.slimmable.extracted import Extracted
 from models.slimmable.forms import Form, Switchable, Universal
-from models.slimmable.layers import CalibratedNorm, Cut, SlimLayer
+from models.slimmable.layers import Cut, SlimLayer, number
 from models.slimmable.prepared import Prepared
 from utils import UserError
 
@@ -77,14 +77,18 @@ class Slimmable(AdaptiveModel):
     point_flags = frozenset({"resolution_list", "width_mult_list_test"})
 
     def finish(self) -> None:
-        """Number the slim layers for plans, and the calibrated batch norms among them for the statistics of points."""
-        for slot, layer in enumerate(self.slim_layers()):
-            layer.slot = slot
-        norms = [module for module in self.modules() if isinstance(module, CalibratedNorm)]
-        for place, norm in enumerate(norms):
-            norm.place = place
-        self.norm_channels = [norm.channels for norm in norms]
+        """Number the layers for plans and for the statistics of points, none of which are kept."""
+        if isinstance(self.form, Universal) and any(isinstance(module, nn.SyncBatchNorm) for module in self.modules()):
+            raise UserError("batch norms of many widths cannot be SyncBatchNorm: keep them, or train with --sync_bn")
+        self.norm_channels = number(self)
         self.prepared = Prepared(self)
+
+    def _follow_layers(self) -> None:
+        """Begin anew if layers have been replaced."""
+        if not torch.compiler.is_compiling() and self.prepared.rebuilt():
+            kind = self.prepared.running_statistics
+            self.finish()
+            self.prepared.running_statistics = kind
 
     def slim_layers(self) -> Iterator[SlimLayer]:
         return (module for module in self.modules() if isinstance(module, SlimLayer))
@@ -178,6 +182,7 @@ class Slimmable(AdaptiveModel):
         """Return what a forward pass at `point` uses. Raises ValueError if the point's statistics are unknown."""
         self.form.check(point.width)
         compiling = torch.compiler.is_compiling()
+        self._follow_layers()
         if device.type == "meta":
             return Cut(point.width, self.training)
         if self.training:
@@ -222,6 +227,7 @@ class Slimmable(AdaptiveModel):
 
     def fingerprint(self) -> str:
         """Identify the weights and the kind of calibration. Waits for the device."""
+        self._follow_layers()
         return self.prepared.fingerprint_of(f"{self.calibration_images} images")
 
     def prepare(self, points: Iterable[SlimPoint], held_out: Iterable[tuple[Tensor, Tensor]]) -> tuple[SlimPoint, ...]:
@@ -248,6 +254,7 @@ class Slimmable(AdaptiveModel):
         counters = [value for name, value in self.named_buffers() if name.endswith("num_batches_tracked")]
         return not torch.stack(counters).any()
 
+    @torch.inference_mode(False)  # passes with gradients may follow
     @torch.no_grad()
     def calibrate(self, points: Iterable[SlimPoint], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Average batch means and unbiased batch variances over images, for all points in one pass, in float32 or 64.
@@ -325,9 +332,7 @@ class Slimmable(AdaptiveModel):
         self.prepared.renew(state["weights"])
         device = next(self.parameters()).device
         for (width, side), table in state["statistics"].items():
-            sizes = [channels(width) for channels in self.norm_channels]
-            means, variances = (row.split(sizes) for row in table.to(device))
-            self.prepared.statistics[width, side] = {device: tuple(zip(means, variances))}
+            self.prepared.load(width, side, table, [channels(width) for channels in self.norm_channels], device)
 
     def extract(self, point=None, empty=False) -> Extracted:
         """Return the sub-network of a point as an ordinary smaller network with equal logits, on the same device.
@@ -386,13 +391,6 @@ class Slimmable(AdaptiveModel):
             why = "are of another list of widths" if not same else "are those of its last calibration only"
             print(f"the file's batch-norm statistics {why} and are not used: points get calibrated")
         return weights | {key: own[key] for key in running + counters}
-
-
-def evenly(low: float, high: float, step: float) -> tuple[float, ...]:
-    """Widths from `low` to `high`, both included, in steps. Raises ValueError if there are too many."""
-    if not 0 <= high - low < 10_000 * step:
-        raise ValueError(f"--width_mult_range {low:g},{high:g} is not a range of widths; give the smaller one first")
-    return tuple(round(low + step * i, 4) for i in range(round((high - low) / step) + 1))
 
 
 def pool(x: Tensor) -> Tensor:

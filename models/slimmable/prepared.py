@@ -30,7 +30,8 @@ class Prepared:
     or copied with the network are still the same.
 
     Args:
-        network: fully built; its parameters may be replaced later, its modules may not.
+        network: fully built; its parameters may be replaced later, but where its modules are (`rebuilt`), the network
+            makes a new object of this class.
     """
 
     def __init__(self, network: nn.Module):
@@ -52,6 +53,11 @@ class Prepared:
             if parameter is not None
         ]
         self._seen: list[tuple] = []
+        self._layers = [(module._modules, tuple(module._modules.values())) for module in network.modules()]
+
+    def rebuilt(self) -> bool:
+        """Whether layers of the network have been replaced."""
+        return not all([tuple(now.values()) == before for now, before in self._layers])
 
     def __getstate__(self) -> dict:
         """For copies and pickles: plans are made anew, and the copied weights are compared by fingerprint."""
@@ -96,8 +102,15 @@ class Prepared:
             return None
         if device not in copies:  # DataParallel calls this on each of its devices
             first = next(iter(copies.values()))
-            copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
+            with torch.inference_mode(False):  # as in `load`
+                copies[device] = tuple((mean.to(device), var.to(device)) for mean, var in first)
         return copies[device]
+
+    @torch.inference_mode(False)  # passes with gradients may follow
+    def load(self, width: float, resolution: int, table: Tensor, sizes: list[int], device: torch.device) -> None:
+        """Keep the statistics of a table (2, channels), in which each batch norm has as many channels as in `sizes`."""
+        means, variances = (row.split(sizes) for row in table.to(device, copy=True))
+        self.statistics[width, resolution] = {device: tuple(zip(means, variances))}
 
     def planned(self, point: object, cut: Cut, layers: Callable[[], Iterable[SlimLayer]]) -> Cut:
         """Return the cut with all its parts taken beforehand."""

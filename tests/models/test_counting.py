@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune
 
-from models import AdaptiveModel, profile
+from models import AdaptiveModel, create_model, profile
 from models.counting import CallCounter, formula
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +163,33 @@ def test_what_cannot_be_counted_is_a_sentence():
     quantized.layer.forward = no_kernel
     with pytest.raises(ValueError, match=r"cannot be counted \(quantized::linear_dynamic: .*\): call the network"):
         quantized.infer(torch.randn(2, 3, 8, 8))
+
+
+class QuantizedLinear(torch.nn.Module):
+    """As `quantize_dynamic` makes it: its weight is a method, and it does not run on the meta device."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def weight(self):
+        return self.layer.weight
+
+    def forward(self, x):
+        return self.layer(no_kernel(x))
+
+
+@torch.no_grad()
+def test_gated_networks_with_quantized_layers_run():
+    torch.manual_seed(0)
+    model, images = create_model("dmnn32", "cifar10").eval(), torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            model.set_submodule(name, QuantizedLinear(module))
+    torch.testing.assert_close(model(images), expected)
+    with pytest.raises(ValueError, match="cannot be counted"):
+        model.infer(images)
 
 
 def no_kernel(x):

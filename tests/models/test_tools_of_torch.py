@@ -16,6 +16,7 @@ SMALL = {
     "dmnn50": {"num_paths": 2},
     "convnet_aig32": {},
     "mutualnet_wrn28_10": {"depth": 10, "widen_factor": 1},
+    "exits_resnet32": {},
 }
 
 
@@ -47,6 +48,64 @@ def test_training_sees_pruned_weights_as_they_change(name):
     for conv in convs:
         prune.remove(conv, "weight")
     torch.testing.assert_close(pruned, in_training(model, images()), rtol=1e-3, atol=1e-4)
+
+
+class Adapted(nn.Conv2d):
+    """Like a convolution with LoRA or fake quantization: does more than convolve with its weights."""
+
+    def forward(self, x):
+        return super().forward(x).sin()
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if "mutualnet" not in name])
+@torch.no_grad()
+def test_training_calls_convolutions_of_other_classes(name):
+    model = small(name)
+    convs = [module for module in model.modules() if type(module) is nn.Conv2d]
+    hooks = [conv.register_forward_hook(lambda conv, inputs, output: output.sin()) for conv in convs]
+    expected = in_training(model, images())
+    for conv, hook in zip(convs, hooks, strict=True):
+        hook.remove()
+        conv.__class__ = Adapted
+    torch.testing.assert_close(in_training(model, images()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_frozen_batch_norms_keep_their_statistics(name):
+    model = small(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    first = in_training(model, images())
+    assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+    if name != "convnet_aig32":  # whose gates decide in training with noise drawn for the whole batch
+        torch.testing.assert_close(first, in_training(model, images()))
+
+
+def with_smaller_filters(model):
+    conv = next(module for module in model.modules() if type(module) is nn.Conv2d)
+    conv.kernel_size, conv.padding, conv.weight = (1, 1), (0, 0), nn.Parameter(conv.weight.detach()[:, :, :1, :1])
+
+
+def with_another(model):
+    names = [name for name, module in model.named_modules() if getattr(module, "kernel_size", 1) == (3, 3)]
+    name = names[len(names) // 2]
+    conv = model.get_submodule(name)
+    model.set_submodule(name, nn.Sequential(conv, nn.Conv2d(conv.out_channels, conv.out_channels, 3, padding=1)))
+
+
+@pytest.mark.parametrize("change", [with_smaller_filters, with_another])
+@pytest.mark.parametrize("name", [name for name in SMALL if "mutualnet" not in name])
+@torch.no_grad()
+def test_replaced_layers_are_counted_anew(name, change):
+    model = small(name).eval()
+    _, before = model.infer(images())
+    change(model)
+    _, macs = model.infer(images())
+    assert torch.equal(macs, copy.deepcopy(model).infer(images())[1])
+    assert not torch.equal(macs, before)
 
 
 def test_slimmable_networks_are_not_evaluated_while_pruned():
@@ -113,3 +172,40 @@ def test_images_that_are_not_square_are_resized_both_ways():
     model, wide = small("mutualnet_wrn28_10").eval(), torch.randn(1, 3, 32, 48)
     model.prepare([model.main_point], [(images(), None)])
     assert [model.infer(batch)[1].item() for batch in (wide, wide.mT)] == [model.infer(images(1))[1].item()] * 2
+
+
+@pytest.mark.parametrize("name", ["mutualnet_wrn28_10", "exits_resnet32"])
+def test_gradients_follow_inference_mode(name):
+    with torch.inference_mode():
+        made = small(name).eval()
+        made.prepare(made.points, [(images(), None)])
+        made(images())
+    model = small(name).eval()
+    model.load_state_dict(made.state_dict())
+    with torch.inference_mode():
+        model.load_prepared_state(made.prepared_state())
+    saliency = images().requires_grad_()
+    model(saliency).sum().backward()
+    assert saliency.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_slimmable_networks_follow_replaced_layers():
+    model, grey = small("mutualnet_wrn28_10").eval(), images()[:, :1]
+    model.prepare([model.main_point], [(images(), None)])
+    model(images())
+    model.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+    with pytest.raises(ValueError, match="not calibrated"):
+        model(grey, "w0.93-r24")
+    model.prepare([model.main_point], [(grey, None)])
+    first, with_gradients = model(grey), torch.enable_grad()(model)(grey)
+    torch.testing.assert_close(first, with_gradients)
+    model.conv1.weight.mul_(-1)
+    model.prepare([model.main_point], [(grey, None)])
+    assert (model(grey) - first).abs().max() > 0.1 * first.abs().max()
+
+
+def test_slimmable_networks_refuse_synchronised_norms():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(small("mutualnet_wrn28_10"))
+    with pytest.raises(ValueError, match="--sync_bn"):
+        model(images())

@@ -25,13 +25,15 @@ model = torch.hub.load(
     sys.argv[1], "ResNet32_DoubleShared", source="local", dataset="cifar10", shared_rank=8, pretrained=sys.argv[2]
 )
 logits, macs = model.eval().infer(torch.ones(1, 3, 32, 32))
-print(json.dumps([names, text, logits.tolist(), macs.tolist()]))
+assert model.transforms(torch.ones(3, 40, 40, dtype=torch.uint8)).shape == (3, 32, 32)
+print(json.dumps([names, text, logits.tolist(), macs.tolist(), model.classes]))
 """
 
 
 def test_hub_lists_explains_and_loads_from_a_clone(tmp_path):
     clone = tmp_path / "hub" / "someone_networks_main"  # where torch.hub keeps what it cloned
-    shutil.copytree(ROOT / "models", clone / "models", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("models", "images"):
+        shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("hubconf.py", "utils.py"):
         shutil.copy(ROOT / file, clone)
     torch.manual_seed(0)
@@ -48,13 +50,14 @@ def test_hub_lists_explains_and_loads_from_a_clone(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    names, text, logits, macs = json.loads(done.stdout.splitlines()[-1])
+    names, text, logits, macs, classes = json.loads(done.stdout.splitlines()[-1])
     assert set(names) == {entry.name for entry in list_models()}
     assert "shared_rank [ilsvrc]: " in text
     assert "dataset: one of cifar100, ilsvrc" in text
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(logits), wanted.eval()(torch.ones(1, 3, 32, 32)))
     assert macs == wanted.infer(torch.zeros(1, 3, 32, 32))[1].tolist()
+    assert classes[0] == "airplane"
 
 
 ONE_OF_EACH = {(entry.system, entry.dataset): entry for entry in list_models()}

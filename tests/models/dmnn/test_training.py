@@ -7,7 +7,7 @@ from torch import nn
 
 from models.dmnn import gates, objective
 from models.dmnn import paths as paths_module
-from models.dmnn.paths import add_paths, merging_pays
+from models.dmnn.paths import OutputStatistics, add_paths, merging_pays
 from models.dmnn.resnet import multi_path_resnet
 from tests.parity import check
 from tests.selection import exhaustive
@@ -17,6 +17,13 @@ def path_by_path(paths, out, x, gate_values):
     for j, path in enumerate(paths):
         out = out + path(x) * gate_values[:, j, None, None, None]
     return out
+
+
+def test_statistics_of_outputs_have_two_derivatives():
+    torch.manual_seed(0)
+    x, weight = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in [(2, 4, 2, 2), (2, 3, 2)])
+    assert torch.autograd.gradcheck(OutputStatistics.apply, (x, weight))
+    assert torch.autograd.gradgradcheck(OutputStatistics.apply, (x, weight))
 
 
 @pytest.mark.parametrize("merged", [True, False])
