@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from models.layers import Layers
+
 
 class Cache(dict):
     """What a network has found out about itself and can find out again.
@@ -28,7 +30,7 @@ class Cache(dict):
     _layers: Layers | None = None
 
     def of(self, network: nn.Module) -> Cache:
-        """Return this cache, emptied if layers of the network have been replaced or changed since the last call."""
+        """Return this cache, emptied if layers of the network have been replaced since the last call."""
         if not torch.compiler.is_compiling() and (self._layers is None or not self._layers.unchanged()):
             self.clear()
             self._layers = Layers(network)
@@ -39,27 +41,6 @@ class Cache(dict):
 
     def __reduce__(self) -> tuple[type[Cache], tuple]:
         return Cache, ()
-
-
-class Layers:
-    """The layers of a network, to notice within microseconds whether its counts may have changed."""
-
-    def __init__(self, network: nn.Module):
-        modules = list(network.modules())
-        self._children = [(module._modules, tuple(module._modules.values())) for module in modules if module._modules]
-        self._settings = [(vars(module), _settings(vars(module))) for module in modules if not module._modules]
-
-    def unchanged(self) -> bool:
-        """Whether all layers are the same modules with the same settings as before."""
-        return all([tuple(now.values()) == before for now, before in self._children]) and all(
-            [_settings(now) == before for now, before in self._settings]
-        )
-
-
-def _settings(own: dict[str, Any]) -> list:
-    """Of the attributes of a layer, what its counts depend on."""
-    shapes = [tensor.shape for tensor in own["_parameters"].values() if tensor is not None]
-    return [shapes, *map(own.get, ("kernel_size", "stride", "padding", "dilation", "groups"))]
 
 
 class CallCounter(TorchFunctionMode):

@@ -40,6 +40,18 @@ class Statistics:
     of_all_processes = False
 
 
+class Layers:
+    """The layers of a network, to notice within microseconds whether any has been replaced."""
+
+    def __init__(self, network: nn.Module):
+        self._now = [module._modules for module in network.modules() if module._modules]
+        self._before = [dict(children) for children in self._now]
+
+    def unchanged(self) -> bool:
+        """Whether all layers are the modules that they were."""
+        return self._now == self._before
+
+
 def select_images(x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
     """Select images of a batch, keeping its memory format.
 

@@ -85,7 +85,7 @@ class Slimmable(AdaptiveModel):
 
     def _follow_layers(self) -> None:
         """Begin anew if layers have been replaced."""
-        if not torch.compiler.is_compiling() and self.prepared.rebuilt():
+        if not torch.compiler.is_compiling() and not self.prepared.layers.unchanged():
             kind = self.prepared.running_statistics
             self.finish()
             self.prepared.running_statistics = kind

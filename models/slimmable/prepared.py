@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.layers import Layers
 from models.slimmable.layers import Cut, SlimLayer, Statistics
 from utils import UserError
 
@@ -30,8 +31,8 @@ class Prepared:
     or copied with the network are still the same.
 
     Args:
-        network: fully built; its parameters may be replaced later, but where its modules are (`rebuilt`), the network
-            makes a new object of this class.
+        network: fully built; its parameters may be replaced later, but where its `layers` are, the network makes a
+            new object of this class.
     """
 
     def __init__(self, network: nn.Module):
@@ -53,11 +54,7 @@ class Prepared:
             if parameter is not None
         ]
         self._seen: list[tuple] = []
-        self._layers = [(module._modules, tuple(module._modules.values())) for module in network.modules()]
-
-    def rebuilt(self) -> bool:
-        """Whether layers of the network have been replaced."""
-        return not all([tuple(now.values()) == before for now, before in self._layers])
+        self.layers = Layers(network)
 
     def __getstate__(self) -> dict:
         """For copies and pickles: plans are made anew, and the copied weights are compared by fingerprint."""
