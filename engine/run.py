@@ -200,6 +200,8 @@ class Run:
         for path in files:
             try:
                 checkpoint = _read_checkpoint(path)
+            except UserError as error:
+                raise UserError(f"{path} is no file of a training run: move it, or name another with --save") from error
             except ValueError:  # an unreadable file holds nothing to lose
                 self._unusable.add(path)
             else:
