@@ -200,6 +200,8 @@ class Run:
         for path in files:
             try:
                 checkpoint = _read_checkpoint(path)
+            except UserError as error:
+                raise UserError(f"{path} is no file of a training run: move it, or name another with --save") from error
             except ValueError:  # an unreadable file holds nothing to lose
                 self._unusable.add(path)
             else:
@@ -293,8 +295,11 @@ class Run:
     def log(self, record: dict) -> None:
         """Append a record to log.jsonl and, if requested, its numbers to TensorBoard."""
         if rank() == 0:
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:  # which names no file if the disk is full
+                raise UserError(f"could not write {self.folder / 'log.jsonl'}: {error.strerror}") from error
         if self.board is not None:
             for name, value in _numbers(record):
                 self.board.add_scalar(name, value, record["epoch"])

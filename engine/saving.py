@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from torch import Tensor
+
+from utils import world_size
+
+Item = TypeVar("Item")
 
 
 def snapshot(content: object, copies: dict | None = None) -> object:
@@ -31,6 +37,26 @@ def snapshot(content: object, copies: dict | None = None) -> object:
     if isinstance(content, (list, tuple)):
         return type(content)(snapshot(value, copies) for value in content)
     return content
+
+
+@contextlib.contextmanager
+def saving_on_failure(save: Callable[[], None]) -> Iterator[None]:
+    """Within this context, call `save` before an error ends the run: it must not cost hours of training.
+
+    Of several processes, only those that fail would save, which needs all of them; they do not.
+    """
+    try:
+        yield
+    except Exception:
+        if world_size() == 1:
+            save()
+        raise
+
+
+def each_or_save(items: Iterable[Item], save: Callable[[], None]) -> Iterator[Item]:
+    """Yield items; if the next one cannot be made, call `save` before that error is raised."""
+    with saving_on_failure(save):
+        yield from items
 
 
 class Writer:

@@ -99,7 +99,11 @@ def evaluate(
         table = QueryTable.of(whole, rows, data.shape[-1], **_how(args, model is not whole))
     main = model.main_point.name
     if budget:
-        main = within[0].name if within else _look_up(table, budget)
+        try:
+            main = within[0].name if within else _look_up(table, budget)
+        except UserError:  # nothing fits, but what has been measured is kept
+            write(rows, folder, cli.all_flags(args), data, model)
+            raise
     chosen = next((row for row in rows if row.point == main), rows[-1])
     if budget:
         print(f"--budget {args.budget}: point {chosen.point}")

@@ -36,6 +36,7 @@ from engine.progress import RunningLoss, describe, duration, print_epoch, say_es
 from engine.recipe import Recipe
 from engine.replicas import Replicas
 from engine.run import Run, Stopped
+from engine.saving import each_or_save, saving_on_failure
 from engine.steps import check, parts_of, settle
 from engine.stopping import Agreement
 from models.adaptive import AdaptiveModel, Objective
@@ -132,10 +133,11 @@ class Trainer:
         """Train for the rest of the current epoch."""
         self.begin_epoch()
         train = self.data.train
-        batches = train.epoch(self.epoch, start=self.step)
         title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
         self.first_step = self.step
         running = RunningLoss(self.device)
+        batches = train.epoch(self.epoch, start=self.step)
+        batches = each_or_save(batches, lambda: self._save_within_epoch(running.sum, failed=True))
         with tqdm(batches, title, len(train), initial=self.step, leave=False, disable=not show_progress()) as bar:
             for images, labels in bar:
                 self.agreement.ask(self.run.stop_signal)
@@ -215,7 +217,8 @@ class Trainer:
         share_statistics([self.model, self.evaluated], self.recipe.dist_bn)
         self.run.writer.wait()  # best files are looked up below, and forking workers is safest without a busy thread
         evaluating = time.perf_counter()
-        rows = self._evaluate()
+        with saving_on_failure(self._save):
+            rows = self._evaluate()
         if rows is None:  # evaluated again when the run is resumed
             self._save()
             raise Stopped(self.agreement.ask_all(self.run.stop_signal), self.run.folder)
@@ -242,8 +245,7 @@ class Trainer:
         time_left = f", about {duration(left)} left" if left and whole else ""
         title = f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s{time_left}"
         print_epoch(title, "Test" if self.data.valid is None else "Valid", means, rows, [row.point for row in better])
-        stop = self.agreement.ask_all(self.run.stop_signal)
-        if stop is not None:
+        if stop := self.agreement.ask_all(self.run.stop_signal):
             raise Stopped(stop, self.run.folder)
 
     def _evaluate(self) -> list[Row] | None:
@@ -274,8 +276,7 @@ class Trainer:
 
     def _set_rate(self, step: int) -> None:
         """Set the learning rate to that of a step of the current epoch."""
-        steps = len(self.data.train)
-        self.rate = self.recipe.rate(self.epoch * steps + step, steps)
+        self.rate = self.recipe.rate(self.epoch * len(self.data.train) + step, len(self.data.train))
         set_rate(self.optimizer, self.rate)
 
     def make_step(self, model: nn.Module, images: Tensor, labels: Tensor, run: Callable = run_at_once) -> Tensor:
@@ -321,17 +322,16 @@ class Trainer:
 
     # Checkpoints
 
-    def _save_within_epoch(self, running: Tensor) -> None:
-        """Save if a signal asked to stop, and every `checkpoint_steps` steps. Raises Stopped after the former.
+    def _save_within_epoch(self, running: Tensor, failed: bool = False) -> None:
+        """Save every `checkpoint_steps` steps, if the run has failed, and if a signal asked to stop: raises Stopped.
 
-        Args:
-            running: the loss since it was last checked.
+        `running` is the loss since it was last checked.
         """
         self.run.writer.check()
-        if self.step % self.recipe.accumulate:
+        if not self.step or self.step % self.recipe.accumulate:
             return  # accumulated gradients are not part of a checkpoint
         stop, every = self.agreement.answer(self.run.stop_signal), self.recipe.checkpoint_steps
-        if stop or (every and self.step % every < self.recipe.accumulate):  # the first update from there on
+        if stop or failed or (every and self.step % every < self.recipe.accumulate):  # the first update from there on
             share_statistics([self.model, self.evaluated], self.recipe.dist_bn)
             self.check_finite(running)
             self._save()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from dataloader import Data
@@ -82,13 +84,29 @@ def _say_other_classes(start: Checkpoint, data: Data, dataset: object) -> None:
     say(f"note: the classes of {start.path} are not those of these images: --new_head starts with a new classifier")
 
 
+def _is_of(path: Path, epoch: int) -> bool:
+    """Whether a best file has the weights after this epoch: it may be in another folder, damaged, or of another run.
+
+    Raises UserError if it holds something else than a run's weights, which the run would replace.
+    """
+    if not path.is_file():
+        return False
+    try:
+        training = Checkpoint.open(path).training
+    except ValueError:
+        return False
+    if not training:
+        raise UserError(f"{path} was not written by a training run: move it, or name another folder with --save")
+    return training["epoch"] == epoch
+
+
 def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
     model, data, run, recipe = trainer.model, trainer.data, trainer.run, trainer.recipe
     trainer.start(start)
     fast.settle(trainer)
-    # a best file that remained in another folder cannot be evaluated at the end
-    kept = processes.from_first(lambda: {point for point in trainer.best if trainer.best_file(point).exists()})
-    trainer.best = {point: best for point, best in trainer.best.items() if point in kept}
+    trainer.best = processes.from_first(
+        lambda: {point: best for point, best in trainer.best.items() if _is_of(trainer.best_file(point), best[1])}
+    )
     with run.stoppable():
         try:
             while trainer.epoch < recipe.epochs:
@@ -100,8 +118,8 @@ def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
                     raise
         finally:
             run.writer.wait()
-    # a finished run that was resumed in another folder
-    if not processes.from_first(trainer.best_file(model.main_point.name).exists):
+    if model.main_point.name not in trainer.best:  # a finished run that was resumed without its best file
+        say("note: the weights of the best epoch are not in this folder: best.pth is that of the last one")
         run.save(trainer.state_dict(), ("best.pth",))
         run.writer.wait()
     where = "" if data.valid is None else ", held-out images"

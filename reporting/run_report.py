@@ -68,8 +68,8 @@ def write(
         "date": time.strftime("%Y-%m-%d"),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
+    print(results_table(rows, model, data.shape))  # first, as writing may fail
     utils.write_json(folder / "evaluation.json", record)
-    print(results_table(rows, model, data.shape))
     if style.can_draw():
         draw_curves([Curve.of(record, network_label(record))], folder / "accuracy-macs.png", ["macs"])
         print(f"written: {folder / 'evaluation.json'} and {folder / 'accuracy-macs.png'}")

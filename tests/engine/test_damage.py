@@ -158,6 +158,36 @@ def test_a_best_file_that_was_kept_alone_is_not_replaced(run):
     assert continued.checkpoint.path == run / "best.pth"
 
 
+def put_bare_weights(path):
+    content = torch.load(path, weights_only=True)
+    path.unlink()  # other names of the run may be the same file
+    torch.save(content["net_state_dict"], path)
+
+
+@pytest.mark.parametrize(("name", "resume"), [("last", "file"), ("best", "file"), ("best", "auto")])
+def test_weights_from_elsewhere_are_not_replaced(trained, run, name, resume):
+    put_bare_weights(run / f"{name}.pth")
+    before = (run / f"{name}.pth").read_bytes()
+    with pytest.raises(utils.UserError, match=r"training run: move it, or name another.*--save"):
+        fit(run, epochs=3, resume="auto" if resume == "auto" else str(trained / "last.pth"))
+    assert (run / f"{name}.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_a_best_file_of_another_run_is_not_taken_for_ones_own(trained, run, tmp_path, capsys, epochs):
+    """A run goes on in the folder of a shorter one; its best weights have stayed where it was."""
+    change(run / "last.pth", lambda content: content["training"].update(best={"late": (99.0, 2)}))
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    shutil.copy(other / "previous.pth", tmp_path / "first.pth")
+    for path in other.glob("*.pth"):
+        path.unlink()
+    shutil.copy(tmp_path / "first.pth", other / "best.pth")
+    _, best = fit(other, epochs=epochs, resume=str(run / "last.pth"))
+    assert epoch_of(other / "best.pth") == epochs
+    assert {point: epoch for point, (_, epoch) in best.items()} == ({} if epochs == 2 else {"late": 3})
+    assert ("best.pth is that of the last" in capsys.readouterr().out) == (epochs == 2)
+
+
 def test_what_a_killed_save_left_is_removed(run):
     left, others = run / ".new.pth.123.tmp", run / ".notes.tmp"
     for path in (left, others):

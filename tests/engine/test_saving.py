@@ -1,6 +1,7 @@
 """Checkpoints are copied at once and written by a thread."""
 
 import collections
+import dataclasses
 import os
 import signal
 import threading
@@ -137,6 +138,52 @@ def test_a_failure_is_noticed_within_the_epoch(monkeypatch, tmp_path):
         fit(tmp_path, epochs=1, data=digits(64), steps=3)
     assert done == [3, 6]
     assert saved(tmp_path / "last.pth")["training"]["step"] == 3
+
+
+class Unreadable:
+    """Batches of which one cannot be read."""
+
+    def __init__(self, batches, bad):
+        self.batches, self.bad = batches, bad
+
+    def __getattr__(self, name):
+        return getattr(self.batches, name)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def _checked(self, numbered):
+        for number, batch in numbered:
+            if number == self.bad:
+                raise utils.UserError("cannot read the image")
+            yield batch
+
+    def __iter__(self):
+        return self._checked(enumerate(self.batches))
+
+    def epoch(self, epoch, start=0):
+        return self._checked(enumerate(self.batches.epoch(epoch, start), start))
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_images_that_cannot_be_read_cost_no_training(part, tmp_path):
+    """The run ends with the bits of one whose images could all be read."""
+    straight, _ = fit(tmp_path / "straight", 1)
+    data = digits()
+    bad = dataclasses.replace(data, **{part: Unreadable(getattr(data, part), 2)})
+    with pytest.raises(utils.UserError, match="cannot read the image"):
+        fit(tmp_path / "run", 1, data=bad)
+    done = saved(tmp_path / "run" / "last.pth")["training"]
+    assert (done["epoch"], done["step"]) == (0, 2 if part == "train" else len(data.train))
+    resumed, _ = fit(tmp_path / "run", 1, resume="auto", data=data)
+    assert check.holds(straight, resumed.state_dict())
+
+
+def test_a_run_of_which_no_image_can_be_read_leaves_nothing(tmp_path):
+    data = digits()
+    with pytest.raises(utils.UserError, match="cannot read the image"):
+        fit(tmp_path / "run", 1, data=dataclasses.replace(data, train=Unreadable(data.train, 0)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_stopped_waits_for_its_save(gate, monkeypatch, tmp_path):

@@ -51,6 +51,14 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
 
 
+def test_a_log_on_a_full_disk_is_named(tmp_path):
+    run = engine.Run(tmp_path, {}, None)
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(utils.UserError, match=r"could not write .*log\.jsonl: No space left"):
+        run.log({"epoch": 1})
+    run.close()
+
+
 def test_a_full_disk_while_saving_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     run = engine.Run(tmp_path, {}, None)
     run.save({"weights": torch.zeros(400)})

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import eval_cifar10
+import utils
 from engine import tasks
 from models import Checkpoint, create_model
 from models.query_table import Budget, QueryTable
@@ -58,6 +59,25 @@ def test_a_table_made_here_answers_here(evaluate):
     code, out, error = evaluate("--budget=10000ms")
     assert code == 0, error
     assert "--budget 10000ms: point w" in out
+
+
+def test_measurements_are_kept_if_nothing_fits(files, tmp_path, few_digits, monkeypatch, capsys):
+    flags = [f"--pretrained={files}/weights.pth", f"--report={tmp_path}", "--latency_batch=1", "--budget=0.0001ms"]
+    code, out, error = call(monkeypatch, capsys, eval_cifar10, *NETWORK, *flags)
+    assert (code, "nothing fits --budget 0.0001 ms" in error) == (2, True)
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert all(row["point"] in out for row in rows)
+
+
+def test_measurements_are_printed_if_they_cannot_be_written(files, tmp_path, few_digits, monkeypatch, capsys):
+    def full(path, content):
+        raise utils.UserError("the disk is full")
+
+    monkeypatch.setattr(utils, "write_json", full)
+    flags = [f"--pretrained={files}/weights.pth", f"--report={tmp_path}", "--latency_batch=1", "--point=w1"]
+    code, out, error = call(monkeypatch, capsys, eval_cifar10, *NETWORK, *flags)
+    assert (code, "the disk is full" in error) == (1, True)
+    assert "top-1" in out
 
 
 def test_a_table_of_another_batch_size_is_refused(evaluate):
