@@ -55,8 +55,8 @@ step tests 360 -m pytest -m cuda -n "${WORKERS:-8}" -rP
 step fast-eager 150 benchmarks/fast.py --no_compile $quick
 step resnet50 90 benchmarks/ilsvrc_step.py --amp=bf16 --batch_size=${small:-256} --side=${side:-224} $quick
 # 3. what does it reach: published rows, trained with --fast
-for name in cifar10-resnet32-s16u1 cifar10-resnet32-s16u1-double cifar10-resnet32-s8u1 cifar10-resnet56-s8u1 \
-  cifar10-resnet56-s16u1 cifar10-resnet56-s16u1-double; do
+for name in cifar10-resnet56-s16u1-double cifar10-resnet56-s16u1 cifar10-resnet56-s8u1 cifar10-resnet32-s16u1 \
+  cifar10-resnet32-s16u1-double cifar10-resnet32-s8u1; do
   train "$name" 900
 done
 for name in cifar10-msdnet-b7-lingrow cifar100-dmnn50-n4-t05 cifar10-mutualnet-wrn16-2; do
