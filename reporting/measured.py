@@ -174,7 +174,7 @@ def measured_errors(row: PublishedRow) -> str:
     for point, record in evaluations_of(row):
         error = 100 - point["top1"]
         if authors_weights(record):
-            found.append(f"{error:.2f} (their weights)")
+            found.append(f"{error:.2f} (theirs)")
         else:
             trained.setdefault(record["flags"]["epochs"], []).append((error, training_text(record)))
     for epochs, runs in trained.items():
