@@ -27,7 +27,8 @@ made.
 - *FLOPs ratio published*: percent of the plain network's above it, which has 100 %; *of our counts* is the same
   ratio of the MACs counted or measured here.
 - *(disagrees)*: the published figure differs from its own network; the note explains why.
-- Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did.
+- Errors of the shared-basis networks are those of the best test epoch, chosen on the test set, as their authors did;
+  *theirs* were measured here with the authors' weights.
 
 {zoo.marked(zoo.block())}
 

@@ -57,17 +57,16 @@ def _ratio(row: PublishedRow, macs: int | None, baseline: int | None) -> str:
 
 def checkpoints_table() -> str:
     """Markdown of the published rows measured here: the table in README.md."""
-    head = ("row", "`--pretrained=`", "params", "MACs", "2xMACs", "top-1 error published", "measured here")
+    head = ("row", "`--pretrained=`", "params", "MACs", "top-1 error published", "measured here")
     lines = [table_row(*head), "|" + "---|" * len(head)]
     for row in published_rows():
         for point, record in evaluations_of(row)[:1]:
-            name, macs = authors_weights(record), point["macs"] / 1e6
+            name = authors_weights(record)
             line = table_row(
                 _escaped(row.row),
                 f"`{name}`" if name else "",
                 f"{point['params']:,}",
-                f"{macs:.2f}M",
-                f"{2 * macs:.2f}M",
+                f"{point['macs'] / 1e6:.2f}M",
                 row.top1_error,
                 measured_errors(row),
             )
