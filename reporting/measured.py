@@ -126,10 +126,11 @@ def differences(recipe: Path, record: dict) -> list[str]:
     wanted = vars(parser.parse_known_args(words)[0]) | {"subset": None}
     different = [key for key in ("dataset", "model", "subset") if flags[key] != wanted[key]]
     # a flag that the run did not record is newer, and its default does what the run did
-    return different or [key for key in names if key in flags and _plain(flags[key]) != _plain(wanted[key])]
+    return different or [key for key in names if key in flags and plain(flags[key]) != plain(wanted[key])]
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """The value of a flag as JSON gives it back."""
     return list(value) if isinstance(value, tuple) else value
 
 

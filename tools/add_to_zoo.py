@@ -26,7 +26,7 @@ with startup.importing(__name__):
     from models.recorded import zoo_content
     from reporting.curves import machines
     from reporting.evaluations import load_run
-    from reporting.measured import command_without_paths
+    from reporting.measured import command_without_paths, plain
     from utils import UserError
 
 #: maximum bytes of a file of weights, as every clone contains them all
@@ -117,7 +117,8 @@ def _unusual(flags: dict) -> dict:
     """The flags of a network and its objective that differ from their defaults."""
     entry = registry.entry(flags["model"], flags["dataset"])
     known = [*entry.model_flags(), *entry.objective_flags()]
-    return {flag.name: flags[flag.name] for flag in known if flags.get(flag.name, flag.default) != flag.default}
+    given = {flag.name: (plain(flags.get(flag.name, flag.default)), plain(flag.default)) for flag in known}
+    return {name: value for name, (value, default) in given.items() if value != default}
 
 
 def _evaluate(content: dict, **flags: str | None) -> dict:

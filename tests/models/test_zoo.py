@@ -210,6 +210,13 @@ def test_another_seed_adds_its_accuracies(weights, tmp_path, monkeypatch, capsys
     assert json.loads(file.read_text())["more_seeds"] == [{"seed": 1, "points": [{"name": "full", "top1": 92.0}]}]
 
 
+def test_flags_of_a_seed_compare_with_those_of_its_row():
+    flags = {"model": "msdnet_ge", "dataset": "cifar10", "grFactor": (1, 1, 1), "step": 3}
+    row = add_to_zoo._unusual(flags)
+    assert row.keys() == {"grFactor", "step"}
+    assert json.loads(json.dumps(row)) == row
+
+
 def test_an_unfinished_training_is_refused(weights, tmp_path, monkeypatch, capsys):
     model = create_model("ResNet20", "cifar10")
     content = content_of_training(model)
