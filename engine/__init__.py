@@ -1,9 +1,9 @@
 """Training and evaluation, with one loop each that is the same for every family, dataset and device.
 
-`recipe` is a run's schedule, `training` a whole run, `trainer` its loop, `evaluation` the evaluation loop, `run` the
-run on disk, and `devices` and `cuda_graph` what it computes on; `processes`, `gradients`, `noise`, `norms`, `replicas`
-and `stopping` are for runs on several devices. What only the scripts need is imported as `engine.cli`, `engine.flags`
-and `engine.tasks`.
+`recipe` is a run's schedule, `training` a whole run, `trainer` its loop, `stepper` its steps, `evaluation` the
+evaluation loop, `run` the run on disk, and `devices` and `cuda_graph` what it computes on; `processes`, `gradients`,
+`noise`, `norms`, `replicas` and `stopping` are for runs on several devices. What only the scripts need is imported as
+`engine.cli`, `engine.flags` and `engine.tasks`.
 """
 
 from engine.devices import autocast, device_name, devices_in_words, multiplies_bf16, parallel, start_device

@@ -23,7 +23,7 @@ from models.adaptive import AdaptiveModel, Objective
 from utils import say, world_size
 
 if TYPE_CHECKING:
-    from engine.trainer import Trainer
+    from engine.stepper import Stepper
 
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 #: number of steps that a trial times for each way
@@ -183,47 +183,49 @@ def worth_compiling(model: nn.Module, objective: Objective, ways: Ways, seconds:
     return worth
 
 
-def settle(trainer: Trainer) -> None:
+def settle(stepper: Stepper, batch: Callable[[], tuple[Tensor, Tensor]], steps: int) -> None:
     """Before the first step on a CPU, decide how to make steps, by the run's checkpoint or by a trial.
 
     For an objective that draws sub-networks at random, whether to compile is decided here, because compiled ones are
     drawn differently. Any other is compiled after some steps of the run, which then keeps whichever way is quicker.
+
+    Args:
+        stepper: its `ways` are those of the run's checkpoint, if there is one.
+        batch: returns images and labels as in training.
+        steps: steps that the run has left.
     """
-    if trainer.device.type != "cpu":
+    if stepper.device.type != "cpu":
         return
-    recipe, model, objective, ways = trainer.recipe, trainer.model, trainer.objective, trainer.ways
-    steps = (recipe.epochs - trainer.epoch) * len(trainer.data.train) - trainer.step
+    recipe, model, objective, ways = stepper.recipe, stepper.model, stepper.objective, stepper.ways
     open_question = recipe.fast and not recipe.compile
     if ways is None:
-        ways, seconds = find_ways(
-            model, objective, lambda: next(trainer.data.train.epoch(trainer.epoch, trainer.step)), recipe, steps
-        )
+        ways, seconds = find_ways(model, objective, batch, recipe, steps)
         if open_question and worth_compiling(model, objective, ways, seconds, steps):
             ways.compile = True if objective.draws else None
     elif not open_question:
         ways = replace(ways, amp=ways.amp if recipe.fast else recipe.amp, compile=recipe.compile)
-    trainer.ways, trainer.recipe = ways, replace(recipe, amp=ways.amp, compile=ways.compile)
-    ways.place(model, trainer.average, objective.teacher)
+    stepper.ways, stepper.recipe = ways, replace(recipe, amp=ways.amp, compile=ways.compile)
+    ways.place(model, stepper.average, objective.teacher)
     if ways.compile and open_question:
         objective.restrict_draws()
-        trainer.wrapped = parallel(model, trainer.device, compiled=True)
+        stepper.wrapped = parallel(model, stepper.device, compiled=True)
     elif ways.compile is None:
-        trainer.captured = _eager_or_compiled(trainer, steps)
+        stepper.captured = _eager_or_compiled(stepper, steps)
 
 
-def _eager_or_compiled(trainer: Trainer, steps: int) -> FasterStep:
+def _eager_or_compiled(stepper: Stepper, steps: int) -> FasterStep:
     """Return steps that are compiled if that turns out to be quicker."""
 
     @functools.cache
     def compiled() -> nn.Module:
-        return parallel(trainer.model, trainer.device, compiled=True)  # takes seconds
+        return parallel(stepper.model, stepper.device, compiled=True)  # takes seconds
 
     def settled(name: str) -> None:
-        trainer.ways.compile = name == "compiled"
+        stepper.ways.compile = name == "compiled"
 
-    forms = {"eager": lambda: trainer.model, "compiled": compiled}
+    forms = {"eager": lambda: stepper.model, "compiled": compiled}
     step = {
-        name: lambda images, labels, form=form: trainer.make_step(form(), images, labels)
+        name: lambda images, labels, form=form: stepper.make_step(form(), images, labels)
         for name, form in forms.items()
     }
-    return FasterStep(step, steps, settled, clock_of(trainer.device), untimed=2, timed=1, rounds=5, worth_trying=0.0)
+    return FasterStep(step, steps, settled, clock_of(stepper.device), untimed=2, timed=1, rounds=5, worth_trying=0.0)

@@ -1,4 +1,4 @@
-"""The parts of a training step, apart from the state that `Trainer` keeps."""
+"""The parts of a training step, apart from the state that `engine.stepper` keeps."""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
-"""The training loop, the same for every family, dataset and device: what a run, an epoch and a step do."""
+"""The training loop, the same for every family, dataset and device: what a run and an epoch do."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,31 +11,20 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dataloader import Data
-from engine import cuda_graph, processes
-from engine.cuda_graph import run_at_once
-from engine.devices import parallel, peak_memory
+from engine import processes
+from engine.devices import peak_memory
 from engine.evaluation import Row, evaluate
-from engine.fast import Ways, clock_of
-from engine.faster_step import FasterStep
+from engine.fast import Ways
 from engine.finite import check_loss, check_weights
-from engine.gradients import Gradients
 from engine.noise import Generators
 from engine.norms import share_statistics
-from engine.optimizer import (
-    add_momentum,
-    load_momentum,
-    make_optimizer,
-    set_rate,
-    state_for_file,
-    trained_parameters,
-    update_average,
-)
 from engine.progress import RunningLoss, describe, duration, print_epoch, say_estimate, say_resumed, usual
 from engine.recipe import Recipe
 from engine.replicas import Replicas
 from engine.run import Run, Stopped
 from engine.saving import each_or_save, saving_on_failure
-from engine.steps import check, parts_of, settle
+from engine.stepper import Stepper
+from engine.steps import check, settle
 from engine.stopping import Agreement
 from models.adaptive import AdaptiveModel, Objective
 from models.checkpoints import Checkpoint
@@ -69,44 +56,41 @@ class Trainer:
             raise ValueError("the objective has no teacher yet: set `objective.teacher`, see models.teachers")
         if not len(data.train):
             raise UserError("there is no whole batch to train on: give more images (--subset, --valid)", exit_code=2)
-        self.objective, self.data, self.run, self.recipe, self.device = objective, data, run, recipe, device
+        self.objective, self.data, self.run, self.device = objective, data, run, device
         self.model = model.to(device, memory_format=torch.channels_last)
         if objective.teacher is not None:
             objective.teacher.to(device, memory_format=torch.channels_last)
         processes.broadcast(self.model)
         self.average = copy.deepcopy(model) if recipe.ema else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-        if recipe.compile or recipe.cuda_graph:
-            objective.restrict_draws()
-        self.wrapped = parallel(self.model, device, compiled=recipe.compile is not False)
-        #: what steps run: one network, or two forms of it until the faster one is known
-        self.forms = {"": self.wrapped}
-        if recipe.compile is None:
-            self.forms = {"recorded": self.model, "compiled and recorded": self.wrapped}
-        self.recorder = cuda_graph.CudaRecorder() if recipe.cuda_graph else None
-        # parts of a step that are recorded one by one leave gradients in place
-        in_parts = objective.draws or recipe.accumulate > 1 or torch.distributed.is_initialized()
-        self.keeps_gradients = bool(recipe.cuda_graph) and in_parts
-        self.captured: cuda_graph.CapturedStep | FasterStep | None = None
-        self.ways: Ways | None = None  # see `fast.settle`
-        self.total = torch.zeros((), device=device)  # sum of a step's losses
-        self.together = torch.ones((), device=device)  # number of batches averaged into the coming update
         self.generators = Generators(objective, device)
         self.agreement = Agreement(device)
-        self.gradients = Gradients([], self.agreement)
-        self.optimizer: torch.optim.SGD | None = None
-        self.first_optimizer: dict | None = None  # state in which the first optimizer starts
+        self.stepper = Stepper(self.model, self.average, objective, data.train, recipe, device, self.agreement)
         self.best: dict[str, tuple[float, int]] = {}  # point -> (top-1, epoch counted from 1)
         self.epoch, self.step = 0, 0  # epochs done, steps done in the current one
-        self.rate, self.started = recipe.lr, time.perf_counter()
+        self.started = time.perf_counter()
         self.first_step = 0  # first step of the current epoch in this process
         self.estimated = False  # whether the remaining time has been printed
         self.pace: float | None = None  # seconds of each of the last steps of an epoch, if known
 
     @property
+    def recipe(self) -> Recipe:
+        """The recipe, with what `--fast` has come to."""
+        return self.stepper.recipe
+
+    @property
     def evaluated(self) -> AdaptiveModel:
         """The network that is evaluated and saved: the average of the weights if one is kept."""
         return self.average if self.average is not None else self.model
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The network in the form that steps run: on several GPUs, or compiled."""
+        return self.stepper.wrapped
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that the run has left."""
+        return (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
 
     def start(self, start: Checkpoint | None) -> None:
         """Continue from the run's checkpoint, or an older one if that cannot be loaded; otherwise start afresh."""
@@ -120,7 +104,7 @@ class Trainer:
                 self.run.replace_checkpoint(error)
         else:
             self.epoch = self.recipe.starting_epoch
-            self.first_optimizer = start.optimizer if start else None
+            self.stepper.first_optimizer = start.optimizer if start else None
         saved_now = [point for point, (_, epoch) in self.best.items() if (epoch, 0) == (self.epoch, self.step)]
         self.run.begin([self.best_file(point).name for point in saved_now])
         say(describe(self.model, self.data, self.recipe))
@@ -144,12 +128,11 @@ class Trainer:
                 mean = running.add(self.train_step(images, labels))
                 if mean is not None:
                     bar.set_postfix_str(f"loss {check_loss(mean, self.run):.3f}", refresh=False)
-                if isinstance(self.captured, FasterStep) and self.captured.kept is None:
-                    running.forget_time()  # a trial, with compiled steps
+                if self.stepper.trying:
+                    running.forget_time()  # with the compilation in it
                 elif not self.estimated and running.settled():
                     self.estimated = True
-                    left = (self.recipe.epochs - self.epoch) * len(train) - self.step
-                    say_estimate(bar, left, running.seconds_per_step)
+                    say_estimate(bar, self.steps_left, running.seconds_per_step)
                 if self.step == len(train):
                     break  # the end of an epoch is saved after its evaluation
                 self._save_within_epoch(running.sum)
@@ -157,58 +140,23 @@ class Trainer:
         if running.delayed is not None:
             check_loss(running.delayed.read(), self.run)
         self.check_finite(running.sum)
-        if self.captured:  # a replayed graph does not count its writes, which whoever reads the counters would miss
-            torch.autograd.graph.increment_version([*self.model.parameters(), *self.evaluated.parameters()])
+        self.stepper.count_writes()
 
     def begin_epoch(self) -> None:
-        """Ask the objective what this epoch trains, and make an optimizer if the phase needs a new one."""
+        """Ask the objective what this epoch trains, and prepare the steps for it."""
         self.model.train()
         phase = self.objective.begin_epoch(self.model, self.epoch)
-        fresh = phase.fresh and self.step == 0
-        if self.optimizer is None or fresh:
-            self._make_optimizer(phase.groups)
-        if self.first_optimizer and not fresh:
-            load_momentum(self.optimizer, self.first_optimizer)
-        self.first_optimizer = None
-        if self.recipe.momentum:
-            add_momentum(self.optimizer)
+        self.stepper.begin_epoch(phase, phase.fresh and self.step == 0, self.steps_left)
         if self.step == 0:
             self.objective.means.clear()
-        else:
-            self._set_rate(self.step - 1)  # nothing else does in an epoch of which only the evaluation is missing
-        if isinstance(self.captured, FasterStep):
-            self.captured.restart()
+        else:  # nothing else sets the rate in an epoch of which only the evaluation is missing
+            self.stepper.set_rate(self.epoch, self.step - 1)
         self.started = time.perf_counter()
 
-    def _make_optimizer(self, groups: list[dict]) -> None:
-        """Make a new optimizer and what depends on it: a recorded step, or gradients that stay in place."""
-        self.optimizer = make_optimizer(groups, self.recipe)
-        self.gradients.remove()
-        trained = trained_parameters(self.optimizer, self.model)
-        self.gradients = Gradients(trained, self.agreement, overlap=not self.recipe.cuda_graph)
-        if self.keeps_gradients:
-            for parameter in trained_parameters(self.optimizer):
-                parameter.grad = torch.zeros_like(parameter)
-        if self.recipe.cuda_graph:
-            for group in self.optimizer.param_groups:
-                group["lr"] = torch.tensor(self.recipe.lr, device=self.device)
-            self.captured = self._capture()
-
-    def _capture(self) -> cuda_graph.CapturedStep | FasterStep:
-        """Return a recorded step; if the network has two forms, of the one that turns out to be faster."""
-        means, recorder = self.objective.means, self.recorder
-        ways = {
-            form: cuda_graph.CapturedStep(partial(self._step_to_capture, network), means, recorder)
-            for form, network in self.forms.items()
-        }
-        if len(ways) == 1:
-            return next(iter(ways.values()))
-        steps = (self.recipe.epochs - self.epoch) * len(self.data.train) - self.step
-        agree = partial(processes.average_number, device=self.device)
-        return FasterStep(ways, steps, self._keep_form, clock_of(self.device), agree)
-
-    def _keep_form(self, form: str) -> None:
-        self.forms = {form: self.forms[form]}
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on one batch, at the rate of the schedule. Returns its losses' sum; the next step overwrites it."""
+        self.step += 1
+        return self.stepper(images, labels, self.epoch, self.step - 1)
 
     def finish_epoch(self) -> None:
         """Evaluate, record, save, print."""
@@ -230,7 +178,7 @@ class Trainer:
         self.run.log(
             {
                 "epoch": self.epoch,
-                "lr": self.rate,
+                "lr": self.stepper.rate,
                 "seconds": round(seconds, 3),
                 "evaluation_seconds": round(evaluating, 3),
                 **peak_memory(self.device),
@@ -243,7 +191,7 @@ class Trainer:
         self._save(tuple(self.best_file(row.point).name for row in best))
         left = (self.recipe.epochs - self.epoch) * (usual(seconds, len(self.data.train), self.pace) + evaluating)
         time_left = f", about {duration(left)} left" if left and whole else ""
-        title = f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.rate:.5g}  Time: {seconds:.1f} s{time_left}"
+        title = f"Epoch {self.epoch}/{self.recipe.epochs}  lr {self.stepper.rate:.5g}  Time: {seconds:.1f} s{time_left}"
         print_epoch(title, "Test" if self.data.valid is None else "Valid", means, rows, [row.point for row in better])
         if stop := self.agreement.ask_all(self.run.stop_signal):
             raise Stopped(stop, self.run.folder)
@@ -259,66 +207,6 @@ class Trainer:
         how = {"capture": bool(self.recipe.cuda_graph), "stop": lambda: self.run.stop_signal is not None}
         with self.generators.undisturbed():  # so that an evaluation that was stopped is repeated with the same noise
             return evaluate(network, images, self.evaluated.watched, self.data, self.recipe.amp, **how)
-
-    # A step: a backward pass for each loss, then the optimizer
-
-    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch, at the rate of the schedule. Returns its losses' sum; the next step overwrites it."""
-        if self.recipe.accumulate > 1:
-            self.together.fill_(self.recipe.together(self.step, len(self.data.train)))
-        self._set_rate(self.step)
-        self.step += 1
-        images = self.ways.images(images) if self.ways else images
-        if (self.recipe.compile or self.captured) and len(images) < self.data.train.batch_size // world_size():
-            # compiling again for a smaller last batch would cost more than it saves, and a graph has one shape
-            return self.make_step(self.model, images, labels)
-        return self.captured(images, labels) if self.captured else self.make_step(self.wrapped, images, labels)
-
-    def _set_rate(self, step: int) -> None:
-        """Set the learning rate to that of a step of the current epoch."""
-        self.rate = self.recipe.rate(self.epoch * len(self.data.train) + step, len(self.data.train))
-        set_rate(self.optimizer, self.rate)
-
-    def make_step(self, model: nn.Module, images: Tensor, labels: Tensor, run: Callable = run_at_once) -> Tensor:
-        """`train_step` on the device alone.
-
-        Args:
-            model: the form of the network to run.
-            run: runs each part of the step that can be recorded separately, given a key that identifies it.
-        """
-        self.total.zero_()
-        for key, losses in parts_of(self.objective, model, images, labels, self.recipe.amp, self.recipe.sync_bn):
-            run(key, partial(self._backward, losses))
-        whole = self.step % self.recipe.accumulate == 0 or self.step == len(self.data.train)
-        if whole and not self.objective.step_per_loss:
-            self.gradients.average()
-            run("update", self._update)
-        return self.total
-
-    def _step_to_capture(self, model: nn.Module, images: Tensor, labels: Tensor, run: cuda_graph.Runner) -> Tensor:
-        """`make_step` as one recording, or one for each part if parts differ or gradients outlast them."""
-        if self.keeps_gradients:
-            return self.make_step(model, images, labels, run)
-        return run("step", partial(self.make_step, model, images, labels))
-
-    def _backward(self, losses: Iterator[Tensor]) -> None:
-        for loss in losses:
-            self.gradients.backward(self.scaler.scale(loss / self.together))
-            self.total += loss.detach()
-            if self.objective.step_per_loss:
-                self.gradients.average()
-                self._update()
-
-    def _update(self) -> None:
-        """One optimizer step with the gradients of all processes."""
-        if self.recipe.clip_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
-        if self.average is not None:
-            update_average(self.average, self.model, self.recipe.ema)
 
     # Checkpoints
 
@@ -368,19 +256,17 @@ class Trainer:
             "step": self.step,
             "best": dict(self.best),
             "objective": processes.with_all_means(self.objective.state_dict()),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
             "rng": self.generators.state_dict(),
             "processes": world_size(),
             "flags": self.run.flags,
             "valid_index": self.data.valid_index,
             "classes": list(self.data.classes),
-            "ways": vars(self.ways).copy() if self.ways else None,
+            "ways": vars(self.stepper.ways).copy() if self.stepper.ways else None,
         }
         if self.average is not None:
             training["raw_weights"] = self.model.state_dict()
-        # there is no optimizer if the run was already finished when it was resumed
-        optimizer = state_for_file(self.optimizer) if self.optimizer else self.first_optimizer
-        return training_content(self.evaluated.state_dict(), optimizer, top1, training)
+        return training_content(self.evaluated.state_dict(), self.stepper.optimizer_state, top1, training)
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
         """Continue where a checkpoint stopped; on a CPU, the run ends with the same bits as an uninterrupted one."""
@@ -394,7 +280,7 @@ class Trainer:
         for point, (top1, epoch) in training["best"].items():
             self.best[self.model.point(point).name] = float(top1), int(epoch)
         self.objective.load_state_dict(processes.with_own_means(training["objective"]), self.device)
-        self.scaler.load_state_dict(training["scaler"])
-        self.ways = Ways(**training["ways"]) if training.get("ways") else None
-        self.first_optimizer = checkpoint.optimizer
+        self.stepper.scaler.load_state_dict(training["scaler"])
+        self.stepper.ways = Ways(**training["ways"]) if training.get("ways") else None
+        self.stepper.first_optimizer = checkpoint.optimizer
         self.generators.load_state_dict(training["rng"], (self.epoch, self.step))

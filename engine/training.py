@@ -103,7 +103,7 @@ def _is_of(path: Path, epoch: int) -> bool:
 def _fit(trainer: Trainer, start: Checkpoint | None) -> None:
     model, data, run, recipe = trainer.model, trainer.data, trainer.run, trainer.recipe
     trainer.start(start)
-    fast.settle(trainer)
+    fast.settle(trainer.stepper, lambda: next(data.train.epoch(trainer.epoch, trainer.step)), trainer.steps_left)
     trainer.best = processes.from_first(
         lambda: {point: best for point, best in trainer.best.items() if _is_of(trainer.best_file(point), best[1])}
     )

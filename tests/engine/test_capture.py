@@ -26,7 +26,7 @@ def trainer_of(model, objective, device=CPU, parts=False, **recipe) -> engine.Tr
     recipe = engine.Recipe(1, 0.02, weight_decay=5e-4, lr_schedule="linear", **recipe)
     torch.manual_seed(0)  # the generator of several processes' draws begins here
     trainer = engine.Trainer(model, objective, dataloader.cifar("digits", None, 8, device), None, recipe, device)
-    trainer.keeps_gradients |= parts
+    trainer.stepper.keeps_gradients |= parts
     objective.restrict_draws()
     trainer.begin_epoch()
     torch.manual_seed(0)
@@ -103,10 +103,10 @@ def test_a_recorded_step_leaves_out_gradients_that_overflow(tape):
     images, labels = torch.randn(8, 3, 24, 24, dtype=torch.float64), torch.randint(4, (8,))
     for _ in range(5):
         trainer.train_step(images, labels)
-    before, scale = [parameter.clone() for parameter in model.parameters()], trainer.scaler.get_scale()
+    before, scale = [parameter.clone() for parameter in model.parameters()], trainer.stepper.scaler.get_scale()
     trainer.train_step(torch.full_like(images, torch.inf), labels)
     torch.testing.assert_close(list(model.parameters()), before, rtol=0, atol=0)
-    assert trainer.scaler.get_scale() == scale / 2
+    assert trainer.stepper.scaler.get_scale() == scale / 2
     trainer.train_step(images, labels)
     after = list(model.parameters())
     assert all(parameter.isfinite().all() for parameter in after)

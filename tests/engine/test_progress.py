@@ -56,15 +56,15 @@ def test_no_time_is_said_before_a_trial_of_two_ways_has_ended(tmp_path, capsys, 
     monkeypatch.setattr(RunningLoss, "settled", lambda self: self.seconds_per_step is not None)
     said_by_then = []
 
-    def settle(trainer):
+    def settle(stepper, *_):
         def step(images, labels):
-            return trainer.make_step(trainer.model, images, labels)
+            return stepper.make_step(stepper.model, images, labels)
 
         def settled(name):
             said_by_then.append(capsys.readouterr().out)
 
         ways = {"eager": step, "compiled": step}
-        trainer.captured = FasterStep(ways, 100, settled, time.perf_counter, untimed=4, timed=1, worth_trying=0.0)
+        stepper.captured = FasterStep(ways, 100, settled, time.perf_counter, untimed=4, timed=1, worth_trying=0.0)
 
     monkeypatch.setattr(fast, "settle", settle)
     fit(tmp_path, epochs=3)

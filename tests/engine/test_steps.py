@@ -81,12 +81,13 @@ def test_momentum_starts_from_zero_even_after_a_skipped_step():
     recipe = engine.Recipe(1, 0.1)
     trainer = engine.Trainer(Tiny(), Both(), digits(), None, recipe, CPU)
     trainer.begin_epoch()
-    buffers = [trainer.optimizer.state[parameter]["momentum_buffer"] for parameter in trainer.model.parameters()]
+    state = trainer.stepper.optimizer.state
+    buffers = [state[parameter]["momentum_buffer"] for parameter in trainer.model.parameters()]
     assert not any(buffer.any() for buffer in buffers)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
-    trainer.optimizer.found_inf = torch.ones(())  # as a gradient scaler says that gradients overflowed
+    trainer.stepper.optimizer.found_inf = torch.ones(())  # as a gradient scaler says that gradients overflowed
     trainer.train_step(torch.randn(8, 3, 32, 32), torch.arange(8))
-    del trainer.optimizer.found_inf
+    del trainer.stepper.optimizer.found_inf
     torch.testing.assert_close(list(trainer.model.parameters()), before)
     assert not any(buffer.any() for buffer in buffers)
 
@@ -97,7 +98,7 @@ def test_gradients_that_are_kept_train_the_same(monkeypatch):
     for keep in (False, True):
         torch.manual_seed(0)
         trainer = engine.Trainer(Tiny(), Both(), digits(), None, engine.Recipe(1, 0.1), CPU)
-        trainer.keeps_gradients = keep
+        trainer.stepper.keeps_gradients = keep
         trainer.begin_epoch()
         generator = torch.Generator().manual_seed(1)
         for _ in range(3):

@@ -134,8 +134,8 @@ def test_layouts_learn_the_same(data):
         torch.manual_seed(0)
         model = Tiny().double()
         trainer = engine.Trainer(model, Both(), data, None, engine.Recipe(1, 0.1, ema=0.5), CPU)
-        trainer.ways = Ways(layout)
-        trainer.ways.place(model, trainer.average)
+        trainer.stepper.ways = Ways(layout)
+        trainer.stepper.ways.place(model, trainer.average)
         trainer.begin_epoch()
         for images, labels in itertools.islice(data.train.epoch(0), 4):
             trainer.train_step(images.double(), labels)
@@ -220,9 +220,9 @@ def test_random_widths_are_compiled_from_the_first_step(data, always, compiled):
     objective.restrict_draws = lambda: restricted.append(1)
     trainer = engine.Trainer(Tiny(), objective, data, None, engine.Recipe(100, 0.1, fast=True), CPU)
     assert (compiled, restricted) == ([], [])
-    fast.settle(trainer)
+    fast.settle(trainer.stepper, lambda: next(data.train.epoch(0)), trainer.steps_left)
     assert (compiled, restricted, trainer.recipe.compile) == ([trainer.model], [1], True)
-    assert trainer.captured is None
+    assert trainer.stepper.captured is None
 
 
 def test_deterministic_runs_are_compiled_without_a_trial(always, monkeypatch):
