@@ -9,6 +9,7 @@ A file of this project is a dictionary written by `torch.save`:
                             if net_state_dict is an average, raw_weights), its flags, the names of its classes,
                             and valid_index, the positions of the images that it held out
     prepared                of the zoo: what other networks keep in a separate file, see `Checkpoint.load_prepared`
+    base                    of the zoo: the network that has the weights which are left out, see `recorded.Base`
     extracted               of a sub-network: model, dataset, num_classes and flags of the whole network, the name of
                             the point, and under data how to load its images and the names of their classes
 
@@ -177,7 +178,16 @@ class Checkpoint:
         if key is None:
             return state, "bare state dict"
         ours = self._training or self._extracted
+        if ours and (base := recorded.base_of(self._verified, self.path)):
+            state = self._weights_of(base) | state
         return state, f"{'this project' if ours else FORMATS.get(key, 'a file of others')} ({key})"
+
+    def _weights_of(self, base: recorded.Base) -> dict[str, Tensor]:
+        """The weights of a network of the zoo, named as in this one."""
+        entry = zoo.entry(base.name)
+        if entry.sha256 != base.sha256:
+            raise ValueError(f"{self.path} needs another {base.name} than there is here: take both from one version")
+        return {f"{base.prefix}{name}": value for name, value in Checkpoint(entry.file).weights.items()}
 
     def build(
         self, model: str | None = None, dataset: str | None = None, num_classes: int | None = None, **flags: object

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -67,19 +68,57 @@ def extracted_content(whole: AdaptiveModel, point: Point | str, images: dict) ->
     }
 
 
-def zoo_content(weights: Mapping[str, Tensor], training: Mapping[str, object], flags: Mapping[str, object]) -> dict:
+@dataclass(frozen=True)
+class Base:
+    """A network of the zoo that is a part of another one, whose file leaves out the weights that are the same.
+
+    Args:
+        name: such as zoo/ResNet32.
+        sha256: of its file.
+        prefix: what the whole network puts before the names of its weights.
+    """
+
+    name: str
+    sha256: str
+    prefix: str = ""
+
+
+def zoo_content(
+    weights: Mapping[str, Tensor],
+    training: Mapping[str, object],
+    flags: Mapping[str, object],
+    base: tuple[Base, Mapping[str, Tensor]] | None = None,
+) -> dict:
     """Return what a checkpoint of the zoo holds: that of a training run, without what is needed to resume it.
 
     Args:
         weights: state dict.
         training: what the run kept; the class names and the held-out images are carried over.
         flags: flags of the network and its images.
+        base: a network of the zoo that may be a part of this one, whatever its prefix, and its weights as its file has
+            them: those that are equal are left out.
     """
     kept = {key: training[key] for key in ("classes", "valid_index") if training.get(key) is not None}
     used = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
     halved = {_place(value): value.half() if value.dim() > 1 else value for value in used.values()}
-    state = packed({name: halved[_place(value)] for name, value in used.items()})
-    return {"net_state_dict": state, "training": {"flags": dict(flags), **kept}}
+    state = {name: halved[_place(value)] for name, value in used.items()}
+    content: dict[str, object] = {"training": {"flags": dict(flags), **kept}}
+    if base is not None and (prefix := _prefix_of(base[1], state)) is not None:
+        content["base"] = asdict(replace(base[0], prefix=prefix))
+        stored = {f"{prefix}{name}": value for name, value in base[1].items()}
+        state = {name: value for name, value in state.items() if not _equal(value, stored.get(name))}
+    return {"net_state_dict": packed(state), **content}
+
+
+def _prefix_of(part: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> str | None:
+    """What a network puts before the names of a part's weights; None if the part is not in it."""
+    first = next(iter(part))
+    prefixes = [name.removesuffix(first) for name in whole if name.endswith(first)]
+    return next((prefix for prefix in prefixes if all(f"{prefix}{name}" in whole for name in part)), None)
+
+
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,6 +154,20 @@ def training_of(content: Mapping, path: Path) -> dict:
     if index is not None and not is_index(index):
         _refuse(path, "training.valid_index")
     return training
+
+
+def base_of(content: Mapping, path: Path) -> Base | None:
+    """The network of the zoo that has the weights which a file of the zoo leaves out."""
+    base = content.get("base")
+    if base is None:
+        return None
+    try:
+        base = Base(**base)
+    except TypeError:
+        _refuse(path, "base")
+    if not all(isinstance(value, str) for value in vars(base).values()) or not base.name.startswith("zoo/"):
+        _refuse(path, "base")
+    return base
 
 
 def extracted_of(content: Mapping, path: Path) -> dict:

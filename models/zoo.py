@@ -45,11 +45,18 @@ def path_of(name: str) -> Path | None:
     Raises:
         ValueError: the zoo has no network of this name.
     """
-    if not name.startswith(PREFIX):
-        return None
+    return Path(entry(name).file) if name.startswith(PREFIX) else None
+
+
+def entry(name: str) -> PublishedCheckpoint:
+    """Return the network of a name such as zoo/ResNet20.
+
+    Raises:
+        ValueError: the zoo has no network of this name.
+    """
     names = {entry.name.lower(): entry for entry in entries()}
-    if entry := names.get(name.lower()):
-        return Path(entry.file)
+    if found := names.get(name.lower()):
+        return found
     listed = [entry.name for entry in names.values()]
     raise ValueError(
         f"the zoo has no network {name}"

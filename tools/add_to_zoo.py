@@ -4,7 +4,8 @@
     python3 -m tools.add_to_zoo checkpoint/zoo/ResNet20-seed1 --seed_of=ResNet20    # only its accuracies
 
 The weights are those of the last epoch, so that none are chosen on the test images. They are evaluated as they are
-stored, in 16 bits, and folded if the network can be; an existing row is replaced.
+stored, in 16 bits, and folded if the network can be; an existing row is replaced. Weights that a network of the zoo has
+already, on which this one was trained without changing them, are left out of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ with startup.importing(__name__):
     from engine import cli, run_images
     from images.normalise import USUAL
     from models import Checkpoint, checkpoint_files, profile, registry, zoo
-    from models.recorded import zoo_content
+    from models.recorded import Base, zoo_content
     from reporting.curves import machines
     from reporting.evaluations import load_run
     from reporting.measured import command_without_paths, plain
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.run} is not a finished training; finish it with --resume=auto")
     flags = last.describe()
     mean, std = (flags[key] or usual for key, usual in zip(("mean", "std"), USUAL[flags["dataset"]], strict=True))
-    content = zoo_content(last.weights, training, network_flags(flags))
+    content = zoo_content(last.weights, training, network_flags(flags), _base_of(flags))
     if args.seed_of:
         _add_seed(args.seed_of, flags, content, args.dataset_path)
         return
@@ -80,6 +81,14 @@ def main(argv: list[str] | None = None) -> None:
     }
     utils.write_json(file.with_suffix(".json"), record)
     print(f"written: {file} ({len(weights):,} bytes) and its JSON; now: python3 -m reporting zoo")
+
+
+def _base_of(flags: dict) -> tuple[Base, dict] | None:
+    """The network of the zoo that a run started with, and its weights; None if it started otherwise."""
+    name = str(flags.get("pretrained"))
+    if not name.startswith(zoo.PREFIX):
+        return None
+    return Base(name, str(zoo.entry(name).sha256)), Checkpoint.open(name).weights
 
 
 def _add_seed(name: str, flags: dict, content: dict, dataset_path: str | None) -> None:

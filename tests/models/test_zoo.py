@@ -32,10 +32,10 @@ def weights(tmp_path, monkeypatch):
     return zoo.WEIGHTS
 
 
-def add(name, model):
+def add(name, model, base=None):
     """Put a network into the zoo. Returns what its file holds."""
     training = content_of_training(model)["training"]
-    content = zoo_content(model.state_dict(), training, training["flags"])
+    content = zoo_content(model.state_dict(), training, training["flags"], base)
     torch.save(content, zoo.WEIGHTS / f"{name}.pth")
     built = model.built_as
     record = {"model": built.model, "dataset": built.dataset, "flags": built.flags, "sha256": "0" * 64}
@@ -63,6 +63,63 @@ def test_a_network_is_named_like_a_checkpoint(weights):
     assert len({value.data_ptr() for value in shared}) == 1, "a basis is stored once, under all of its names"
     text = lists.checkpoints_text("zoo/*", ["cifar10"])
     assert text.splitlines()[1].split() == ["zoo/small", "cifar10", "ResNet32_SingleShared", "8.50", "--shared_rank=8"]
+
+
+SMALL_MSDNET = {"nBlocks": 2, "stepmode": "even", "step": 1, "base": 1, "nChannels": 8, "growthRate": 4}
+
+
+@pytest.fixture
+def heads(weights):
+    """A network in the zoo that was trained on another one of it, whose convolutions it left as they were."""
+    torch.manual_seed(0)
+    add("msdnet_ge", create_model("msdnet_ge", "cifar10", **SMALL_MSDNET))
+    model = create_model("IMTA_MSDNet", "cifar10", **SMALL_MSDNET)
+    with pytest.warns(UserWarning, match="stage-1 weights"):
+        Checkpoint.open("zoo/msdnet_ge").load_into(model)
+    model.train()(torch.randn(4, 3, 32, 32))  # running statistics move
+    return model
+
+
+def test_what_a_network_of_the_zoo_has_is_stored_once(weights, heads):
+    base = add_to_zoo._base_of({"pretrained": "zoo/msdnet_ge"})
+    content = add("IMTA_MSDNet", heads, base)
+    assert content["base"] == {"name": "zoo/msdnet_ge", "sha256": "0" * 64, "prefix": "net.module."}
+    kept = {name.rpartition(".")[2] for name in content["net_state_dict"] if name.startswith("net.")}
+    assert kept == {"running_mean", "running_var"}
+    expected = {n: v.half().float() if v.dim() > 1 else v for n, v in heads.state_dict().items() if "tracked" not in n}
+    loaded = create_model("IMTA_MSDNet", "cifar10", pretrained="zoo", **SMALL_MSDNET).state_dict()
+    assert {name: value for name, value in loaded.items() if "tracked" not in name}.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+
+
+def test_a_network_without_its_base_is_a_sentence(weights, heads):
+    base = add_to_zoo._base_of({"pretrained": "zoo/msdnet_ge"})
+    content = add("IMTA_MSDNet", heads, base)
+    record = json.loads((weights / "msdnet_ge.json").read_text())
+    (weights / "msdnet_ge.json").write_text(json.dumps(record | {"sha256": "1" * 64}))
+    with pytest.raises(ValueError, match=r"IMTA_MSDNet\.pth needs another zoo/msdnet_ge than there is here"):
+        Checkpoint.open("zoo/IMTA_MSDNet").build()
+    (weights / "msdnet_ge.json").unlink()
+    with pytest.raises(ValueError, match="the zoo has no network zoo/msdnet_ge"):
+        Checkpoint.open("zoo/IMTA_MSDNet").build()
+    for wrong in (
+        "zoo/msdnet_ge",
+        {"name": "elsewhere.pth", "sha256": ""},
+        {"name": "zoo/a"},
+        {"name": 1, "sha256": ""},
+    ):
+        torch.save(content | {"base": wrong}, weights / "IMTA_MSDNet.pth")
+        with pytest.raises(ValueError, match="its base is not what a training run here writes"):
+            Checkpoint.open("zoo/IMTA_MSDNet").build()
+
+
+@pytest.mark.parametrize("name", [None, "zoo/ResNet20"])
+def test_a_network_of_its_own_is_stored_whole(weights, name):
+    add("ResNet20", create_model("ResNet20", "cifar10"))
+    model = create_model("msdnet_ge", "cifar10", **SMALL_MSDNET)
+    content = add("msdnet_ge", model, add_to_zoo._base_of({"pretrained": name}))
+    assert "base" not in content
+    assert len(content["net_state_dict"]) == sum("tracked" not in name for name in model.state_dict())
 
 
 def test_create_model_takes_weights_of_the_zoo(weights):
