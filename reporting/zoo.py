@@ -20,7 +20,7 @@ Each network has a file models/weights/<name>.json with the keys
                       latency  optional, a list with an entry for each batch size, as in evaluation.json: batch,
                                median, low and high (seconds of a forward pass), device, threads
     more_seeds    optional, runs of the same command with other seeds, whose weights are not kept: a list of
-                      seed, and points with name and top1
+                      seed, commit, machine, and points with name and top1
 
 Other keys may be added freely. `python3 -m reporting zoo` writes the pages and the picture.
 """
@@ -74,6 +74,9 @@ def _read(file: Path) -> dict:
         for key in ("epochs", "seed"):
             utils.number(record.get(key), key)
         evaluations.check(record)
+        for other in record.get("more_seeds", []):
+            utils.typed(other["commit"], str, "commit")
+            utils.typed(other["machine"], str, "machine")
         if "more_seeds" in record:
             return _mean(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -149,11 +152,18 @@ def block() -> str:
     text += "bases may be dense convolutions, which have more multiply-accumulates and take less time."
     if places:
         text += f" Latency: median of a forward pass on {' and '.join(places)}."
-    commands = [
-        f"{record['command']}  # {record['name']}: commit {record['commit']}, {record['machine']}" for record in records
-    ]
+    runs = [run for record in records for run in (record, *_other_runs(record))]
+    commands = [f"{run['command']}  # {run['name']}: commit {run['commit']}, {run['machine']}" for run in runs]
     code = "\n".join(["```", *commands, "```"])
     return f"{text}\n\n{table(records)}\n\n{_picture(PICTURE.name)}\n\n{code}"
+
+
+def _other_runs(record: dict) -> list[dict]:
+    """The runs of a network with other seeds."""
+    seeds = record.get("more_seeds", [])
+    return [
+        {**other, "name": record["name"], "command": f"{record['command']} --seed={other['seed']}"} for other in seeds
+    ]
 
 
 def marked(text: str, start: str = START) -> str:

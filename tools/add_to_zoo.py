@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     mean, std = (flags[key] or usual for key, usual in zip(("mean", "std"), USUAL[flags["dataset"]], strict=True))
     content = zoo_content(last.weights, training, network_flags(flags), _base_of(flags))
     if args.seed_of:
-        _add_seed(args.seed_of, flags, content, args.dataset_path)
+        _add_seed(args.seed_of, flags, content, run, args.dataset_path)
         return
     name = args.run.resolve().name
     file = utils.make_folder(zoo.WEIGHTS, flag=None) / f"{name}.pth"  # refused before the evaluation, not after it
@@ -91,7 +91,7 @@ def _base_of(flags: dict) -> tuple[Base, dict] | None:
     return Base(name, str(zoo.entry(name).sha256)), Checkpoint.open(name).weights
 
 
-def _add_seed(name: str, flags: dict, content: dict, dataset_path: str | None) -> None:
+def _add_seed(name: str, flags: dict, content: dict, run: dict, dataset_path: str | None) -> None:
     """Add the accuracies of a run with another seed to a network of the zoo; those of the same seed are replaced."""
     file = zoo.path_of(f"{zoo.PREFIX}{name}").with_suffix(".json")
     record = _read_json(file)
@@ -103,7 +103,8 @@ def _add_seed(name: str, flags: dict, content: dict, dataset_path: str | None) -
     points = [point["name"] for point in record["points"]]
     rows = _evaluate(content, dataset_path=dataset_path, point=",".join(points))["rows"]
     others = [other for other in record.get("more_seeds", []) if other["seed"] != flags["seed"]]
-    others.append({"seed": flags["seed"], "points": [{"name": row["point"], "top1": row["top1"]} for row in rows]})
+    accuracies = [{"name": row["point"], "top1": row["top1"]} for row in rows]
+    others.append({"seed": flags["seed"], "commit": run["code"], "machine": machines([run])[0], "points": accuracies})
     utils.write_json(file, record | {"more_seeds": sorted(others, key=lambda other: other["seed"])})
     print(f"written: {file}; now: python3 -m reporting zoo")
 

@@ -253,7 +253,7 @@ def test_another_seed_adds_its_accuracies(weights, tmp_path, monkeypatch, capsys
     file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": 1, "seed": 0}))
     content = content_of_training(model)
     content["training"]["epoch"] = 1
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text(json.dumps({"code": "abc123", "device": "a chip", "threads": 2}))
     for flags, told in (
         ({"seed": 1}, "written: "),
         ({"seed": 1}, "written: "),
@@ -264,7 +264,8 @@ def test_another_seed_adds_its_accuracies(weights, tmp_path, monkeypatch, capsys
         torch.save(content, tmp_path / "last.pth")
         _, out, err = call(monkeypatch, capsys, add_to_zoo, tmp_path, "--seed_of=ResNet20")
         assert told in out + err
-    assert json.loads(file.read_text())["more_seeds"] == [{"seed": 1, "points": [{"name": "full", "top1": 92.0}]}]
+    other = {"seed": 1, "commit": "abc123", "machine": "a chip, 2 threads"}
+    assert json.loads(file.read_text())["more_seeds"] == [other | {"points": [{"name": "full", "top1": 92.0}]}]
 
 
 def test_flags_of_a_seed_compare_with_those_of_its_row():

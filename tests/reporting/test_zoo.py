@@ -56,7 +56,7 @@ def test_without_networks_nothing_is_written(place, capsys):
 
 
 def test_table_and_picture_are_of_all_networks(place):
-    more = [{"seed": 1, "points": [{"name": "full", "top1": 93.0}]}]
+    more = [{"seed": 1, "commit": "def456", "machine": "a GPU", "points": [{"name": "full", "top1": 93.0}]}]
     describe(place / "weights", reached=(("TTT", 40.6e6, 91.0), ("FFF", 68.9e6, 92.5)))
     describe(place / "weights", "ResNet20", "ResNet20", (("full", 40.8e6, 92.0),), more_seeds=more)
     describe(place / "weights", "plain-again", "ResNet20", (("full", 40.8e6, 92.0),))
@@ -73,6 +73,7 @@ def test_table_and_picture_are_of_all_networks(place):
         "| plain | plain-again | full | 470,004 | 40.80M | 1.00 |  | 8.00 | 40 | 0 |",
     ]
     assert "python3 train_cifar10.py @recipes/zoo/ResNet20  # ResNet20: commit abc123, a chip, 2 threads" in text
+    assert "python3 train_cifar10.py @recipes/zoo/ResNet20 --seed=1  # ResNet20: commit def456, a GPU" in text
     assert "on CIFAR-10 for 40 epochs, folded" in text
     assert "Latency: median of a forward pass on a chip, 2 threads." in text
     assert "(results/zoo.png)" in (place / "README.md").read_text()
@@ -105,7 +106,8 @@ def test_networks_that_were_trained_for_fewer_epochs_say_so(place, monkeypatch):
         ({"parameters": 10**400}, "params is 1000"),
         ({"epochs": "ten"}, "epochs is 'ten'"),
         ({"seed": None}, "seed is None"),
-        ({"more_seeds": [{"seed": 1}]}, "'points' is missing"),
+        ({"more_seeds": [{"seed": 1, "commit": "abc123", "machine": "a chip"}]}, "'points' is missing"),
+        ({"more_seeds": [{"seed": 1, "commit": "abc123", "points": []}]}, "'machine' is missing"),
     ],
 )
 def test_a_damaged_description_is_one_sentence(change, reason, place):
