@@ -15,7 +15,7 @@ with startup.importing(__name__):
     import dataloader
     import engine
     import utils
-    from engine import cli, exports, run_images, tasks
+    from engine import cli, exports, predictions, run_images, tasks
 
 SCRIPT = cli.Script(__doc__, datasets=("cifar10", "cifar100", "digits"), model="ResNet56_DoubleShared", training=False)
 
@@ -36,7 +36,7 @@ def main(argv=None):
         names = dataloader.class_names(args.dataset, stored=checkpoint.classes)
         look = dict(dataset=args.dataset, device=device, resize=32, crop=32, mean=args.mean, std=args.std)
         read = partial(dataloader.image_files, **look)
-        tasks.predict(model, read, names, load, args, device, checkpoint)
+        predictions.predict(model, read, names, load, args, device, checkpoint)
     elif args.export:
         exports.write(model, (3, 32, 32), load, args, device, checkpoint)
     else:

@@ -15,7 +15,7 @@ with startup.importing(__name__):
     import dataloader
     import engine
     import utils
-    from engine import cli, exports, flags, run_images, tasks
+    from engine import cli, exports, flags, predictions, run_images, tasks
 
 SCRIPT = cli.Script(
     __doc__,
@@ -65,7 +65,7 @@ def main(argv=None):
         sizes = dict(resize=args.resize, crop=args.crop)
         look = dict(dataset=args.dataset, device=device, mean=args.mean, std=args.std, **sizes)
         read = partial(dataloader.image_files, **look)
-        tasks.predict(model, read, names, load, args, device, checkpoint)
+        predictions.predict(model, read, names, load, args, device, checkpoint)
     elif args.export:
         exports.write(model, (3, args.crop, args.crop), load, args, device, checkpoint)
     else:

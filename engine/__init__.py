@@ -3,7 +3,7 @@
 `recipe` is a run's schedule, `training` a whole run, `trainer` its loop, `stepper` its steps, `evaluation` the
 evaluation loop, `run` the run on disk, and `devices` and `cuda_graph` what it computes on; `processes`, `gradients`,
 `noise`, `norms`, `replicas` and `stopping` are for runs on several devices. What only the scripts need is imported as
-`engine.cli`, `engine.flags` and `engine.tasks`.
+`engine.cli`, `engine.flags`, `engine.tasks`, `engine.predictions` and `engine.exports`.
 """
 
 from engine.devices import autocast, device_name, devices_in_words, multiplies_bf16, parallel, start_device

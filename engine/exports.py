@@ -34,7 +34,7 @@ def write(
 
     Args:
         shape: (channels, height, width) of an image.
-        load, checkpoint: as for `tasks.predict`.
+        load, checkpoint: as for `predictions.predict`.
     """
     model.for_images(shape)
     model.made_for = model.made_for.updated(vars(args))
