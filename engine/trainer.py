@@ -372,7 +372,7 @@ class Trainer:
             "rng": self.generators.state_dict(),
             "processes": world_size(),
             "flags": self.run.flags,
-            "valid_index": self.data.valid_index,
+            **{name: getattr(self.data, name) for name in ("valid_index", "listing")},
             "classes": list(self.data.classes),
             "ways": vars(self.ways).copy() if self.ways else None,
         }

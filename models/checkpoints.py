@@ -7,7 +7,8 @@ A file of this project is a dictionary written by `torch.save`:
     acc, epoch              } which their code can load
     training                of a training run: what it needs to resume (epoch, step, best, objective, scaler, rng and,
                             if net_state_dict is an average, raw_weights), its flags, the names of its classes,
-                            and valid_index, the positions of the images that it held out
+                            valid_index, the positions of the images that it held out, and listing, a fingerprint of
+                            the list that they are positions in
     prepared                of the zoo: what other networks keep in a separate file, see `Checkpoint.load_prepared`
     extracted               of a sub-network: model, dataset, num_classes and flags of the whole network, the name of
                             the point, and under data how to load its images and the names of their classes
@@ -157,6 +158,11 @@ class Checkpoint:
         folders = path.absolute().parents[: 1 if self._entry else 2]
         index = next((f / "index.pth" for f in folders if (f / "index.pth").is_file()), None)
         return 0 if index is None else recorded.held_out_by_authors(index)
+
+    @property
+    def listing(self) -> str | None:
+        """The `Data.listing` in which `held_out` are positions; None if it is unknown."""
+        return self._training.get("listing")
 
     @property
     def format(self) -> str:
