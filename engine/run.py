@@ -222,7 +222,7 @@ class Run:
         reason = f"is from a run with other flags ({'; '.join([*differing.values()][:4])})"
         if differing and differing.keys() <= self.SCHEDULE:
             if self.flags["epochs"] < done:
-                reason = f"has {done} epochs already, more than --epochs={self.flags['epochs']}"
+                reason = f"has {utils.counted(done, 'epoch')} already, more than --epochs={self.flags['epochs']}"
             elif same_rates(Recipe.of(saved), Recipe.of(saved | self.flags), done):
                 return
             else:

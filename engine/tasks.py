@@ -30,6 +30,7 @@ from reporting import figures, screen
 from reporting.run_report import write
 from utils import (
     UserError,
+    counted,
     make_folder,
     make_room,
     printable,
@@ -323,7 +324,7 @@ def _write_answers(answers: Sequence[Answer], path: str) -> None:
         for answer in answers:
             numbers = {"confidence": f"{answer.confidence:.4f}", "ms": f"{answer.ms:.3f}"}
             writer.writerow(dataclasses.asdict(answer) | numbers)
-    say(f"written: {path}, {len(answers)} answers")
+    say(f"written: {path}, {counted(len(answers), 'answer')}")
 
 
 #: maximum number of lines of a summary, which has one for each route, and of unreadable images that an error names
