@@ -76,6 +76,11 @@ class Checkpoint:
             return cls(path)
         return cls(source, published.find(str(source), dataset), cache)
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether this is neither a file or folder nor a released name."""
+        return not (self._entry or self._source.exists())
+
     @cached_property
     def path(self) -> Path:
         """The file; a released one is downloaded first. Raises ValueError if there is none."""
