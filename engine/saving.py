@@ -51,19 +51,21 @@ def saved_in(folder: Path) -> list[Path]:
 def saving_on_failure(save: Callable[[], None]) -> Iterator[None]:
     """Within this context, call `save` before an error ends the run: it must not cost hours of training.
 
-    Of several processes, only those that fail would save, which needs all of them; they do not.
+    Of several processes, the others fail as soon as they wait for one that has failed.
     """
     try:
         yield
     except Exception:
-        if world_size() == 1:
-            save()
+        save()
         raise
 
 
 def each_or_save(items: Iterable[Item], save: Callable[[], None]) -> Iterator[Item]:
-    """Yield items; if the next one cannot be made, call `save` before that error is raised."""
-    with saving_on_failure(save):
+    """Yield items; if the next one cannot be made, call `save` before that error is raised.
+
+    Several processes do not: the others are in the midst of a step, for which they need this one.
+    """
+    with saving_on_failure(save) if world_size() == 1 else contextlib.nullcontext():
         yield from items
 
 
