@@ -53,6 +53,7 @@ def main(argv=None):
         std=args.std,
         cache=args.cache,
         on_device=args.decode == "gpu",
+        listing=checkpoint.listing,
     )
     if args.image or args.export:  # no images of the data set are needed: the file gives the number of classes
         names = dataloader.class_names(args.dataset, args.dataset_path, classes)

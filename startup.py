@@ -11,7 +11,8 @@ import sys
 @contextlib.contextmanager
 def importing(name: str):
     """Within this context, Ctrl-C ends a script with "stopped" and exit code 130 instead of a traceback, and a package
-    that is not installed with a sentence that says how to install it.
+    that is not installed with a sentence that says how to install it; so does a working folder that has been deleted,
+    in which torch's libraries cannot be loaded.
 
     Standard streams that the caller has closed (`2>&-`) are first opened on the null device: otherwise the next file
     to be opened would take their number, and messages would be written into it.
@@ -23,6 +24,10 @@ def importing(name: str):
         yield
         return
     open_streams()
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(f"error: cannot use the working folder: {error.strerror}; change to one that exists (cd)")
     before = signal.signal(signal.SIGINT, _end)
     try:
         yield

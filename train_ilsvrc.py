@@ -54,6 +54,7 @@ def main(argv=None):
         std=args.std,
         cache=args.cache,
         on_device=args.decode == "gpu",
+        listing=args.checkpoint and args.checkpoint.listing,
     )
     model = create_model(args.model, args.dataset, len(data.classes), **args.model_flags)
     model.made_for = model.made_for.updated(vars(args))

@@ -64,6 +64,11 @@ def printable(text: object) -> str:
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in str(text))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words, such as "1 epoch" or "1,200 images"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def show_progress() -> bool:
     """Whether to draw progress bars: on the first process only, and only in a terminal or a notebook."""
     return rank() == 0 and (sys.stderr.isatty() or "ipykernel" in sys.modules)

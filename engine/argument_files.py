@@ -28,19 +28,30 @@ def normalise(argv: list[str], inside: tuple[str, ...] = (), read: list[str] | N
         read: all files that were read for this command.
 
     Raises:
-        UserError: a file cannot be read or names itself, or there are too many files or arguments.
+        UserError: a file cannot be read or names itself, there are too many files or arguments, or it is unknown where
+            the home folder is.
     """
     words: list[str] = []
     read = [] if read is None else read
     for word in argv:
         if word.startswith("@"):
-            words += _arguments(os.path.expanduser(word[1:]), inside, read)
+            words += _arguments(_at_home(word[1:]), inside, read)
         elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            words.append(f"--{name.replace('-', '_')}{equals}{os.path.expanduser(value)}")
+            words.append(f"--{name.replace('-', '_')}{equals}{_at_home(value)}")
         else:
-            words.append(os.path.expanduser(word))
+            words.append(_at_home(word))
     return words
+
+
+def _at_home(word: str) -> str:
+    """Replace a leading `~` by the home folder. Raises UserError if nothing says where that is."""
+    path = os.path.expanduser(word)
+    if path == "~" or path.startswith("~/"):  # would be a folder of this name in the working folder
+        raise UserError(
+            f"{word} is in the home folder, and HOME is not set: set it, or give the whole path", exit_code=2
+        )
+    return path
 
 
 def _arguments(file: str, inside: tuple[str, ...], read: list[str]) -> list[str]:

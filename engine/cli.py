@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,7 @@ from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.recipe import lr_steps
 from engine.run import Stopped
+from engine.saving import saved_in
 from engine.streams import keep_going
 from models import Checkpoint, profile, registry
 from models.adaptive import AdaptiveModel, Point
@@ -175,11 +178,11 @@ def _translated(script: Script, argv: list[str]) -> list[str]:
     @functools.cache
     def own() -> frozenset[str]:
         parser = Parser(add_help=False, allow_abbrev=False)
-        for flag in ("--model", "--pretrained", "--cache"):
+        for flag in ("--model", "--dataset", "--pretrained", "--cache", "--save"):
             parser.add_argument(flag)
+        parser.add_argument("--resume", nargs="?", const="auto")
         known, _ = parser.parse_known_args(argv)
-        checkpoint = Checkpoint.open(known.pretrained, cache=known.cache) if known.pretrained else None
-        name = known.model or _described(checkpoint).get("model")
+        name = known.model or _described(_opened(known)).get("model")
         entries = [entry for entry in registry.entries() if entry.name == name]
         return frozenset(flag.name for e in entries for flag in (*e.model_flags(), *e.objective_flags()))
 
@@ -198,7 +201,7 @@ def _find_network(
         lists.show(known, script.datasets)
         sys.exit(0)
     given = known.pretrained
-    checkpoint = Checkpoint.open(given, known.dataset, known.cache) if given else None
+    checkpoint = _opened(known)
     described = _described(checkpoint)
     if described.get("dataset", script.datasets[0]) not in script.datasets:
         if script.training:  # its weights are a start, if there is a network of this name for the script's images
@@ -207,6 +210,34 @@ def _find_network(
         raise UserError(f"{given} is of {described['dataset']}, which another script evaluates")
     parser.set_defaults(**{key: described[key] for key in ("model", "dataset") if key in described})
     return *_network(parser, argv), checkpoint, described
+
+
+def _opened(known: argparse.Namespace) -> Checkpoint | None:
+    """The checkpoint of --pretrained; in its place, if its file is gone, that of the run which began with it and is now
+    resumed: it records the same. None without the flag.
+    """
+    if not known.pretrained:
+        return None
+    checkpoint = Checkpoint.open(known.pretrained, known.dataset, known.cache)
+    resume = getattr(known, "resume", None)
+    if not (resume and checkpoint.is_missing):
+        return checkpoint
+    files = [Path(resume)] if resume != "auto" else saved_in(Path(known.save)) if known.save else []
+    own = next(filter(partial(_began_with, known.pretrained), map(Checkpoint, files)), None)
+    if own is None:
+        raise UserError(
+            f"there is no file {known.pretrained}, nor a checkpoint of a run that began with it: put it back, or name "
+            "the folder of that run with --save"
+        )
+    return own
+
+
+def _began_with(pretrained: str, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint can be read and is of a run with this --pretrained."""
+    try:
+        return bool(checkpoint.weights) and checkpoint.describe().get("pretrained") == pretrained
+    except ValueError:
+        return False
 
 
 def _network(parser: Parser, argv: list[str]) -> tuple[registry.Entry, str]:

@@ -24,7 +24,7 @@ from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint
 from reporting import screen
-from utils import UserError, make_room, printable, rank, replacing, say, show_progress
+from utils import UserError, counted, make_room, printable, rank, replacing, say, show_progress
 
 #: maximum number of lines of a summary, which has one for each route, and of unreadable images that an error names
 MOST_ROUTES, MOST_NAMED = 12, 3
@@ -153,7 +153,7 @@ def _write_answers(answers: Sequence[Answer], path: str) -> None:
         for answer in answers:
             numbers = {"confidence": f"{answer.confidence:.4f}", "ms": f"{answer.ms:.3f}"}
             writer.writerow(dataclasses.asdict(answer) | numbers)
-    say(f"written: {path}, {len(answers)} answers")
+    say(f"written: {path}, {counted(len(answers), 'answer')}")
 
 
 def _summary(point: Point, answers: Sequence[Answer]) -> list[screen.Column]:

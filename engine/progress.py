@@ -17,7 +17,7 @@ from images.batches import Batches
 from models import profile
 from models.adaptive import AdaptiveModel
 from models.checkpoints import Checkpoint
-from utils import rank, say, world_size
+from utils import counted, rank, say, world_size
 
 #: steps between two looks at the running loss, and the steps at which it is looked at before that
 LOOK_EVERY = 50
@@ -34,8 +34,8 @@ def describe(model: AdaptiveModel, data: Data, recipe: Recipe) -> str:
     ]
     cost = f"{' to '.join(costs)} multiply-accumulates an image" if costs else "each image costs what it needs"
     return (
-        f"{profile.count_params(model):,} parameters; {cost}; {data.train.num_images:,} images, "
-        f"{len(data.train):,} steps an epoch, {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
+        f"{profile.count_params(model):,} parameters; {cost}; {counted(data.train.num_images, 'image')}, "
+        f"{counted(len(data.train), 'step')} an epoch, {counted(recipe.epochs, 'epoch')}"
     )
 
 

@@ -23,7 +23,7 @@ import utils
 from engine import processes
 from engine.devices import device_name
 from engine.recipe import Recipe, same_rates
-from engine.saving import Writer, snapshot
+from engine.saving import Writer, saved_in, snapshot
 from models import Checkpoint
 from utils import UserError, code_version, make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
@@ -144,9 +144,7 @@ class Run:
 
     def _find_checkpoints(self, resume: str | None) -> list[Path]:
         """The files to continue from, newest first, then the best ones; none for a run that starts afresh."""
-        # new.pth is whole: it exists if a kill came before it was renamed; best files may be all that was kept of a run
-        files = (self.new, self.last, self.previous, *sorted(self.folder.glob("best*.pth"), reverse=True))
-        written = [path for path in files if path.exists()]
+        written = saved_in(self.folder)
         if processes.restarted() and written:
             return written
         if resume is None and written:
@@ -222,7 +220,7 @@ class Run:
         reason = f"is from a run with other flags ({'; '.join([*differing.values()][:4])})"
         if differing and differing.keys() <= self.SCHEDULE:
             if self.flags["epochs"] < done:
-                reason = f"has {done} epochs already, more than --epochs={self.flags['epochs']}"
+                reason = f"has {utils.counted(done, 'epoch')} already, more than --epochs={self.flags['epochs']}"
             elif same_rates(Recipe.of(saved), Recipe.of(saved | self.flags), done):
                 return
             else:

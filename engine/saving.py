@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
@@ -39,23 +40,32 @@ def snapshot(content: object, copies: dict | None = None) -> object:
     return content
 
 
+def saved_in(folder: Path) -> list[Path]:
+    """The checkpoints of the run in a folder, newest first, then the best ones."""
+    # new.pth is whole: it exists if a kill came before it was renamed; best files may be all that was kept of a run
+    names = [folder / f"{name}.pth" for name in ("new", "last", "previous")]
+    return [path for path in (*names, *sorted(folder.glob("best*.pth"), reverse=True)) if path.exists()]
+
+
 @contextlib.contextmanager
 def saving_on_failure(save: Callable[[], None]) -> Iterator[None]:
     """Within this context, call `save` before an error ends the run: it must not cost hours of training.
 
-    Of several processes, only those that fail would save, which needs all of them; they do not.
+    Of several processes, the others fail as soon as they wait for one that has failed.
     """
     try:
         yield
     except Exception:
-        if world_size() == 1:
-            save()
+        save()
         raise
 
 
 def each_or_save(items: Iterable[Item], save: Callable[[], None]) -> Iterator[Item]:
-    """Yield items; if the next one cannot be made, call `save` before that error is raised."""
-    with saving_on_failure(save):
+    """Yield items; if the next one cannot be made, call `save` before that error is raised.
+
+    Several processes do not: the others are in the midst of a step, for which they need this one.
+    """
+    with saving_on_failure(save) if world_size() == 1 else contextlib.nullcontext():
         yield from items
 
 

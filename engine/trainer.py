@@ -116,8 +116,7 @@ class Trainer:
     def train_epoch(self) -> None:
         """Train for the rest of the current epoch."""
         self.begin_epoch()
-        train = self.data.train
-        title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
+        train, title = self.data.train, f"epoch {self.epoch + 1}/{self.recipe.epochs}"
         self.first_step = self.step
         running = RunningLoss(self.device)
         batches = train.epoch(self.epoch, start=self.step)
@@ -165,7 +164,8 @@ class Trainer:
         share_statistics([self.model, self.evaluated], self.recipe.dist_bn)
         self.run.writer.wait()  # best files are looked up below, and forking workers is safest without a busy thread
         evaluating = time.perf_counter()
-        with saving_on_failure(self._save):
+        state = self.state_dict()  # for which all processes must be there; one may fail in the evaluation
+        with saving_on_failure(lambda: self.run.save(state)):
             rows = self._evaluate()
         if rows is None:  # evaluated again when the run is resumed
             self._save()
@@ -261,6 +261,7 @@ class Trainer:
             "processes": world_size(),
             "flags": self.run.flags,
             "valid_index": self.data.valid_index,
+            "listing": self.data.listing,
             "classes": list(self.data.classes),
             "ways": vars(self.stepper.ways).copy() if self.stepper.ways else None,
         }

@@ -42,7 +42,7 @@ def fit(
     try:
         if run.checkpoint:
             data.check_classes(run.checkpoint.classes)
-            data.check_held_out(run.checkpoint.training.get("valid_index"))
+            data.check_held_out(run.checkpoint.training.get("valid_index"), run.checkpoint.listing)
         elif start is not None and run.flags.get("new_head"):
             _check_new_head(objective)
         elif start is not None:

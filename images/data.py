@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -29,6 +30,8 @@ class Data:
         source: one line that says where the images come from.
         valid_index: positions in the training set of the images in `valid`, for checkpoints.
         name: name of the data set: cifar10, cifar100, digits, ilsvrc for all classes of ImageNet, or the folder's.
+        listing: fingerprint of the list of training images, in which `valid_index` are positions; None if they are
+            always the same.
     """
 
     train: Batches
@@ -39,6 +42,7 @@ class Data:
     source: str
     valid_index: Tensor | None = None
     name: str = ""
+    listing: str | None = None
 
     def check_classes(self, before: Sequence[str] | None) -> None:
         """Raise UserError unless the classes are still those that a run began with, as far as is known."""
@@ -53,10 +57,18 @@ class Data:
             exit_code=2,
         )
 
-    def check_held_out(self, before: Tensor | None) -> None:
-        """Raise UserError unless the images held out are at the positions at which a run began to hold them out."""
+    def check_held_out(self, before: Tensor | None, listing: str | None = None) -> None:
+        """Raise UserError unless the images held out are those that a run began to hold out.
+
+        Args:
+            before: the run's `valid_index`.
+            listing: the run's `listing`; None if it recorded none.
+        """
         now = self.valid_index
-        if before is now or (before is not None and now is not None and torch.equal(before, now)):
+        if before is None and now is None:
+            return
+        alike = before is not None and now is not None and torch.equal(before, now)
+        if alike and listing in (None, self.listing):  # the same positions in another list are other images
             return
         raise UserError(
             f"the images held out of {self.source} are not those that the run began with, so it has trained on some: "
@@ -93,6 +105,14 @@ class Source(Protocol):
 
     def read(self, index: int) -> bytes:
         """Return the encoded image. Raises OSError if it cannot be read."""
+
+    def listing(self) -> str | None:
+        """Return a fingerprint of the images and their order, wherever they lie; None if they are always the same."""
+
+
+def fingerprint(content: bytes) -> str:
+    """A short text that tells lists of images apart."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Sources(NamedTuple):

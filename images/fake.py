@@ -40,6 +40,9 @@ class Fake:
         Image.fromarray(pixels).resize((self.side, self.side)).save(file, "JPEG")
         return file.getvalue()
 
+    def listing(self) -> None:
+        return None
+
 
 def fake_sources(side: int) -> Sources:
     """Generated images to train and test on, loudly announced."""

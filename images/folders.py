@@ -11,7 +11,7 @@ from unicodedata import normalize
 import numpy as np
 
 from images.classes import are_numbers, positions
-from images.data import Sources
+from images.data import Sources, fingerprint
 from images.mapping import NAMES, find_mapping, mapped_labels
 from images.reading import EXTENSIONS, class_folders, first_few, image_paths
 from utils import UserError, read_file, say
@@ -90,6 +90,10 @@ class Folder:
 
     def read(self, index: int) -> bytes:
         return read_file(self.name(index))
+
+    def listing(self) -> str:
+        names = "\n".join(os.fsdecode(name).replace(os.sep, "/") for name in self.names)
+        return fingerprint(normalize("NFC", names).encode("utf-8", "surrogateescape"))
 
 
 def composed(names: Sequence[str]) -> list[str]:

@@ -46,6 +46,7 @@ def imagefolder(
     share: tuple[int, int] | None = None,
     cache: str | os.PathLike | None = None,
     on_device: bool = False,
+    listing: str | None = None,
 ) -> Data:
     """Load ImageNet or any set of image files: random resized crops and mirroring in training, centre crops otherwise.
 
@@ -69,11 +70,12 @@ def imagefolder(
             whichever of its classes have images.
         cache: folder for lists of shards, and for shards from a web server; by default torch.hub's.
         on_device: let the GPU decode JPEG files; workers do if it cannot.
+        listing: the `Data.listing` in which `valid` are positions; None if it is unknown.
         subset, valid, seed, eval_batch_size, share: as for `cifar`.
 
     Raises:
-        UserError: a value is out of range, a folder is missing or empty, the classes of train and val differ, or they
-            are not `classes`.
+        UserError: a value is out of range, a folder is missing or empty, the classes of train and val differ, they are
+            not `classes`, or images were added or removed since some were held out.
     """
     check_batch_sizes(batch_size, eval_batch_size)
     if workers < 0:
@@ -94,6 +96,8 @@ def imagefolder(
     def training_images(held_out: bool) -> DiskBatches:
         """Training images for an evaluation: those that the run held out, or those that it trained on."""
         source = sources.train(classes, classes is not None)
+        if held_out:
+            _check_listing(source, listing, sources.description)
         index = split(len(source.labels), subset, valid, seed)[held_out]
         return batches(source, index, eval_size, shuffle=not held_out)
 
@@ -106,6 +110,8 @@ def imagefolder(
         others = LazyBatches(lambda: training_images(False))
         valid_index = None if held_out is None else valid
         return Data(others, test, held_out, test_source.classes, shape, sources.description, valid_index, name)
+    if isinstance(valid, Tensor):
+        _check_listing(train_source, listing, sources.description)
     train_index, valid_index = split(len(train_source.labels), subset, valid, seed)
     return Data(
         batches(train_source, train_index, batch_size, shuffle=True),
@@ -116,6 +122,7 @@ def imagefolder(
         sources.description,
         torch.from_numpy(valid_index) if len(valid_index) else None,
         name,
+        train_source.listing() if len(valid_index) else None,
     )
 
 
@@ -124,6 +131,16 @@ def _augmentation(crop: int, scale: tuple[float, float], jitter: float) -> v2.Co
     if jitter:
         changes.append(v2.ColorJitter(jitter, jitter, jitter))
     return v2.Compose(changes)
+
+
+def _check_listing(source: Source, before: str | None, description: str) -> None:
+    """Raise UserError if the list of training images is not the one in which some were held out, as far as known."""
+    if before not in (None, source.listing()):
+        raise UserError(
+            f"the training images of {description} are not those of which the run behind --pretrained held some out: "
+            "images were added or removed since; restore what was there",
+            exit_code=2,
+        )
 
 
 def _held_out(list_images: Callable[[], DiskBatches]) -> DiskBatches | None:

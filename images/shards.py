@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from images.classes import positions
-from images.data import Sources
+from images.data import Sources, fingerprint
 from images.reading import EXTENSIONS, first_few, is_stray
 from images.shard_files import ENDING, Place, ShardFiles, is_remote
 from utils import UserError, rank, read_json, say, world_size
@@ -79,6 +79,9 @@ class Shards:
         with open(self.files.local(self.paths[number]), "rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def listing(self) -> str:
+        return fingerprint(self.places.astype("<i8").tobytes())
 
     def order(self, index: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Return an order for an epoch; any order if all shards are on this machine.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from images.data import Source
 from images.decoding import decode
+from images.processors import usable_processors
 from images.shard_files import ShardError
 from utils import STOP_SIGNALS, UserError, say
 
@@ -176,6 +177,10 @@ class Loader(torch.utils.data.DataLoader):
                 return
             yield batch
 
+    def check_worker_number_rationality(self) -> None:
+        """Say once, not for each loader as torch does, if there are more workers than processors."""
+        _check_number(self.num_workers, usable_processors())
+
     def _get_iterator(self):
         return _Iterator(self) if self.num_workers else super()._get_iterator()
 
@@ -265,6 +270,13 @@ def _announce_pipes(free: int) -> None:
         f"/dev/shm has {free / 1e6:,.0f} MB, too little for the images under way, which now go through pipes: larger "
         "shared memory (docker run --shm-size=8g), fewer --workers or a smaller --batch_size is faster"
     )
+
+
+@functools.cache
+def _check_number(workers: int, processors: int) -> None:
+    if workers > processors:
+        count = f"{processors} processor" + "s" * (processors != 1)
+        say(f"note: --workers={workers} is more than the {count} that this process may use, which may be slower")
 
 
 @contextlib.contextmanager

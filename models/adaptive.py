@@ -182,7 +182,7 @@ class AdaptiveModel(nn.Module):
             if point.name == name:
                 return point
         names = [point.name for point in self.points]
-        close = difflib.get_close_matches(name, names, n=3) or names[:8]
+        close = sorted(difflib.get_close_matches(name, names, n=3), key=names.index) or names[:8]
         raise UserError(f"this network has no point {name!r}; it has {', '.join(close)}", exit_code=2)
 
     def point(self, which: Point | str | None = None) -> Point:

@@ -7,7 +7,8 @@ A file of this project is a dictionary written by `torch.save`:
     acc, epoch              } which their code can load
     training                of a training run: what it needs to resume (epoch, step, best, objective, scaler, rng and,
                             if net_state_dict is an average, raw_weights), its flags, the names of its classes,
-                            and valid_index, the positions of the images that it held out
+                            valid_index, the positions of the images that it held out, and listing, a fingerprint of
+                            the list that they are positions in
     prepared                of the zoo: what other networks keep in a separate file, see `Checkpoint.load_prepared`
     base                    of the zoo: the network that has the weights which are left out, see `recorded.Base`
     extracted               of a sub-network: model, dataset, num_classes and flags of the whole network, the name of
@@ -75,6 +76,11 @@ class Checkpoint:
         if path := zoo.path_of(str(source)):
             return cls(path)
         return cls(source, published.find(str(source), dataset), cache)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether this is neither a file or folder nor a released name."""
+        return not (self._entry or self._source.exists())
 
     @cached_property
     def path(self) -> Path:
@@ -158,6 +164,11 @@ class Checkpoint:
         folders = path.absolute().parents[: 1 if self._entry else 2]
         index = next((f / "index.pth" for f in folders if (f / "index.pth").is_file()), None)
         return 0 if index is None else recorded.held_out_by_authors(index)
+
+    @property
+    def listing(self) -> str | None:
+        """The `Data.listing` in which `held_out` are positions; None if it is unknown."""
+        return self._training.get("listing")
 
     @property
     def format(self) -> str:

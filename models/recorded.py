@@ -153,6 +153,8 @@ def training_of(content: Mapping, path: Path) -> dict:
     index = training.get("valid_index")
     if index is not None and not is_index(index):
         _refuse(path, "training.valid_index")
+    if not isinstance(training.get("listing"), (str, type(None))):
+        _refuse(path, "training.listing")
     return training
 
 

@@ -180,7 +180,7 @@ def measured_errors(row: PublishedRow) -> str:
             trained.setdefault(record["flags"]["epochs"], []).append((error, training_text(record)))
     for epochs, runs in trained.items():
         errors = [error for error, _ in runs]
-        text = f"{epochs} epochs, {len(runs)} seeds" if len(runs) > 1 else runs[0][1]
+        text = f"{utils.counted(epochs, 'epoch')}, {len(runs)} seeds" if len(runs) > 1 else runs[0][1]
         found.append(f"{mean_and_spread(errors)} ({text})")
     return ", ".join(found)
 
@@ -193,4 +193,4 @@ def authors_weights(record: dict) -> str | None:
 
 def training_text(record: dict) -> str:
     """How long a run was trained, in words."""
-    return f"{record['flags']['epochs']} epochs, seed {record['flags']['seed']}"
+    return f"{utils.counted(record['flags']['epochs'], 'epoch')}, seed {record['flags']['seed']}"

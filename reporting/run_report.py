@@ -92,7 +92,7 @@ def results_table(rows: Sequence[engine.Row], model: AdaptiveModel, shape: Seque
         screen.Column("top-5", [screen.percent(row.top5) for row in rows], rank=3),
         *latency_columns(times, [timing["batch"] for timing in times[0]]),
     ]
-    remark = f"{rows[0].images:,} images"
+    remark = utils.counted(rows[0].images, "image")
     if times[0]:
         remark += f"; {latency_note(itertools.chain(*times))}"
     return "\n".join([*screen.table(columns), screen.note(remark)])

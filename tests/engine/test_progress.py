@@ -26,6 +26,11 @@ def test_a_network_is_described_with_its_costs():
     assert "; 40.55M (full) multiply-accumulates" in text
 
 
+def test_one_thing_is_singular():
+    words = [utils.counted(number, "epoch") for number in (0, 1, 2, 1200)]
+    assert words == ["0 epochs", "1 epoch", "2 epochs", "1,200 epochs"]
+
+
 def test_the_loss_is_known_from_the_second_step_on():
     running, seen = RunningLoss(CPU), {}
     for step in range(1, 201):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import engine
 import utils
-from engine import failures
+from engine import failures, trainer
 from engine.noise import Generators
 from tests.engine import ranks
 from tests.engine.runs import CPU, Both, Tiny, digits
@@ -204,11 +204,13 @@ def test_statistics_are_those_of_the_first_or_the_mean(two):
         torch.testing.assert_close(process["reduce resumed"][0], mean)
 
 
-def die(folder):
+def die(folder, in_evaluation=False):
     def event(model, run, step):
         if (utils.rank(), step) == (1, STEPS + 3):
             os._exit(9)
 
+    if in_evaluation and utils.rank() == 1:
+        trainer.evaluate = lambda *args, **how: os._exit(9)  # in this process, which was forked
     try:
         fit(folder, event=event, steps=2)
     except RuntimeError as error:
@@ -223,6 +225,13 @@ def test_processes_go_on_after_one_was_killed(two, tmp_path):
     # as torchrun --max-restarts starts the same command again, which says nothing of --resume
     restarted = ranks.run(2, fit, tmp_path / "killed", TORCHELASTIC_RESTART_COUNT=1)
     for process in restarted:
+        assert_same(two[0]["straight"][0], process[0])
+
+
+def test_what_one_of_two_fails_to_evaluate_is_saved(two, tmp_path):
+    ranks.run(2, die, tmp_path / "failed", True, dying=(0, 1))
+    assert position(tmp_path / "failed") == (0, STEPS)
+    for process in ranks.run(2, fit, tmp_path / "failed", "auto"):
         assert_same(two[0]["straight"][0], process[0])
 
 

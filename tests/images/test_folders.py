@@ -1,10 +1,14 @@
 """Layouts of image folders, and folders that are wrong."""
 
+import shutil
+
 import pytest
+import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from images.reading import EXTENSIONS
 from tests.images.folders import CLASSES, encoded, equal, load, photograph
+from utils import UserError
 
 
 @pytest.mark.parametrize(
@@ -78,6 +82,32 @@ def test_evaluation_finds_the_images_that_a_run_held_out(folder, capsys):
     (folder / "train").rename(folder / "away")
     assert load(folder, train=False, valid=trained.valid_index).valid is None
     assert "no thresholds can be found" in capsys.readouterr().out
+
+
+def test_positions_in_a_list_that_changed_are_refused(folder, capsys):
+    """One image more at the front and one less at the end: as many as before, but each at another position."""
+    before = load(folder, valid=5)
+    held = {"valid": before.valid_index, "listing": before.listing}
+    assert equal(load(folder, **held).valid, before.valid)
+    load(folder, valid=5).check_held_out(before.valid_index, before.listing)
+    first, *_, last = sorted((folder / "train").rglob("*.JPEG"))
+    last.rename(first.with_name("aaa.JPEG"))
+    now = load(folder, valid=5)
+    assert torch.equal(now.valid_index, before.valid_index)
+    with pytest.raises(UserError, match="so it has trained on some"):
+        now.check_held_out(before.valid_index, before.listing)
+    now.check_held_out(before.valid_index)  # of a run that recorded no list
+    with pytest.raises(UserError, match="images were added or removed since"):
+        load(folder, **held)
+    assert load(folder, train=False, **held).valid is None
+    assert "no thresholds can be found" in capsys.readouterr().out
+
+
+def test_the_list_of_images_is_the_same_in_another_place(folder, tmp_path):
+    before = load(folder, valid=5).listing
+    shutil.copytree(folder, tmp_path / "copy")
+    assert before is not None
+    assert load(tmp_path / "copy", valid=5).listing == before
 
 
 def test_generated_images_are_announced_and_reproducible(capsys):

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 from torchvision.transforms import v2
 
 import dataloader
+import images.workers
 from tests.images.folders import equal, load
 
 ROOT = Path(dataloader.__file__).parent
@@ -118,6 +120,17 @@ def test_workers_of_a_loader_that_is_collected_end_at_once(folder):
 
 
 @pytest.mark.exhaustive
+def test_more_workers_than_processors_are_noted_once(folder, capsys, monkeypatch):
+    monkeypatch.setattr(images.workers, "usable_processors", lambda: 1)
+    images.workers._check_number.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's own
+        data = load(folder, batch_size=2, workers=2, valid=2)
+        next(iter(data.valid))
+        load(folder, batch_size=2, workers=0)
+    assert capsys.readouterr().out.count("--workers=2 is more than the 1 processor that") == 1
+
+
 def test_importing_the_loader_registers_no_exit_handler(folder):
     code = """
         import atexit, torch.utils.data, torchvision.datasets, torchvision.io, torchvision.models, utils

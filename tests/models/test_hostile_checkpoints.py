@@ -47,6 +47,7 @@ def refused(action, match):
         ("flags", {"model": "ResNet20", "dataset": "cifar10", "lr": [[[0.1] * 10_000] * 10_000] * 10_000}),
         ("classes", [1, 2]),
         ("valid_index", "abc"),
+        ("listing", 5),
         ("valid_index", torch.tensor([-1])),
         ("valid_index", torch.zeros(1, dtype=torch.int64).expand(10**12)),
     ],

@@ -1,5 +1,8 @@
 """Every mistake is one sentence, with an exit code that says whose it is."""
 
+import os
+import subprocess
+
 import pytest
 
 import engine
@@ -7,7 +10,7 @@ import eval_cifar10
 import train_cifar10
 import train_ilsvrc
 from engine import cli
-from tests.scripts.commands import QUICK, ROOT, call
+from tests.scripts.commands import QUICK, ROOT, call, command
 from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -118,6 +121,8 @@ def test_an_evaluation_needs_weights_and_points_that_exist(monkeypatch, capsys, 
     code, _, err = call(monkeypatch, capsys, eval_cifar10, *flags)
     assert code == 2
     assert "no point 'exit3'" in err
+    flags = ["--dataset=digits", "--pretrained=zoo/msdnet_ge", "--point=exit9"]
+    assert "it has exit1, exit2, exit3" in call(monkeypatch, capsys, eval_cifar10, *flags)[2]
 
 
 def test_a_run_of_other_flags_is_not_continued(tmp_path, monkeypatch, capsys):
@@ -137,6 +142,23 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     words = cli.normalise(["@~/flags", "--save=~/run", "--report=a~b", "--image", "x~"])
     expected = [f"--dataset_path={tmp_path}/data", "--cache", f"{tmp_path}/files", f"--save={tmp_path}/run"]
     assert words == [*expected, "--report=a~b", "--image", "x~"]
+
+
+def test_a_home_folder_that_is_unknown_is_not_called_tilde(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where neither HOME nor the user is known
+    for word in ("--save=~/run", "@~/flags", "~/image.png", "--save=~"):
+        with pytest.raises(UserError, match="HOME is not set"):
+            cli.normalise([word])
+    assert cli.normalise(["--save=~backup"]) == ["--save=~backup"]
+
+
+def test_a_working_folder_that_was_deleted_is_one_sentence(tmp_path):
+    line = 'mkdir "$0"; cd "$0"; rmdir "$0"; exec "$@"'
+    words = ["sh", "-c", line, str(tmp_path / "gone"), *command("train_cifar10.py", "--list_models")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot use the working folder: No such file")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_argument_file_that_contains_itself_is_refused(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ import eval_cifar10
 import train_cifar10
 from engine import cli
 from images import digits, downloads
-from models import create_model
+from models import Checkpoint, create_model
 from reporting import __main__ as reporting_command
 from tests.models.files import content_of_training, saved
 from tests.scripts.commands import QUICK, call, shell
@@ -152,3 +152,21 @@ def test_images_of_other_classes_are_not_judged_without_a_word(tmp_path, monkeyp
     code, out, err = call(monkeypatch, capsys, eval_cifar10, *flags)
     assert (code, err) == (0, "")
     assert ("is of cifar10, whose classes are not those of digits" in out) == (dataset == "cifar10")
+
+
+def test_a_run_is_resumed_without_the_file_that_it_began_with(tmp_path, monkeypatch, capsys, checkpoint):
+    flags = [*QUICK, "--subset=64", f"--pretrained={checkpoint}", "--valid=20", f"--save={tmp_path}/run"]
+    assert call(monkeypatch, capsys, train_cifar10, *flags, "--epochs=1")[0] == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "kept")
+    assert call(monkeypatch, capsys, train_cifar10, *flags, "--epochs=2", "--resume=auto")[0] == 0
+    expected = Checkpoint.open(tmp_path / "run" / "last.pth").weights
+    (tmp_path / "run").rename(tmp_path / "done")
+    (tmp_path / "kept").rename(tmp_path / "run")
+    checkpoint.unlink()
+    code, out, err = call(monkeypatch, capsys, train_cifar10, *flags, "--epochs=2", "--resume=auto")
+    assert (code, "after epoch 1, step 0" in out) == (0, True), err
+    found = Checkpoint.open(tmp_path / "run" / "last.pth").weights
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    for others in ([f"--save={tmp_path}/new"], [f"--resume={tmp_path}/none.pth"]):
+        code, _, err = call(monkeypatch, capsys, train_cifar10, *flags, "--resume=auto", *others)
+        assert (code, "nor a checkpoint of a run that began with it" in err) == (2, True)
