@@ -22,8 +22,8 @@ from engine.argument_files import normalise
 from engine.devices import multiplies_bf16
 from engine.flags import add_common, add_evaluation, add_flags, add_image_training, add_training
 from engine.recipe import lr_steps
+from engine.resuming import saved_in
 from engine.run import Stopped
-from engine.saving import saved_in
 from engine.streams import keep_going
 from models import Checkpoint, profile, registry
 from models.adaptive import AdaptiveModel, Point

@@ -22,8 +22,8 @@ import torch
 import utils
 from engine import processes
 from engine.devices import device_name
-from engine.recipe import Recipe, same_rates
-from engine.saving import Writer, saved_in, snapshot
+from engine.resuming import Candidates
+from engine.saving import Writer, snapshot
 from models import Checkpoint
 from utils import UserError, code_version, make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
@@ -38,8 +38,8 @@ class Run:
 
     Args:
         folder: created if necessary.
-        flags: resolved flags; those of a resumed run must be the same, except for `MAY_CHANGE`, and for `SCHEDULE` if
-            the finished part was trained at the rates that they give.
+        flags: resolved flags; those of a resumed run must be the same, except for some that `engine.resuming`
+            lists.
         resume: "auto" to continue from the folder's newest good checkpoint if there is one, a path to continue from
             that file, None to start afresh. If torchrun restarts the processes after a failure, they continue from
             what they have saved, as with "auto".
@@ -48,26 +48,6 @@ class Run:
     Raises:
         UserError: the folder cannot be used, is in use by another run, or holds one that `resume` does not continue.
     """
-
-    MAY_CHANGE = frozenset(
-        {
-            "save",
-            "resume",
-            "dataset_path",
-            "visible_device",
-            "parallel",
-            "workers",
-            "checkpoint_steps",
-            "compile",
-            "cuda_graph",
-            "fast",
-            "cache",
-            "tensorboard",
-        }
-    )
-
-    #: flags of the schedule, which may change as long as the rates of the finished part stay the same
-    SCHEDULE = frozenset({"epochs", "lr_steps"})
 
     def __init__(
         self,
@@ -84,7 +64,6 @@ class Run:
         self._lock: filelock.BaseFileLock | None = None
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self._unusable: set[Path] = set()  # checkpoints that cannot be read or loaded
-        self._candidates: list[Path] = []
         try:
             self.checkpoint = processes.from_first(lambda: self._open(resume))
         except BaseException:
@@ -95,8 +74,8 @@ class Run:
         """Take possession of the folder; return what to continue from."""
         make_folder(self.folder)
         self._acquire_lock()
-        self._candidates = self._find_checkpoints(resume)
-        return self._next_checkpoint()
+        self._candidates = Candidates(self.folder, self.flags, resume, self.defaults, self._unusable)
+        return self._candidates.next()
 
     def _acquire_lock(self) -> None:
         """Keep other runs out of the folder until this process ends; remove what a killed one left half-written."""
@@ -140,95 +119,15 @@ class Run:
                 for path in self._made:
                     path.rmdir()
 
-    # What to continue from
-
-    def _find_checkpoints(self, resume: str | None) -> list[Path]:
-        """The files to continue from, newest first, then the best ones; none for a run that starts afresh."""
-        written = saved_in(self.folder)
-        if processes.restarted() and written:
-            return written
-        if resume is None and written:
-            raise UserError(
-                f"{self.folder} holds a run already; add --resume=auto to continue it, or name another with --save"
-            )
-        if resume in (None, "auto"):
-            return written
-        self._check_folder(written)
-        return [Path(resume)]
-
-    def _next_checkpoint(self) -> Checkpoint | None:
-        """The first candidate that can be read. Raises UserError if there are candidates but none can be."""
-        error = None
-        while self._candidates:
-            path = self._candidates.pop(0)
-            if error is not None:
-                say(f"{error}; using {path} instead")
-            try:
-                checkpoint = _read_checkpoint(path)
-            except ValueError as failure:
-                error = failure
-                self._unusable.add(path)
-                continue
-            self._compare_flags(checkpoint)
-            return checkpoint
-        if error is not None:
-            raise UserError(str(error)) from error
-        return None
-
     def replace_checkpoint(self, error: Exception) -> None:
         """Set `checkpoint` to the next older one. Raises UserError if there is none.
 
         Args:
             error: why the current one cannot be loaded; the same in all processes.
         """
-        self.checkpoint = processes.from_first(lambda: self._older_checkpoint(error))
-
-    def _older_checkpoint(self, error: Exception) -> Checkpoint | None:
-        assert self.checkpoint is not None
-        path = self.checkpoint.path
-        self._unusable.add(path)
-        message = f"{path} cannot be continued from ({str(error).strip().partition(chr(10))[0].rstrip(':')})"
-        if not self._candidates:
-            raise UserError(f"{message}; start from its weights with --pretrained, or afresh, and another --save")
-        say(f"{message}; using {self._candidates[0]} instead")
-        return self._next_checkpoint()
-
-    def _check_folder(self, files: Iterable[Path]) -> None:
-        """Refuse a folder that holds a different run."""
-        for path in files:
-            try:
-                checkpoint = _read_checkpoint(path)
-            except UserError as error:
-                raise UserError(f"{path} is no file of a training run: move it, or name another with --save") from error
-            except ValueError:  # an unreadable file holds nothing to lose
-                self._unusable.add(path)
-            else:
-                self._compare_flags(checkpoint)
-
-    def _compare_flags(self, checkpoint: Checkpoint) -> None:
-        """Raise UserError if the flags of a checkpoint differ from this run's."""
-        saved = {key: value for key, value in self.defaults.items() if key in self.flags} | checkpoint.training["flags"]
-        differing = {
-            name: f"--{name} was {saved.get(name)} and is {self.flags.get(name, 'unknown to this version')}"
-            for name in sorted(saved.keys() | self.flags.keys())
-            if name not in self.MAY_CHANGE
-            and saved.get(name) != self.flags.get(name)
-            # a flag that no longer exists and was not used
-            and (name in self.flags or saved[name])
-        }
-        done = checkpoint.training["epoch"] + (checkpoint.training["step"] > 0)
-        reason = f"is from a run with other flags ({'; '.join([*differing.values()][:4])})"
-        if differing and differing.keys() <= self.SCHEDULE:
-            if self.flags["epochs"] < done:
-                reason = f"has {utils.counted(done, 'epoch')} already, more than --epochs={self.flags['epochs']}"
-            elif same_rates(Recipe.of(saved), Recipe.of(saved | self.flags), done):
-                return
-            else:
-                reason += ", which would have changed the learning rate of the epochs that are done"
-        if differing:
-            raise UserError(
-                f"{checkpoint.path} {reason}: give the same, or start from its weights with --pretrained and --save"
-            )
+        current = self.checkpoint
+        assert current is not None
+        self.checkpoint = processes.from_first(lambda: self._candidates.after(current, error))
 
     # Its files
 
@@ -359,18 +258,6 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _read_checkpoint(path: Path) -> Checkpoint:
-    """Open a training checkpoint of this project. Raises ValueError if the file is of another kind or damaged."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name the file in it, such as {path / 'last.pth'}")
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path} to resume from")
-    checkpoint = Checkpoint.open(path)
-    if not checkpoint.training:
-        raise UserError(f"{path} was not written by this project's training; start from it with --pretrained")
-    return checkpoint
 
 
 def _epoch_of(line: str) -> float:

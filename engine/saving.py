@@ -6,7 +6,6 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
@@ -38,13 +37,6 @@ def snapshot(content: object, copies: dict | None = None) -> object:
     if isinstance(content, (list, tuple)):
         return type(content)(snapshot(value, copies) for value in content)
     return content
-
-
-def saved_in(folder: Path) -> list[Path]:
-    """The checkpoints of the run in a folder, newest first, then the best ones."""
-    # new.pth is whole: it exists if a kill came before it was renamed; best files may be all that was kept of a run
-    names = [folder / f"{name}.pth" for name in ("new", "last", "previous")]
-    return [path for path in (*names, *sorted(folder.glob("best*.pth"), reverse=True)) if path.exists()]
 
 
 @contextlib.contextmanager

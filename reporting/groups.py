@@ -7,11 +7,11 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 
-from engine.run import Run
+from engine.resuming import MAY_CHANGE
 from reporting.curves import Curve, flag_text, network_label, own_flags, rows_of
 
 #: flags that change no result
-BOOKKEEPING = Run.MAY_CHANGE | {"fallback", "report", "latency_batch", "list_models", "list_checkpoints"}
+BOOKKEEPING = MAY_CHANGE | {"fallback", "report", "latency_batch", "list_models", "list_checkpoints"}
 
 
 def merge_seeds(records: Iterable[dict]) -> list[dict]:
