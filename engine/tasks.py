@@ -75,7 +75,8 @@ def evaluate(
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     data = load()
-    folder = make_folder(args.report or f"reports/{cli.folder_name(args)}", "--report")  # a refused command leaves none
+    own = args.report or f"reports/{cli.folder_name(args, data.name)}"
+    folder = make_folder(own, "--report")  # a refused command leaves none
     for flag, file in (("--query_table", args.query_table), ("--extract", args.extract and args.extract[1])):
         if file:
             make_room(file, flag)
