@@ -368,11 +368,15 @@ def run(main: Callable[[], None]) -> None:
         remove_empty_folders()
 
 
-def folder_name(args: argparse.Namespace) -> str:
-    """dataset-model-flags, for the folders of runs and reports."""
+def folder_name(args: argparse.Namespace, images: str = "") -> str:
+    """dataset-model-flags, for the folders of runs and reports.
+
+    Args:
+        images: name of the data set, if not that of `args`: reports on own images do not replace each other.
+    """
     flags = {**args.model_flags, **args.objective_flags}
     values = [f"{name}{_plain(value)}" for name, value in flags.items() if value not in (None, False, ())]
-    return "-".join([args.dataset, args.model, *values]).replace("/", "_")
+    return "-".join([images or args.dataset, args.model, *values]).replace("/", "_")
 
 
 def _plain(value: object) -> str:

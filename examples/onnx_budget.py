@@ -18,7 +18,13 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # for others, Pi
 
 def choose(table, budget):
     """The most accurate point within a budget; of points whose accuracy is not known the dearest."""
-    unit, most = ("ms", float(budget[:-2])) if budget.endswith("ms") else ("macs", float(budget))
+    unit = "ms" if budget.endswith("ms") else "macs"
+    try:
+        most = float(budget.removesuffix("ms"))
+    except ValueError:
+        raise ValueError(
+            f"the budget {budget!r} is neither multiply-accumulates (20e6) nor milliseconds (2.5ms)"
+        ) from None
     within = [point for point in table["points"] if point[unit] is not None and point[unit] <= most]
     return max(within, key=lambda point: (point["top1"] or 0, point[unit])) if within else None
 

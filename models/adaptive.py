@@ -46,12 +46,19 @@ class Point:
     compiled or wrapped in DataParallel.
 
     Args:
-        name: what users type; unique within a network.
+        name: what users type, and part of the names of files, so without "/" and ","; unique within a network.
         resolution: side in pixels to which images are resized on the device; with None they are not resized.
     """
 
     name: str
     resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        if wrong := [character for character in self.name if character in "/\\," or character.isspace()]:
+            raise ValueError(
+                f"a point cannot be named {self.name!r}: names have no {wrong[0]!r}, because --point divides them at "
+                f"commas and files are named after them; use letters, digits, '-' and '.'"
+            )
 
     def __str__(self) -> str:
         return self.name

@@ -6,7 +6,7 @@ import csv
 import functools
 import shlex
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from engine import cli
@@ -60,7 +60,11 @@ class PublishedRow:
 
         If the cost depends on the image, both counts are None: only an evaluation can count.
         """
-        return _count(self.model, self.dataset, self.flags, self.point, self.flops_means if self.flops else None)
+        means = self.flops_means if self.flops else None
+        try:
+            return _count(self.model, self.dataset, self.flags, self.point, means)
+        except ValueError as error:
+            raise UserError(f"published row {self.row!r} of {self.table!r}: {error}") from error
 
 
 @functools.cache
@@ -89,9 +93,14 @@ def _build(name: str, dataset: str, flags: str) -> AdaptiveModel:
 def published_rows(system: str | None = None) -> list[PublishedRow]:
     """Return the rows of results/published/<system>-<table>.csv. Raises UserError for an unknown system."""
     rows = []
+    columns = [field.name for field in fields(PublishedRow) if field.name != "system"]
     for file in sorted(TABLES.glob("*.csv")):
         with open(file, newline="", encoding="utf-8") as stream:
-            rows += [PublishedRow(**line, system=file.stem.rpartition("-")[0]) for line in csv.DictReader(stream)]
+            lines = csv.DictReader(stream)
+            if not set(columns) - {"ratio"} <= set(lines.fieldnames or ()) <= set(columns):
+                needed = ", ".join(columns)
+                raise UserError(f"the columns of {file} are not {needed}; of these only ratio may be left out")
+            rows += [PublishedRow(**line, system=file.stem.rpartition("-")[0]) for line in lines]
     systems = sorted({row.system for row in rows})
     if system is not None and system not in systems:
         raise UserError(f"there are no tables of {system!r}; there are {', '.join(systems)}", exit_code=2)

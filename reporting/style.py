@@ -15,8 +15,8 @@ from models import registry
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: distinct for colour-blind readers (Okabe and Ito), without black and without yellow, which is too faint on paper
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+#: distinct for colour-blind readers (Okabe and Ito, then Tol), without black and colours that are too faint on paper
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933", "#332288", "#663333")
 MARKERS = "osD^v<>ph"
 #: the baselines of the systems are black and have their own markers
 BASELINE_COLOUR, BASELINE_MARKERS = "black", "XP*"
@@ -43,7 +43,7 @@ def system_name(folder: str) -> str:
 def system_colours() -> dict[str, str]:
     """The colour of each system, by its name: black for baselines, the others in the order of the registry.
 
-    Systems with published tables come first, so that they keep their colours when another is added.
+    Systems with published tables come first, so that they keep their colours when one without is added.
     """
     baselines = {system_name(folder) for folder in registry.baselines()}
     systems = [system_name(folder) for folder in registry.systems()]

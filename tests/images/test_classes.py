@@ -164,6 +164,10 @@ def test_a_run_knows_its_classes_and_the_name_of_its_set(folder, monkeypatch, ca
     assert "2 of the 3 classes" in out
     record = json.loads((report / "evaluation.json").read_text())
     assert (record["dataset"], record["flags"]["dataset"]) == ("beasts", "ilsvrc")
+    monkeypatch.chdir(folder.parent)
+    code, out, err = evaluate(monkeypatch, capsys, best, folder, "--latency_batch=0")
+    assert code == 0, err
+    assert "written: reports/beasts-msdnet-" in out
     curve = Curve.of(record, "x")
     assert (curve.dataset, curve.system) == ("beasts", "msdnet")
 

@@ -67,6 +67,12 @@ def example():
     return module
 
 
+def test_the_example_names_a_budget_that_is_none(example):
+    with pytest.raises(ValueError, match="the budget '20M' is neither multiply-accumulates"):
+        example.choose({"points": []}, "20M")
+    assert example.choose({"points": [{"macs": 1, "ms": 3.0, "top1": None}]}, "2.5ms") is None
+
+
 @pytest.fixture(scope="module")
 def written(example, tmp_path_factory):
     """A network, its points, one of them with thresholds, some images, and the folder that was written."""

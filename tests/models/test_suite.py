@@ -69,6 +69,25 @@ class EveryDepth(Objective):
         yield self.first * losses[0] + sum(losses[1:])
 
 
+class DrawnDepth(EveryDepth):
+    """One depth, drawn in each step, whose classifier alone is trained."""
+
+    draws = True
+
+    def passes_of_step(self, network):
+        return [int(torch.randint(len(network.points), (), generator=self.generator))]
+
+    def loss_of_pass(self, model, images, labels, which):
+        logits = model(images)[which]
+        loss = F.cross_entropy(logits, labels)
+        self.track(logits, labels, loss=loss)
+        return loss
+
+    def __call__(self, model, images, labels):
+        for which in self.passes_of_step(model):
+            yield self.loss_of_pass(model, images, labels, which)
+
+
 # Each of these breaks one promise; `caught_by` is the check that has to say so.
 
 
@@ -245,7 +264,7 @@ class ExplainsNothing(EveryDepth):
         super().__init__(unexplained)
 
 
-BROKEN = (*Toy.__subclasses__(), *EveryDepth.__subclasses__())
+BROKEN = (*Toy.__subclasses__(), *(one for one in EveryDepth.__subclasses__() if one is not DrawnDepth))
 CHECKS = (*checks.ON_META, *checks.WITH_VALUES)
 
 
@@ -287,6 +306,19 @@ def test_a_correct_network_in_one_file_passes_every_check(register):
     assert case.entry.system == "test_suite"
     assert failing(case) == {}
     assert any(case.entry.name == "toy" for case in cases.every_case())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sub_networks_drawn_in_later_steps_count_as_trained(seed, register):
+    case = register(objective=DrawnDepth)
+    torch.manual_seed(seed)
+    checks.check_gradients(case)
+
+
+@pytest.mark.parametrize("name", ["1/3", "a,b", "two thirds", "c\\d"])
+def test_a_point_whose_name_no_file_can_have_is_refused(name):
+    with pytest.raises(ValueError, match="a point cannot be named"):
+        Depth(name)
 
 
 def test_a_correct_network_passes_the_tests_of_export_and_fast(register, monkeypatch):

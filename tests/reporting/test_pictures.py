@@ -26,13 +26,17 @@ def drawn(path, cost, *shown, error=False, named=False):
     return panel
 
 
-def test_each_system_has_its_own_colour_and_baselines_are_black():
+def test_each_system_has_its_own_colour_and_baselines_are_black(monkeypatch):
     colours = style.system_colours()
     assert registry.baselines() == {"plain"}
     assert colours.pop("plain") == style.BASELINE_COLOUR
     assert set(colours) == {style.system_name(system) for system in registry.systems()} - {"plain"}
     assert len(set(colours.values())) == len(colours)
     of_five = ("dmnn", "embedded", "msdnet", "shared-basis", "slimmable")
+    systems = [*(system.replace("-", "_") for system in of_five), "exits", "plain", "two_more", "without_tables"]
+    monkeypatch.setattr(registry, "systems", lambda: systems)
+    colours = style.system_colours()
+    assert len(set(colours.values())) == len(systems)
     assert [colours[system] for system in of_five] == list(style.COLOURS[:5]), "those of the pictures in the repository"
 
 

@@ -13,6 +13,7 @@ from reporting import __main__ as command
 from reporting import curves, groups, measured, pages, pictures, published, tables
 from reporting.compare import compare
 from tests.reporting.folders import evaluation
+from utils import UserError
 
 ROOT = Path(__file__).parents[2]
 ROWS = published.published_rows()
@@ -29,6 +30,23 @@ def networks():
         pytest.param(rows, id=" ".join(key).strip(), marks=[pytest.mark.exhaustive] if key[:2] in LARGE else [])
         for key, rows in rows.items()
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (",flags,", ",", "columns of .*dmnn-ilsvrc.csv are not .*flags"),
+        (",ResNet50,", ",ResNet5,", "published row 'ResNet-50 .*: unknown ilsvrc model 'ResNet5'"),
+        (",macs,", ",2xMACs,", "published row 'ResNet-50 .*: unknown way of counting '2xMACs'"),
+    ],
+)
+def test_a_mistake_in_a_published_table_is_named(before, after, message, tmp_path, monkeypatch):
+    header, *rows = (published.TABLES / "dmnn-ilsvrc.csv").read_text().splitlines()
+    row = next(row for row in rows if ",ResNet50," in row and ",macs," in row)
+    (tmp_path / "dmnn-ilsvrc.csv").write_text(f"{header}\n{row}\n".replace(before, after))
+    monkeypatch.setattr(published, "TABLES", tmp_path)
+    with pytest.raises(UserError, match=message):
+        tables.published_tables("dmnn")
 
 
 @pytest.mark.xdist_group("published")

@@ -69,7 +69,8 @@ def test_a_recipe_begins_with_its_source(name):
     first = text.partition("\n")[0]
     assert first.startswith("# ")
     if name not in FOR_ANY_NETWORK:
-        assert any(part in first for part in ("arXiv ", "wchkang/", "this project's own"))
+        sources = ("arXiv ", "wchkang/", "this project's own")
+        assert any(part in first for part in sources), f"the first line names none of {', '.join(sources)}"
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
