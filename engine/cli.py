@@ -83,7 +83,7 @@ def parse(script: Script, argv: list[str] | None = None) -> argparse.Namespace:
         entry, dataset, checkpoint, described = _find_network(parser, script, argv)
     except ValueError as error:
         parser.error(str(error))
-    group = parser.add_argument_group(f"{entry.name} on {entry.dataset}: {entry.summary}")
+    group = parser.add_argument_group(f"{entry.name} on {entry.dataset}: {entry.summary.rstrip('.')}")
     model_flags = add_flags(group, entry.model_flags())
     objective_flags = add_flags(group, entry.objective_flags()) if script.training else []
     defaults = _published_defaults(script, entry, dataset) | _own_flags(described, model_flags, dataset)

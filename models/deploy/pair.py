@@ -30,20 +30,23 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.built import BuiltAs, MadeFor
 from models.deploy import export, stages
-from utils import UserError, make_folder, may_run, process_name, write_json
+from utils import UserError, make_folder, may_run, process_name, show_progress, write_json
 
 TABLE = "table.json"
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -166,7 +169,7 @@ def _write_points(
 ) -> list[Row]:
     """Write an independent file for each point."""
     rows = []
-    for point in points:
+    for point in _with_bar(points):
         network = export.AtPoint(model, point, shape)
         row = Row(point.name, f"{point.name}.{form}", profile.count_macs(network.network, shape, network.point))
         export.write(network, shape, form, folder / row.file)
@@ -186,7 +189,7 @@ def _write_stages(
     by_stop: dict[Point, Row] = {}
     graphs: list[Callable[..., Sequence[Tensor]]] = []
     cost, taken = 0, ["images"]
-    for number, stage in enumerate(stages.cut(export.merged(model), stops, shape), start=1):
+    for number, stage in enumerate(_with_bar(stages.cut(export.merged(model), stops, shape)), start=1):
         file = f"{stage.point.name}.{form}"
         handed_on = [f"state{number}_{k}" for k in range(1, stage.outputs)]
         export.write_graph(stage.part, stage.inputs, taken, ["logits", *handed_on], form, folder / file)
@@ -207,6 +210,11 @@ def _write_stages(
         mean = point.expected_macs  # type: ignore[attr-defined]  # points with thresholds have it
         rows.append(Row(point.name, whole.file, mean, after=whole.after, thresholds=thresholds))
     return rows
+
+
+def _with_bar(parts: Sequence[Item]) -> Iterable[Item]:
+    """Go through what takes seconds for each part with a progress bar."""
+    return tqdm(parts, "exporting", leave=False, disable=not show_progress())
 
 
 def _one_after_the_other(graphs: Sequence[Callable[..., Sequence[Tensor]]]) -> Callable[[Tensor], Tensor]:
