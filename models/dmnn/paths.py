@@ -51,6 +51,11 @@ class Path(nn.Module):
     def norms_of(self):
         return [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(self, f"conv{i}")]
 
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """Its batch norms, in the order in which they run."""
+        own = self._modules
+        return [own[name] for name in ("bn1", "bn2", "bn3") if name in own]
+
     @property
     def is_plain(self) -> bool:
         """Whether computing this path jointly with others leaves nothing out that calling its layers would do."""
@@ -82,6 +87,14 @@ class BasicPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+
+
+def joinable(paths: Sequence[nn.Module]) -> bool:
+    """Whether `add_paths` computes all that calling the paths one by one would do."""
+    if not all(isinstance(path, Path) and path.is_plain for path in paths):
+        return False
+    settings = [[(norm.momentum, norm.eps) for norm in path.norms()] for path in paths]
+    return settings.count(settings[0]) == len(settings)
 
 
 def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> Tensor:
