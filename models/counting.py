@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from models.layers import Layers
-
-FunctionT = TypeVar("FunctionT", bound=Callable)
 
 
 class Cache(dict):
@@ -43,15 +41,6 @@ class Cache(dict):
 
     def __reduce__(self) -> tuple[type[Cache], tuple]:
         return Cache, ()
-
-
-def untraced(function: FunctionT) -> FunctionT:
-    """Have torch.compile call a function once and keep what it returns, where tracing it would fail or take minutes.
-
-    This is what `torch.compiler.assume_constant_result` does, which takes seconds to import the compiler.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 class CallCounter(TorchFunctionMode):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.counting import Cache, CallCounter, untraced
+from models.counting import Cache, CallCounter
 from models.meta import without_values
 from utils import UserError
 
@@ -128,19 +128,14 @@ def _count(model: AdaptiveModel, shape: Sequence[int], point: Which) -> tuple[in
     point = model.point(point)
     _check_static(point)
     cache = model.__dict__.setdefault("_counts", Cache()).of(model)
-    shape = tuple(shape)
-    counted = cache.get((point, shape))  # another thread may empty it
+    key = (point, tuple(shape))
+    counted = cache.get(key)  # another thread may empty it
     if counted is None:
-        counted = cache[point, shape] = _measure(model, shape, point)
+        calls = CallCounter((F.batch_norm, torch.batch_norm))
+        with countable(model):
+            _run_on_meta(without_values(model).eval(), (1, *shape), point, calls)
+        counted = cache[key] = calls.macs, calls.elements
     return counted
-
-
-@untraced
-def _measure(model: AdaptiveModel, shape: tuple[int, ...], point: Point) -> tuple[int, int]:
-    calls = CallCounter((F.batch_norm, torch.batch_norm))
-    with countable(model):
-        _run_on_meta(without_values(model).eval(), (1, *shape), point, calls)
-    return calls.macs, calls.elements
 
 
 @contextlib.contextmanager

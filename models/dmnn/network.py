@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models import profile
 from models.adaptive import AdaptiveModel, Point
-from models.counting import Cache, CallCounter, untraced
+from models.counting import Cache, CallCounter
 from models.deploy import folding
 from models.dmnn import report
 from models.dmnn.coarse import Grouping
@@ -230,7 +230,6 @@ class GatedNetwork(AdaptiveModel):
             costs = known[shape] = self._measure(shape)
         return costs
 
-    @untraced
     def _measure(self, shape: tuple[int, ...]) -> Costs:
         clone = without_values(self).eval()
         macs: dict[nn.Module, int] = {}

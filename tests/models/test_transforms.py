@@ -1,4 +1,4 @@
-"""Transforms of torch.func (functional_call, grad, vmap) and torch.compile give what plain calls give."""
+"""Transforms of torch.func (functional_call, grad, vmap) give what plain calls give."""
 
 import copy
 
@@ -98,11 +98,3 @@ def test_gradients_of_each_image_from_vmap():
     each = func.vmap(func.grad(loss), in_dims=(None, 0))(layer.weight.detach(), x)
     for one, image in zip(each, x, strict=True):
         torch.testing.assert_close(one, func.grad(loss)(layer.weight.detach(), image, False), rtol=0.02, atol=0.2)
-
-
-@pytest.mark.parametrize(("name", "point"), [("ResNet20", None), ("dmnn32", "all")])
-@torch.no_grad()
-def test_compiled_infer_counts_without_being_traced(name, point):
-    model = small(name).eval()
-    _, macs = torch.compile(lambda images: model.infer(images, point), fullgraph=True, backend="eager")(IMAGES)
-    assert torch.equal(macs, small(name).eval().infer(IMAGES, point)[1])
