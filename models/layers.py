@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import debug_unwrap
 
 from models.products import convolve
 
@@ -30,7 +31,12 @@ def constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
     Copying in every step would wait for the device, and could not be part of a CUDA graph.
     """
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device, dtype=dtype)
+        return to_keep(torch.tensor(values, device=device, dtype=dtype))
+
+
+def to_keep(tensor: Tensor) -> Tensor:
+    """The tensor without what transforms of torch.func, which end, wrap around what is made while they run."""
+    return tensor if torch.compiler.is_compiling() else debug_unwrap(tensor)
 
 
 class Statistics:
@@ -305,6 +311,8 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 class _Rescale(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, factor):
         return x.view_as(x)

@@ -71,6 +71,8 @@ class _GradientAsProduct(torch.autograd.Function):
     oneDNN takes up to ten times as long, as it goes through all filters for each image.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, weight, stride, groups):
         return F.conv2d(x, weight, None, stride, weight.shape[2] // 2, 1, groups)

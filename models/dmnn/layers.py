@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.dmnn.gates import Controller, Decision, MergedGates, favour_open, pooled
-from models.dmnn.paths import BasicPath, Path, add_paths
+from models.dmnn.paths import BasicPath, Path, add_paths, joinable
 from models.layers import Projection, full_precision, select_images
 from models.products import is_hooked
 
@@ -167,7 +167,7 @@ class MultiPathBlock(GatedBlock):
         return self.controller.deciding_layers()
 
     def add_paths(self, x, gates):
-        if self.training and all(isinstance(path, Path) and path.is_plain for path in self.paths):
+        if self.training and joinable(self.paths):
             return add_paths(self.paths, self.carry(x), x, gates)
         return super().add_paths(x, gates)
 

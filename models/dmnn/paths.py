@@ -51,6 +51,11 @@ class Path(nn.Module):
     def norms_of(self):
         return [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(self, f"conv{i}")]
 
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """Its batch norms, in the order in which they run."""
+        own = self._modules
+        return [own[name] for name in ("bn1", "bn2", "bn3") if name in own]
+
     @property
     def is_plain(self) -> bool:
         """Whether computing this path jointly with others leaves nothing out that calling its layers would do."""
@@ -82,6 +87,14 @@ class BasicPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+
+
+def joinable(paths: Sequence[nn.Module]) -> bool:
+    """Whether `add_paths` computes all that calling the paths one by one would do."""
+    if not all(isinstance(path, Path) and path.is_plain for path in paths):
+        return False
+    settings = [[(norm.momentum, norm.eps) for norm in path.norms()] for path in paths]
+    return settings.count(settings[0]) == len(settings)
 
 
 def add_paths(paths: Sequence[Path], out: Tensor, x: Tensor, gates: Tensor) -> Tensor:
@@ -149,19 +162,29 @@ class OutputStatistics(torch.autograd.Function):
     layouts.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         """Return mean and variance, both (paths, out channels), for x (images, paths * width, height, width).
+
+        What `mean_and_product` returns follows, for the backward pass.
 
         Args:
             weight: (paths, out channels, width).
         """
         mean, product = mean_and_product(x, weight)
-        ctx.save_for_backward(x, weight, mean, product)
-        return (weight @ mean[:, :, None]).squeeze(2), (product * weight).sum(dim=2).clamp_min(0)
+        variance = (product * weight).sum(dim=2).clamp_min(0)
+        return (weight @ mean[:, :, None]).squeeze(2), variance, mean, product
 
     @staticmethod
-    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor]:
+    def setup_context(ctx, inputs, output):
+        _, _, mean, product = output
+        ctx.mark_non_differentiable(mean, product)
+        ctx.save_for_backward(*inputs, mean, product)
+
+    @staticmethod
+    def backward(ctx, grad_mean: Tensor, grad_variance: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, mean, product = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative goes through these too
             mean, product = mean_and_product(x, weight)
@@ -197,7 +220,7 @@ def last_layers(paths: Sequence[Path], x: Tensor) -> tuple[Tensor, Tensor]:
     norms = [path.bn3 for path in paths]
     with full_precision(x):
         weight = torch.stack([path.conv3.weight.flatten(1) for path in paths])
-        mean, variance = OutputStatistics.apply(x, weight)
+        mean, variance, *_ = OutputStatistics.apply(x, weight)
         with torch.no_grad():
             pixels = x.numel() // x.shape[1]
             unbiased = variance * (pixels / max(pixels - 1, 1))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import BasicBlock, Block, conv, full_precision, is_ordinary
+from models.layers import BasicBlock, Block, conv, full_precision, is_ordinary, to_keep
 from models.products import convolution, convolve, is_hooked, is_plain
 from models.shared_basis.folding import FoldedBlock, choose_forms, drop_unused_bases, fold_basis
 from models.trunks import Group
@@ -121,7 +121,7 @@ def _with_zeros(parts: Sequence[Tensor], zeros: int, dim: int = 0) -> Tensor:
 @cache  # never evicted: recorded steps read them
 def _zeros(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     with torch.inference_mode(False):
-        return torch.zeros(shape, device=device, dtype=dtype)
+        return to_keep(torch.zeros(shape, device=device, dtype=dtype))
 
 
 #: whether the processor's vectors hold 16 float32 numbers; otherwise they hold 8
@@ -308,7 +308,7 @@ def gram_constants(num_shared: int, rank: int, num_unique: int, device, dtype) -
         mask = torch.block_diag(*[torch.ones(rank, rank)] * num_unique)
         mask = F.pad(mask, (num_shared, 0, num_shared, 0)) if num_unique else torch.zeros(size, size)
         mask[:num_shared] = 1
-        return -torch.eye(size, device=device, dtype=dtype), mask.to(device, dtype)
+        return to_keep(-torch.eye(size, device=device, dtype=dtype)), to_keep(mask.to(device, dtype))
 
 
 def orthogonality(terms: Sequence[Sequence[BasisGroup]]) -> Tensor:

@@ -282,7 +282,8 @@ class SwitchableBatchNorm(SlimLayer):
         self.bn = nn.ModuleList(nn.BatchNorm2d(channels(width)) for width in widths)
 
     def chosen(self, cut: Cut) -> nn.BatchNorm2d:
-        return self.bn[self.widths.index(cut.width)]
+        norms = self._modules["bn"]._modules  # getattr on a module, and its lists, take microseconds
+        return norms[str(self.widths.index(cut.width))]
 
     def part(self, cut: Cut) -> tuple[Tensor, ...]:
         norm = self.chosen(cut)
@@ -294,11 +295,11 @@ class SwitchableBatchNorm(SlimLayer):
     def forward(self, x: Tensor, cut: Cut) -> Tensor:
         if cut.parts is None:
             return self.chosen(cut)(x)
-        return F.batch_norm(x, *self.taken(cut), eps=1e-5)
+        return F.batch_norm(x, *self.taken(cut), eps=self.chosen(cut).eps)
 
     def plain(self, cut: Cut) -> nn.BatchNorm2d:
         chosen = self.chosen(cut)
-        layer = nn.BatchNorm2d(chosen.num_features, device=chosen.weight.device)
+        layer = nn.BatchNorm2d(chosen.num_features, chosen.eps, device=chosen.weight.device)
         layer.load_state_dict(chosen.state_dict())
         return layer
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import debug_unwrap
 
 from models.layers import Layers
 from models.slimmable.layers import Cut, SlimLayer, Statistics
@@ -88,6 +89,9 @@ class Prepared:
         self.trained, self._seen = False, []
         for owner, name in self._parameters:
             tensor = _parameter(owner, name)
+            if tensor is not owner[name]:  # of a transform, which ends before the next look
+                self._seen = []
+                break
             version = None if tensor.is_inference() else tensor._version
             # the detached tensor keeps the storage alive, so that no other gets its address
             self._seen.append((owner, name, tensor, tensor.data_ptr(), version, tensor.detach()))
@@ -110,7 +114,9 @@ class Prepared:
         self.statistics[width, resolution] = {device: tuple(zip(means, variances))}
 
     def planned(self, point: object, cut: Cut, layers: Callable[[], Iterable[SlimLayer]]) -> Cut:
-        """Return the cut with all its parts taken beforehand."""
+        """Return the cut with all its parts taken beforehand, unless a transform gives the weights."""
+        if not self._seen:
+            return cut
         plan = self.plans.get(point)
         if plan is None or not plan.serves(cut):
             self.plans.pop(point, None)
@@ -124,14 +130,14 @@ class Prepared:
 
 
 def _parameter(owner: dict[str, Tensor | None], name: str) -> Tensor:
-    """The parameter of this name of a module. Raises UserError if something else computes it."""
+    """The parameter of this name of a module, outside any transform. Raises UserError if something else computes it."""
     tensor = owner.get(name)
     if tensor is None:
         raise UserError(
             f"a {name} of this network is pruned or parametrized, so batch-norm statistics cannot be kept for it: "
             "make the change permanent (torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
         )
-    return tensor
+    return debug_unwrap(tensor)  # transforms of torch.func give wrapped ones, which have no storage
 
 
 class Plan:

@@ -1,10 +1,13 @@
 """Training of gated networks: all paths as one computation, gates and the losses that steer them."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import create_model
 from models.dmnn import gates, objective
 from models.dmnn import paths as paths_module
 from models.dmnn.paths import OutputStatistics, add_paths, merging_pays
@@ -133,3 +136,22 @@ def test_target_loss_leaves_out_blocks_that_always_run():
     rates, targets = torch.tensor([0.2, 0.9, 0.5]), torch.tensor([1.0, 0.4, 0.7])
     expected = ((0.4 - 0.9) ** 2 + (0.7 - 0.5) ** 2) / 3
     assert objective.target_loss(rates, targets).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("setting", ["momentum", "eps"])
+@torch.no_grad()
+def test_paths_keep_their_own_settings_of_norms(setting):
+    torch.manual_seed(0)
+    one = create_model("dmnn50", "cifar10", num_paths=2).train()
+    for block in one.gated_blocks():
+        for name in ("bn1", "bn2", "bn3"):
+            setattr(block.paths[1].get_submodule(name), setting, 0.5)
+    other = copy.deepcopy(one)
+    for block in other.gated_blocks():
+        block.paths[0].register_forward_hook(lambda *_: None)  # each path is then called
+    outputs = []
+    for model in (one, other):
+        torch.manual_seed(1)
+        outputs.append(model(torch.linspace(-1, 1, 4 * 3 * 32 * 32).view(4, 3, 32, 32)).logits)
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=1e-3, atol=1e-3)

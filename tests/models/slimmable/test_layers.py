@@ -7,7 +7,7 @@ import torch
 from models import create_model, create_objective
 from models.profile import count_params
 from models.slimmable.forms import Universal
-from models.slimmable.layers import Cut, Scaled, UniversalBatchNorm
+from models.slimmable.layers import Cut, Listed, Scaled, SwitchableBatchNorm, UniversalBatchNorm
 from tests.models.slimmable.networks import batches, tiny
 
 
@@ -44,3 +44,12 @@ def test_every_parameter_gets_a_gradient_from_a_step():
     for loss in create_objective("mutualnet_wrn28_10", "cifar10")(model, *next(batches())):
         loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@torch.no_grad()
+def test_separate_norms_keep_their_own_eps():
+    norm, cut = SwitchableBatchNorm(Listed((8, 16), (0.5, 1.0)), (0.5, 1.0)).eval(), Cut(0.5, learning=False)
+    norm.bn[0].eps, norm.slot = 0.5, 0
+    x = torch.randn(4, 8, 2, 2)
+    for same in (norm(x, Cut(0.5, False, parts=(norm.part(cut),))), norm.plain(cut).eval()(x)):
+        torch.testing.assert_close(same, norm(x, cut))
