@@ -3,9 +3,17 @@
 import shlex
 import sys
 
-from engine import cli
-from reporting.__main__ import main
+import startup
+
+with startup.importing(__name__):
+    from engine import cli
+    from reporting import __main__ as commands
+
+
+def main():
+    print(f"report.py is now: {shlex.join(['python3', '-m', 'reporting', *sys.argv[1:]])}", file=sys.stderr)
+    commands.main()
+
 
 if __name__ == "__main__":
-    print(f"report.py is now: {shlex.join(['python3', '-m', 'reporting', *sys.argv[1:]])}", file=sys.stderr)
     cli.run(main)

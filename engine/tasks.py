@@ -156,7 +156,14 @@ def _budget(model: AdaptiveModel, args: argparse.Namespace) -> Budget | None:
         return None
     shape, main = (3, side(args), side(args)), model.main_point
     full = None if main.per_image else profile.count_macs(model, shape, main)
-    return Budget.parse(args.budget, full)
+    budget = Budget.parse(args.budget, full)
+    if budget.unit == "ms" and not (args.latency_batch or args.query_table):
+        raise UserError(
+            f"--budget {args.budget} needs latencies, which --latency_batch=0 does not measure: give another size, or "
+            "MACs as 150M",
+            exit_code=2,
+        )
+    return budget
 
 
 def _points_within(

@@ -5,6 +5,7 @@
 BUDGET is multiply-accumulates of an image, or milliseconds as 2.5ms. Needs onnxruntime, numpy and Pillow.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def choose(table, budget):
 def read(file, table):
     """An image as the network takes it: float32 (1, 3, height, width)."""
     image, (_, height, width) = Image.open(file, formats=FORMATS), table["input_size"]
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError("its values have no scale; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which convert would cut off at 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     image = image.convert("RGB")
@@ -54,14 +57,26 @@ def run(sessions, thresholds, image):
     return odds / odds.sum(), count + 1
 
 
+@contextlib.contextmanager
+def explaining(what):
+    """Say what could not be used: for a damaged file, Pillow and ONNX Runtime can raise anything."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {str(error).strip() or type(error).__name__}") from error
+
+
 def main(folder, budget, *files):
     table = json.loads(Path(folder, "table.json").read_text(encoding="utf-8"))
     point = choose(table, budget) or sys.exit(f"no point in {folder} fits the budget {budget}")
     names = [*point.get("after", []), point["file"]]
-    sessions = [onnxruntime.InferenceSession(Path(folder, name)) for name in names]
+    with explaining(f"cannot load the network in {folder}"):
+        sessions = [onnxruntime.InferenceSession(Path(folder, name)) for name in names]
     thresholds = point.get("thresholds", [2] * len(names))  # 2: no image leaves before the last file
     for file in files:
-        probabilities, count = run(sessions, thresholds, read(file, table))
+        with explaining(f"cannot read {file}"):
+            image = read(file, table)
+        probabilities, count = run(sessions, thresholds, image)
         best = int(probabilities.argmax())
         print(f"{file}: {table['classes'][best]}, {100 * probabilities[best]:.1f} %, {point['point']}, {count} files")
 

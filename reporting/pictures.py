@@ -115,8 +115,8 @@ def curves_figure(curves: Sequence[Curve], costs: Sequence[str], error: bool = F
         for panel in panels:
             panel.draw()
         labels |= _outside(curves, panels)
-        handles = [axes.get_legend_handles_labels()[0] for axes in figure.axes]
-        lines = {line.get_label(): line for line in itertools.chain(*handles)}
+        # matplotlib's own list of what a legend shows lacks lines whose names start with "_"
+        lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
         order = [name for name in labels if name in lines]
         figure.legend(
             [lines[name] for name in order],

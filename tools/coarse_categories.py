@@ -58,6 +58,8 @@ class Hierarchy:
         chain = [wnid]
         while self.parents[chain[-1]]:
             chain.append(min(self.parents[chain[-1]], key=lambda node: (-len(self.below[node]), node)))
+            if chain[-1] in chain[:-1]:
+                raise ValueError(f"{chain[-1]} lies below itself; give the is-a relation of WordNet 3.0 nouns")
         if chain[-1] != ROOT:
             raise ValueError(f"class {wnid} does not lie under {ROOT}; give the is-a relation of WordNet 3.0 nouns")
         return chain[::-1]

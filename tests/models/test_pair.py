@@ -7,6 +7,8 @@ import importlib.util
 import itertools
 import json
 import re
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +115,28 @@ def test_the_example_scales_16_bit_images(example, tmp_path):
     assert np.array_equal(example.read(tmp_path / "16.png", table), example.read(tmp_path / "8.png", table))
 
 
+@pytest.mark.parametrize(("kind", "words"), [("bomb", "pixels"), ("float", "no scale"), ("text", "identify")])
+def test_the_example_names_an_image_it_cannot_read(written, example, tmp_path, kind, words):
+    *_, folder = written
+    file = tmp_path / "image.tif"
+    if kind == "float":
+        Image.fromarray(np.ones((40, 40), np.float32)).save(file)
+    else:
+        head = b"GIF89a" + struct.pack("<HHBBB", 30_000, 30_000, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+        frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00;"
+        file.write_bytes(head + frame if kind == "bomb" else b"text")
+    with pytest.raises(ValueError, match=f"cannot read {file}: .*{words}"):
+        example.main(folder, "1e12", file)
+
+
+def test_the_example_names_a_network_that_is_damaged(written, example, tmp_path):
+    shutil.copytree(written[-1], tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("*.onnx"):
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"cannot load the network in {tmp_path}: "):
+        example.main(tmp_path, "1e12", "image.jpg")
+
+
 def test_files_carry_their_row_of_the_table(written):
     import onnx
 
@@ -190,7 +214,7 @@ def test_the_example_needs_nothing_of_this_project():
     tree = ast.parse(EXAMPLE.read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names == {"json", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
+    assert names == {"contextlib", "json", "sys", "pathlib", "numpy", "onnxruntime", "PIL"}
 
 
 # Cut into stages

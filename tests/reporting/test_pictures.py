@@ -159,7 +159,8 @@ def test_any_name_is_text(tmp_path):
     xml.etree.ElementTree.parse(tmp_path / "out" / "compare.svg")
     for i, name in enumerate(names):
         shown = curve(tmp_path / f"{i}", name)
-        assert pictures._legend_labels([shown], 400)[name].strip() == name
+        (legend,) = pictures.curves_figure([shown], ["macs"]).legends
+        assert "".join(legend.get_texts()[0].get_text().split()) == "".join(name.split())
 
 
 def test_an_error_picture_is_an_accuracy_picture_upside_down(tmp_path):

@@ -61,6 +61,13 @@ def test_a_table_made_here_answers_here(evaluate):
     assert "--budget 10000ms: point w" in out
 
 
+def test_a_latency_that_is_not_measured_is_refused_first(tmp_path, monkeypatch, capsys):
+    flags = ["--dataset=digits", "--pretrained=zoo/ResNet20", "--budget=1ms", "--latency_batch=0"]
+    code, _, error = call(monkeypatch, capsys, eval_cifar10, *flags, f"--report={tmp_path}/report")
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "--budget 1ms needs latencies" in error
+
+
 def test_measurements_are_kept_if_nothing_fits(files, tmp_path, few_digits, monkeypatch, capsys):
     flags = [f"--pretrained={files}/weights.pth", f"--report={tmp_path}", "--latency_batch=1", "--budget=0.0001ms"]
     code, out, error = call(monkeypatch, capsys, eval_cifar10, *NETWORK, *flags)

@@ -43,6 +43,11 @@ def test_a_relation_that_cannot_be_used_is_one_sentence(tmp_path, relation, sent
         main([f"{tmp_path}/is_a.txt", f"{tmp_path}/classes.txt"])
 
 
+def test_a_hierarchy_that_goes_in_circles_is_refused():
+    with pytest.raises(ValueError, match="lies below itself"):
+        Hierarchy([("a", "b"), ("b", "a"), ("a", "x")], ["x"]).path("x")
+
+
 def test_a_coarse_file_replaces_the_grouping(tmp_path):
     file = tmp_path / "groups.txt"
     file.write_text("0 1 1 0 2, 2 1 0 0 1")
