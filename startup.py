@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 
 
 @contextlib.contextmanager
@@ -15,7 +16,8 @@ def importing(name: str):
     in which torch's libraries cannot be loaded.
 
     Standard streams that the caller has closed (`2>&-`) are first opened on the null device: otherwise the next file
-    to be opened would take their number, and messages would be written into it.
+    to be opened would take their number, and messages would be written into it. Warnings of this project are printed as
+    notes, without the line of code that they come from.
 
     Args:
         name: the script's `__name__`; if the script is imported rather than run, nothing changes.
@@ -24,6 +26,7 @@ def importing(name: str):
         yield
         return
     open_streams()
+    warnings.formatwarning = _note
     try:
         os.getcwd()
     except OSError as error:
@@ -52,6 +55,18 @@ def open_streams() -> None:
                 os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - stays open
+
+
+_format = warnings.formatwarning
+
+
+def _note(message, category, filename, lineno, line=None) -> str:
+    """The text of a warning: those of other packages as Python has it."""
+    here = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    own = os.path.abspath(filename).startswith(here) and f"{os.sep}site-packages{os.sep}" not in filename
+    if own and category is UserWarning:
+        return f"note: {message}\n"
+    return _format(message, category, filename, lineno, line)
 
 
 def _is_missing(package: str) -> bool:

@@ -332,8 +332,11 @@ def _without_training_flags(unknown: list[str], entry: registry.Entry) -> list[s
 def _explain_unknown(unknown: list[str], parser: argparse.ArgumentParser, entry: registry.Entry) -> str:
     flag = unknown[0].partition("=")[0]
     own = [f"--{f.name}" for f in (*entry.model_flags(), *entry.objective_flags())]
-    known = [option for action in parser._actions for option in action.option_strings]
-    close = difflib.get_close_matches(flag, known, n=2)
+    evaluation = Parser(add_help=False)
+    add_evaluation(evaluation)
+    if flag in evaluation._option_string_actions:
+        return f"{flag} is a flag of the evaluation, eval_*.py: leave it out when training"
+    close = difflib.get_close_matches(flag, parser._option_string_actions, n=2)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{flag} is not a flag of {entry.name}; {hint}its own flags are {', '.join(own) or 'none'}; --help shows all"
 

@@ -19,7 +19,7 @@ from models.deploy import export, pair
 from models.query_table import QueryTable
 from reporting import evaluations, screen, zoo
 from reporting.run_report import latency_columns, latency_note
-from utils import UserError, make_room, rank, replacing, say
+from utils import UserError, counted, make_room, rank, replacing, say
 
 
 def write(
@@ -67,7 +67,8 @@ def write_folder(
     batch = next(iter(args.latency_batch), None)
     rows = pair.write_pair(model.cpu().eval(), points, folder, form, shape=shape, top1=top1, batch=batch)
     size = ", ".join(map(str, shape))
-    print(f"written: {Path(folder) / pair.TABLE} and {len({row.file for row in rows})} files beside it, each for")
+    files = counted(len({row.file for row in rows}), "file")
+    print(f"written: {Path(folder) / pair.TABLE} and {files} beside it, each for")
     print(f"normalised float32 images (batch, {size})")
     _print_checked(max((row.difference for row in rows if row.difference is not None), default=None))
     times = [[dataclasses.asdict(row.timing)] if row.timing else [] for row in rows]

@@ -36,8 +36,9 @@ def fit(
 
     Raises:
         Stopped: a signal asked to stop; everything is saved.
-        UserError: the classes or the held-out images are not those that the run began with; or a fresh classifier would
-            never be trained; or the loss is no longer finite, in which case the message names the last good checkpoint.
+        UserError: the network has another number of classes than the images; or the classes or the held-out images are
+            not those that the run began with; or a fresh classifier would never be trained; or the loss is no longer
+            finite, in which case the message names the last good checkpoint.
     """
     try:
         if run.checkpoint:
@@ -49,6 +50,7 @@ def fit(
             _say_other_classes(start, data, run.flags.get("dataset"))
         elif objective.keeps_classifier and _is_new(model):
             say("note: a part of the network keeps its random weights: --pretrained=FILE starts with trained weights")
+        _check_number(model, data)
         model.for_images(data.shape)
         if model.made_for and data.train.normalisation:  # from now on it is made for these images
             mean, std = data.train.normalisation
@@ -63,6 +65,16 @@ def _is_new(model: AdaptiveModel) -> bool:
     """Whether the batch norms of a network have seen no images yet. Waits for the device."""
     means = [buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")]
     return bool(means) and not any(mean.any() for mean in means)
+
+
+def _check_number(model: AdaptiveModel, data: Data) -> None:
+    """Raise UserError if a network and the images have different numbers of classes, as far as known."""
+    if model.built_as and model.built_as.num_classes != len(data.classes):
+        raise UserError(
+            f"the network has {model.built_as.num_classes} classes, but the images have {len(data.classes)}: build it "
+            f"with num_classes={len(data.classes)}",
+            exit_code=2,
+        )
 
 
 def _check_new_head(objective: Objective) -> None:

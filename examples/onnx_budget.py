@@ -68,7 +68,11 @@ def explaining(what):
 
 def main(folder, budget, *files):
     table = json.loads(Path(folder, "table.json").read_text(encoding="utf-8"))
-    point = choose(table, budget) or sys.exit(f"no point in {folder} fits the budget {budget}")
+    point = choose(table, budget)
+    if not point:
+        unit = "ms" if budget.endswith("ms") else "macs"
+        least = min((point[unit] for point in table["points"] if point[unit] is not None), default="unknown")
+        sys.exit(f"error: no point in {folder} fits the budget {budget}; the least is {least}")
     names = [*point.get("after", []), point["file"]]
     with explaining(f"cannot load the network in {folder}"):
         sessions = [onnxruntime.InferenceSession(Path(folder, name)) for name in names]

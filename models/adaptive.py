@@ -263,7 +263,9 @@ class AdaptiveModel(nn.Module):
         Args:
             empty: its weights are about to be loaded, so they need not be ready here.
         """
-        raise UserError(f"{type(self).__name__} has no sub-networks to extract", exit_code=2)
+        raise UserError(
+            f"{type(self).__name__} has no sub-networks to extract; --export writes it at a point", exit_code=2
+        )
 
     def fold(self, batches: Sequence[Tensor] = ()) -> AdaptiveModel:
         """Return a copy for inference with the same logits and points, and with linear operations merged.

@@ -283,9 +283,8 @@ class MultiExit(AdaptiveModel):
         """
         least = profile.count_macs(self, self.image_shape, self.points[0])
         if not macs >= least:
-            raise UserError(
-                f"a budget of {macs:g} MACs is below the {least} that the first exit needs; give more", exit_code=2
-            )
+            needed = f"the {least / 1e6:.6g}M that the first exit needs"
+            raise UserError(f"a budget of {macs / 1e6:.6g}M MACs is below {needed}; give more", exit_code=2)
         return BudgetPoint(f"budget-{macs / 1e6:g}M", macs=macs)
 
     def find_point(self, name):

@@ -99,7 +99,10 @@ def report(model, data) -> list[Table | Figure]:
     summary = distribution(routes)
     if summary["distinct_routes"] == 1 < summary["images"]:
         print(f"note: all {summary['images']:,} images take the same route: the gates do not tell them apart")
-    by_group = _rates_by_group(routes, model.grouping)
+    grouping = model.grouping
+    if grouping and len(grouping.group_of_class) != len(data.classes):
+        grouping = None  # it is of the published classes, and these are others
+    by_group = _rates_by_group(routes, grouping)
     stages = model.stage_of_block
     dividers = [block for block in range(1, len(stages)) if stages[block] != stages[block - 1]]
     parts = [
@@ -110,7 +113,7 @@ def report(model, data) -> list[Table | Figure]:
         _rate_map(by_group["all"], dividers),
     ]
     if len(by_group) > 1:
-        parts.append(_groups_figure(by_group, model.grouping, dividers))
+        parts.append(_groups_figure(by_group, grouping, dividers))
     return [*parts, *_contact_sheet(routes, data)]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import profile
@@ -44,15 +45,16 @@ def authors_costs(model, shape: Sequence[int] | None = None) -> list[Cost]:
     """
     model, images, counter = _prepare(model, shape)
     totals = list(_totals(model, images, counter))
-    costs, start, heads = [], counter.macs, 0
-    walk, carry = model.start_walk(images), None
+    costs, start, heads = [], counter.total, 0
+    with counter:
+        walk, carry = model.start_walk(images), None
     for exit, (total, params) in enumerate(totals, start=1):
-        with counter.quickly:
-            x, before = walk.to(exit), counter.macs
+        with counter:
+            x, before = walk.to(exit), counter.total
             _, carry = model.head(exit, x, carry)
-        together = counter.macs - start
+        together = counter.total - start
         costs.append(Cost(total, together if model.heads_depend else together - heads, together, params))
-        heads += counter.macs - before
+        heads += counter.total - before
     return costs
 
 
@@ -67,37 +69,47 @@ def _prepare(model, shape: Sequence[int] | None):
     return model, torch.empty(1, *(shape or model.image_shape), device="meta"), _Counter(model)
 
 
-class _Counter:
-    """Running totals of the modules that a network calls."""
+class _Counter(CallCounter):
+    """Running totals at the calls that a network makes, so that a folded network costs what it did before.
+
+    Args:
+        model: the parameters of its modules are added up as they run.
+    """
 
     def __init__(self, model: nn.Module):
-        self.macs = self.params = 0
-        self.quickly = CallCounter()  # a context that finds shapes with little of torch's Python
+        super().__init__()
+        self.total = self.params = 0
         for module in model.modules():
             if not list(module.children()):
-                module.register_forward_hook(self._add)
+                module.register_forward_hook(self._add_params)
 
-    def _add(self, module: nn.Module, inputs, output: Tensor) -> None:
+    def _add_params(self, module: nn.Module, inputs, output) -> None:
         self.params += profile.count_params(module)
-        if isinstance(module, nn.Conv2d):
-            self.macs += module.weight[0].numel() * output.numel()
-        elif isinstance(module, nn.ReLU):
-            self.macs += output.numel()
-        elif isinstance(module, (nn.AvgPool2d, nn.MaxPool2d)):
-            self.macs += module.kernel_size**2 * output.numel()
-        elif isinstance(module, nn.Linear):
-            self.macs += module.weight.numel() + module.bias.numel()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        before = self.layer_macs
+        out = super().__torch_function__(func, types, args, kwargs)
+        self.total += self.layer_macs - before
+        if func in _RELUS or func is F.linear:  # the elements of a ReLU, or the biases of a linear layer
+            self.total += out.numel()
+        elif func in _POOLINGS:
+            self.total += args[1] ** 2 * out.numel()
+        return out
+
+
+_RELUS = frozenset((F.relu, torch.relu, torch.relu_))
+_POOLINGS = frozenset((F.avg_pool2d, F.max_pool2d, torch.max_pool2d))
 
 
 def _totals(model, images: Tensor, counter: _Counter) -> Iterator[tuple[int, int]]:
     """MACs and parameters up to every exit, without lazy evaluation, as in the authors' networks."""
     trunk = model.trunk
-    with counter.quickly:
+    with counter:
         maps, carry = trunk.stem(images), None
     parts = iter(zip(trunk.layout.parts, trunk.parts, strict=True))
     for exit, block in enumerate(trunk.layout.blocks, start=1):
-        with counter.quickly:
+        with counter:
             for part, module in itertools.islice(parts, len(block)):
                 module.advance(maps, range(trunk.layout.scales - 1, part.finest_out - 1, -1))
             _, carry = model.head(exit, maps[-1], carry)
-        yield counter.macs, counter.params
+        yield counter.total, counter.params

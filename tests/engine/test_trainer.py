@@ -8,7 +8,7 @@ import engine
 import utils
 from engine import trainer
 from engine.run import Run
-from models import Checkpoint, create_objective
+from models import Checkpoint, create_model, create_objective
 from models.adaptive import AdaptiveModel, CrossEntropy, Phase
 from tests.engine.runs import CPU, Both, Tiny, digits, fit
 
@@ -152,3 +152,9 @@ def test_a_fresh_classifier_must_be_trained(tmp_path, model, flags):
         engine.fit(Tiny(), objective, digits(), run, engine.Recipe(1, 0.1), CPU, start)
     assert refused.value.exit_code == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_other_numbers_of_classes_are_refused(tmp_path):
+    model = create_model("ResNet20", "digits", num_classes=4)
+    with pytest.raises(utils.UserError, match="4 classes, but the images have 10: build it with num_classes=10"):
+        fit(tmp_path, model=model, objective=create_objective("ResNet20"))

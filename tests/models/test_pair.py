@@ -188,7 +188,7 @@ def test_the_example_chooses_the_best_point_of_a_budget(written, example, tmp_pa
             odds = model(images[:1], point).softmax(dim=1)[0]
         said = f"digit.png: {odds.argmax()}, {100 * odds.max():.1f} %, {point}, {point[-1]} files"
         assert capsys.readouterr().out.strip().endswith(said)
-    with pytest.raises(SystemExit, match=r"no point in .* fits the budget 1000"):
+    with pytest.raises(SystemExit, match=rf"no point in .* fits the budget 1000; the least is {first['macs']}"):
         example.main(folder, "1000")
 
 

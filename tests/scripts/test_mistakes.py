@@ -47,6 +47,7 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, monkeypatch, capsys):
         (["--dataset=cifar11"], "cifar11"),
         (["--lr_steps=150"], "--lr_steps"),
         (["--momentun=0.9"], "did you mean --momentum"),
+        (["--latency_batch=1"], "--latency_batch is a flag of the evaluation, eval_*.py: leave it out when training"),
         (["--dataset=digits", "--subset=1438"], "--subset 1438 must be between 1 and 1437"),
         (["--dataset=digits", "--valid=1437"], "cannot hold out 1437 of 1437 training images; use --valid 0 to 1436"),
         (["@nowhere/none"], "there is no file nowhere/none; --list_recipes lists recipes"),

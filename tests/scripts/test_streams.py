@@ -44,6 +44,18 @@ def test_closed_streams_get_the_null_device():
     assert int(done.stdout) > 2
 
 
+def test_warnings_of_this_project_are_notes_in_a_script():
+    code = """
+import startup, warnings
+with startup.importing("__main__"):
+    pass
+warnings.warn_explicit("the gates start untrained", UserWarning, startup.__file__, 1)
+warnings.warn_explicit("of another package", UserWarning, "/elsewhere/other.py", 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "note: the gates start untrained\n/elsewhere/other.py:1: UserWarning: of another package\n"
+
+
 def test_ctrl_c_while_importing_is_one_word():
     code = """
 import os, signal, sys, startup

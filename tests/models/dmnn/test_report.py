@@ -38,6 +38,15 @@ def test_rates_and_costs_of_a_report_are_those_of_a_slow_count(tmp_path):
         assert [int(row["macs"]) for row in csv.DictReader(file)] == torch.cat(macs).tolist()
 
 
+def test_own_classes_are_in_none_of_the_published_groups(tmp_path):
+    model, side = small_network("resnet")
+    batch = torch.randn(4, 3, side, side), torch.tensor([0, 1, 2, 0])
+    data = SimpleNamespace(test=[batch], classes=["cat", "dog", "fish"], shape=(3, side, side))
+    assert "rates-groups.png" not in {path.name for path in figures.write(model.report(data), tmp_path)}
+    with open(tmp_path / "rates.csv", newline="") as file:
+        assert {row["images_of"] for row in csv.DictReader(file)} == {"all"}
+
+
 @pytest.mark.parametrize("spread", [0, 3])
 def test_gates_that_do_not_tell_images_apart_are_noted(spread, capsys):
     torch.manual_seed(1)

@@ -107,6 +107,13 @@ def test_costs_and_parameters_match_the_published_networks(text, millions, param
     assert profile.count_params(model) == params
 
 
+@pytest.mark.parametrize("name", ["msdnet", "IMTA_MSDNet"])
+def test_folding_keeps_the_authors_costs(name):
+    model = create_model(name, "cifar100", nBlocks=3, base=2, step=1, stepmode="even", nChannels=8).eval()
+    costs = [[(cost.total, cost.single, cost.together) for cost in authors_costs(m)] for m in (model, model.fold())]
+    assert costs[0] == costs[1]
+
+
 @pytest.mark.parametrize(
     ("step", "millions", "params", "trained"),
     [
