@@ -55,7 +55,8 @@ def evaluate(
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
     data = load()
-    folder = _make_folders(args, data.name)  # last, so that a refused command leaves none
+    name = "-".join(filter(None, [cli.folder_name(args, data.name), checkpoint.extracted_point]))
+    folder = _make_folders(args, f"reports/{name}")  # last, so that a refused command leaves none
     rows = evaluation.evaluate(
         parallel(model, device, compiled=False),
         data.test,
@@ -95,9 +96,9 @@ def evaluate(
         _write_extract(whole, data, args)
 
 
-def _make_folders(args: argparse.Namespace, images: str) -> Path:
-    """Make the folders of what an evaluation writes. Returns that of the report, by default named after the images."""
-    folder = make_folder(args.report or f"reports/{cli.folder_name(args, images)}", "--report")
+def _make_folders(args: argparse.Namespace, usual: str) -> Path:
+    """Make the folders of what an evaluation writes. Returns that of the report, which is `usual` without --report."""
+    folder = make_folder(args.report or usual, "--report")
     for flag, file in (("--query_table", args.query_table), ("--extract", args.extract and args.extract[1])):
         if file:
             make_room(file, flag)

@@ -89,7 +89,9 @@ def test_an_extracted_file_records_its_images_and_can_be_folded(tmp_path, monkey
     torch.testing.assert_close(folded["net_state_dict"], plain["net_state_dict"])
     args = cli.parse(eval_cifar10.SCRIPT, [f"--pretrained={tmp_path}/folded.pth"])
     assert (args.dataset, args.mean) == ("digits", (0, 0, 0))
-    assert call(monkeypatch, capsys, eval_cifar10, f"--pretrained={tmp_path}/folded.pth", *flags)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(monkeypatch, capsys, eval_cifar10, f"--pretrained={tmp_path}/folded.pth", "--latency_batch=0")
+    assert (code, "written: reports/digits-ResNet32_ADN-TTT/" in out) == (0, True), "not where the whole network's is"
 
 
 def test_runs_are_compared_in_a_table_and_a_picture(tmp_path, monkeypatch, capsys, checkpoint):
