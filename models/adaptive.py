@@ -54,10 +54,10 @@ class Point:
     resolution: int | None = None
 
     def __post_init__(self) -> None:
-        if wrong := [character for character in self.name if character in "/\\," or character.isspace()]:
+        if wrong := [character for character in self.name if character in "/\\,"]:
             raise ValueError(
                 f"a point cannot be named {self.name!r}: names have no {wrong[0]!r}, because --point divides them at "
-                f"commas and files are named after them; use letters, digits, '-' and '.'"
+                "commas and files are named after them; use letters, digits, '-' and '.'"
             )
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@
 # them again with that seed and adds only what this reaches.
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- ResNet20 ResNet32_ADN ResNet32 msdnet_ge mutualnet_wrn10_2 ResNet32_SingleShared \
+[ $# -gt 0 ] || set -- ResNet20 ResNet32_ADN ResNet32 msdnet_ge IMTA_MSDNet mutualnet_wrn10_2 ResNet32_SingleShared \
   ResNet32_DoubleShared_ADN ResNet32_DoubleShared dmnn32-t07 convnet_aig32 exits_resnet32
 train() { # NAME RUN FLAGS...
   python3 train_cifar10.py "@recipes/zoo/$1" --fast --resume=auto --save="checkpoint/zoo/$2" "${@:3}" ${OPTIONS:-}
