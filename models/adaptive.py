@@ -46,7 +46,7 @@ class Point:
     compiled or wrapped in DataParallel.
 
     Args:
-        name: what users type, and part of the names of files, so without "/" and ","; unique within a network.
+        name: what users type, and part of the names of files, so without "/"; unique within a network.
         resolution: side in pixels to which images are resized on the device; with None they are not resized.
     """
 
@@ -54,11 +54,8 @@ class Point:
     resolution: int | None = None
 
     def __post_init__(self) -> None:
-        if wrong := [character for character in self.name if character in "/\\,"]:
-            raise ValueError(
-                f"a point cannot be named {self.name!r}: names have no {wrong[0]!r}, because --point divides them at "
-                "commas and files are named after them; use letters, digits, '-' and '.'"
-            )
+        if "/" in self.name or "\\" in self.name:
+            raise ValueError(f"a point cannot be named {self.name!r}: files are named after it; leave out '/' and '\\'")
 
     def __str__(self) -> str:
         return self.name
