@@ -124,7 +124,7 @@ def test_more_workers_than_processors_are_noted_once(folder, capsys, monkeypatch
     monkeypatch.setattr(images.workers, "usable_processors", lambda: 1)
     images.workers._check_number.cache_clear()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch's own
+        warnings.filterwarnings("error", message="This DataLoader will create")  # torch's own
         data = load(folder, batch_size=2, workers=2, valid=2)
         next(iter(data.valid))
         load(folder, batch_size=2, workers=0)
