@@ -67,8 +67,8 @@ def write_folder(
     batch = next(iter(args.latency_batch), None)
     rows = pair.write_pair(model.cpu().eval(), points, folder, form, shape=shape, top1=top1, batch=batch)
     size = ", ".join(map(str, shape))
-    files = counted(len({row.file for row in rows}), "file")
-    print(f"written: {Path(folder) / pair.TABLE} and {files} beside it, each for")
+    beside = counted(len({row.file for row in rows}), "file")
+    print(f"written: {Path(folder) / pair.TABLE} and {beside} beside it, each for")
     print(f"normalised float32 images (batch, {size})")
     _print_checked(max((row.difference for row in rows if row.difference is not None), default=None))
     times = [[dataclasses.asdict(row.timing)] if row.timing else [] for row in rows]

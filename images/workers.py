@@ -23,7 +23,7 @@ from images.data import Source
 from images.decoding import decode
 from images.processors import usable_processors
 from images.shard_files import ShardError
-from utils import STOP_SIGNALS, UserError, say
+from utils import STOP_SIGNALS, UserError, counted, say
 
 #: why a worker or an image failed without being at fault itself
 FULL = "the memory is full: use fewer --workers or a smaller --batch_size"
@@ -275,8 +275,8 @@ def _announce_pipes(free: int) -> None:
 @functools.cache
 def _check_number(workers: int, processors: int) -> None:
     if workers > processors:
-        count = f"{processors} processor" + "s" * (processors != 1)
-        say(f"note: --workers={workers} is more than the {count} that this process may use, which may be slower")
+        usable = counted(processors, "processor")
+        say(f"note: --workers={workers} is more than the {usable} that this process may use, which may be slower")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import csv
 import functools
 import shlex
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from engine import cli
@@ -93,13 +93,16 @@ def _build(name: str, dataset: str, flags: str) -> AdaptiveModel:
 def published_rows(system: str | None = None) -> list[PublishedRow]:
     """Return the rows of results/published/<system>-<table>.csv. Raises UserError for an unknown system."""
     rows = []
-    columns = [field.name for field in fields(PublishedRow) if field.name != "system"]
+    columns = {field.name: field.default for field in fields(PublishedRow) if field.name != "system"}
+    needed = {name for name, default in columns.items() if default is MISSING}
     for file in sorted(TABLES.glob("*.csv")):
         with open(file, newline="", encoding="utf-8") as stream:
             lines = csv.DictReader(stream)
-            if not set(columns) - {"ratio"} <= set(lines.fieldnames or ()) <= set(columns):
-                needed = ", ".join(columns)
-                raise UserError(f"the columns of {file} are not {needed}; of these only ratio may be left out")
+            if not needed <= set(lines.fieldnames or ()) <= columns.keys():
+                optional = ", ".join(columns.keys() - needed)
+                raise UserError(
+                    f"the columns of {file} are not {', '.join(columns)}; of these only {optional} may be left out"
+                )
             rows += [PublishedRow(**line, system=file.stem.rpartition("-")[0]) for line in lines]
     systems = sorted({row.system for row in rows})
     if system is not None and system not in systems:
