@@ -22,8 +22,10 @@ import torch
 import utils
 from engine import processes
 from engine.devices import device_name
+from engine.failures import complain, explain
 from engine.resuming import Candidates
 from engine.saving import Writer, snapshot
+from engine.stopping import FAILED
 from models import Checkpoint
 from utils import UserError, code_version, make_folder, rank, replacing, say, world_size, write_json, write_tensors
 
@@ -259,6 +261,17 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def fail(self, error: Exception) -> None:
+        """Report why this process of several can make no more steps of its own, and ask all to save and stop.
+
+        Raises `error` if it must be the program's own mistake.
+        """
+        sentence = explain(error)
+        if sentence is None:
+            raise error
+        complain(sentence)
+        self.stop_signal = FAILED
+
 
 def _epoch_of(line: str) -> float:
     """The epoch of a log record; infinite for a line that was cut off by a kill or is damaged otherwise."""
@@ -278,8 +291,8 @@ def _numbers(record: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 class Stopped(Exception):
-    """The run was asked to stop by a signal, and has saved."""
+    """The run was asked to stop, by a signal or because one of its processes failed, and has saved."""
 
     def __init__(self, signal_number: int, folder: Path):
         super().__init__(f"stopped and saved; continue with --resume=auto --save={folder}")
-        self.exit_code = 128 + signal_number
+        self.exit_code = 1 if signal_number == FAILED else 128 + signal_number

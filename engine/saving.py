@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from torch import Tensor
-
-from utils import world_size
 
 Item = TypeVar("Item")
 
@@ -53,12 +52,25 @@ def saving_on_failure(save: Callable[[], None]) -> Iterator[None]:
 
 
 def each_or_save(items: Iterable[Item], save: Callable[[], None]) -> Iterator[Item]:
-    """Yield items; if the next one cannot be made, call `save` before that error is raised.
-
-    Several processes do not: the others are in the midst of a step, for which they need this one.
-    """
-    with saving_on_failure(save) if world_size() == 1 else contextlib.nullcontext():
+    """Yield items; if the next one cannot be made, call `save` before that error is raised."""
+    with saving_on_failure(save):
         yield from items
+
+
+def each_or_repeat(items: Iterable[Item], failed: Callable[[Exception], None]) -> Iterator[Item]:
+    """Yield items; if the next one cannot be made, call `failed` with the error, and repeat the last one endlessly.
+
+    This is for several processes, which can save only after a step that all have made.
+    """
+    last = None
+    try:
+        for last in items:
+            yield last
+    except Exception as error:
+        if last is None:
+            raise
+        failed(error)
+        yield from itertools.repeat(last)
 
 
 class Writer:

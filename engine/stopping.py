@@ -11,6 +11,11 @@ from engine import processes
 from engine.devices import DelayedValue
 from utils import STOP_SIGNALS
 
+#: asks to stop like a signal: a process can make no more steps of its own
+FAILED = -1
+#: what can ask to stop
+REASONS = (*STOP_SIGNALS, FAILED)
+
 
 class Agreement:
     """`request` is sent with the gradient message of each step, and its sum is copied to `agreed`.
@@ -23,15 +28,15 @@ class Agreement:
     LATE = 2
 
     def __init__(self, device: torch.device):
-        self.request = torch.zeros(len(STOP_SIGNALS), device=device)
-        self.agreed = torch.zeros(len(STOP_SIGNALS), device=device)
+        self.request = torch.zeros(len(REASONS), device=device)
+        self.agreed = torch.zeros(len(REASONS), device=device)
         self._late = self.LATE if device.type == "cuda" else 0
         self._sums: deque[DelayedValue] = deque()
 
     def ask(self, number: int | None) -> None:
-        """Ask all processes to stop if a signal has asked this one to. Call it before a step."""
+        """Ask all processes to stop if a signal, or FAILED, has asked this one to. Call it before a step."""
         if number is not None:
-            self.request[STOP_SIGNALS.index(number)] = 1.0
+            self.request[REASONS.index(number)] = 1.0
 
     def answer(self, number: int | None) -> int | None:
         """Return the signal for which all stop now; None if they go on. Call it after each step.
@@ -45,7 +50,7 @@ class Agreement:
         if len(self._sums) <= self._late:
             return None
         counts = self._sums.popleft().read()
-        return next((number for number, count in zip(STOP_SIGNALS, counts, strict=True) if count), None)
+        return next((number for number, count in zip(REASONS, counts, strict=True) if count), None)
 
     def ask_all(self, number: int | None) -> int | None:
         """Return a signal that has asked any process to stop so far, by a separate message."""

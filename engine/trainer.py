@@ -22,7 +22,7 @@ from engine.progress import RunningLoss, describe, duration, print_epoch, say_es
 from engine.recipe import Recipe
 from engine.replicas import Replicas
 from engine.run import Run, Stopped
-from engine.saving import each_or_save, saving_on_failure
+from engine.saving import each_or_repeat, each_or_save, saving_on_failure
 from engine.stepper import Stepper
 from engine.steps import check, settle
 from engine.stopping import Agreement
@@ -120,7 +120,10 @@ class Trainer:
         self.first_step = self.step
         running = RunningLoss(self.device)
         batches = train.epoch(self.epoch, start=self.step)
-        batches = each_or_save(batches, lambda: self._save_within_epoch(running.sum, failed=True))
+        if world_size() == 1:
+            batches = each_or_save(batches, lambda: self._save_within_epoch(running.sum, failed=True))
+        else:
+            batches = each_or_repeat(batches, self.run.fail)
         with tqdm(batches, title, len(train), initial=self.step, leave=False, disable=not show_progress()) as bar:
             for images, labels in bar:
                 self.agreement.ask(self.run.stop_signal)

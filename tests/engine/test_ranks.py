@@ -1,5 +1,6 @@
 """Runs of two processes: what they share, how they stop and go on, what differs between them."""
 
+import itertools
 import json
 import os
 
@@ -43,7 +44,7 @@ class Draws(Both):
             yield from losses
 
 
-def fit(folder, resume=None, event=None, steps=0, make=Noisy, **recipe):
+def fit(folder, resume=None, event=None, steps=0, make=Noisy, data=None, **recipe):
     """Two epochs; the weights, the objective, and the run. Only the first process knows the folder."""
     torch.manual_seed(0)
     folder = folder if utils.rank() == 0 else folder.parent / "seen by nobody"
@@ -54,7 +55,8 @@ def fit(folder, resume=None, event=None, steps=0, make=Noisy, **recipe):
     recipe = engine.Recipe(2, 0.1, checkpoint_steps=steps, **recipe)
     stopped = None
     try:
-        engine.fit(model, objective, digits(200, subset=200 * STEPS), run, recipe, CPU)
+        data = data or digits(200, subset=200 * STEPS)
+        engine.fit(model, objective, data, run, recipe, CPU)
     except engine.Stopped as stop:
         stopped = stop.exit_code
     run.close()
@@ -233,6 +235,31 @@ def test_what_one_of_two_fails_to_evaluate_is_saved(two, tmp_path):
     assert position(tmp_path / "failed") == (0, STEPS)
     for process in ranks.run(2, fit, tmp_path / "failed", "auto"):
         assert_same(two[0]["straight"][0], process[0])
+
+
+class Damaged(type(digits(200).train)):
+    """Images of which the second process cannot read the third batch of an epoch."""
+
+    def epoch(self, number, start=0):
+        yield from itertools.islice(super().epoch(number, start), 2 if utils.rank() == 1 else None)
+        if utils.rank() == 1:
+            raise utils.UserError("image 7 cannot be read")
+
+
+def fit_damaged(folder):
+    data = digits(200, subset=200 * STEPS)
+    data.train.__class__ = Damaged
+    code = fit(folder, data=data)[2]
+    return code, position(folder)
+
+
+def test_all_save_where_one_cannot_read_its_images(tmp_path, capfd):
+    (code, where), (other, _) = ranks.run(2, fit_damaged, tmp_path / "damaged")
+    assert (code, other) == (1, 1)
+    assert where == (0, 3), "the second process has repeated its last batch"
+    assert capfd.readouterr().err.count("error: image 7 cannot be read") == 1
+    ranks.run(2, fit, tmp_path / "damaged", "auto")
+    assert position(tmp_path / "damaged") == (2, 0)
 
 
 def test_another_number_of_processes_says_what_changes(two, folder, capsys):
