@@ -67,46 +67,22 @@ def evaluate(
         points = [points]
     wanted = tuple(network.default_points if points is None else [network.point(point) for point in points])
     _say_other_normalisation(network, batches)
-    num_classes, totals = 0, None  # [point, (top-1 hits, top-5 hits, MACs, images, finite answers, known labels)]
-    with profile.evaluating(model), autocast(next(network.parameters()).device, amp):
+    device = next(network.parameters()).device
+    with profile.evaluating(model), autocast(device, amp):
         wanted = network.prepare(wanted, network.preparation(data) if data else ())
         alike: dict[object, Point] = {}
         for point in wanted:
             alike.setdefault(network.computation(point), point)
         measured = tuple(alike.values())
-
-        def add_up(results: Iterable[tuple[Tensor, Tensor]], labels: Tensor) -> Tensor:
-            nonlocal num_classes
-            sums = []
-            for logits, macs in results:
-                sums.append(_sums(logits, labels, macs))
-                num_classes = logits.shape[1]
-            return torch.stack(sums)
-
-        def count(images: Tensor, labels: Tensor) -> Tensor:
-            if model is network:
-                return add_up(network.sweep(images, measured), labels)
-            return add_up((model(images, point, True) for point in measured), labels)
-
         bar = iter(tqdm(batches, "evaluating", leave=False, disable=not show_progress()))
-        first, labels = next(bar, (None, None))
-        if model is not network and first is not None:  # a replica can neither count itself nor cache its counts
-            for point in measured:
-                network.infer(first[:1], point)
-        batches = bar if first is None else itertools.chain([(first, labels)], bar)
-        if model is network and len(measured) == 1 and measured[0].per_image:
-            parts = (add_up([result], labels) for result, labels in _streamed(network, batches, measured[0]))
-        elif capture and first is not None and model is network and not any(point.per_image for point in measured):
-            recorded, size = cuda_graph.recorded(count), len(first)
-            parts = ((recorded if len(images) == size else count)(images, labels) for images, labels in batches)
-        else:
-            parts = itertools.starmap(count, batches)
-        for sums in parts:
-            totals = sums.clone() if totals is None else totals.add_(sums)
+        first, _ = batch = next(bar, (None, None))
+        count = _Count(model, measured)
+        totals = torch.zeros(len(measured), SUMS, dtype=torch.int64, device=device)
+        # there may be none here, but some in other processes
+        for sums in count.batches(itertools.chain([batch], bar), capture) if first is not None else ():
+            totals += sums
             if stop():
                 break
-    if totals is None:  # the other processes may have images
-        totals = torch.zeros(len(measured), 6, dtype=torch.int64, device=next(network.parameters()).device)
     if processes.any_of(stop()):
         return None
     if dist.is_initialized():
@@ -114,23 +90,85 @@ def evaluate(
     totals = totals.tolist()
     if not totals[0][3]:
         raise UserError("there are no images to evaluate on")
-    _check_labels(totals[0][3], totals[0][5], num_classes)
+    _check_labels(totals[0][3], totals[0][5], count.num_classes)
     _say_not_finite(measured, totals)
-    params = profile.count_params(network)
     timed = latency_batches if rank() == 0 else ()
-    rows, all_threads = {}, torch.get_num_threads()
-    with autocast(next(network.parameters()).device, amp):
-        threads = _threads(network, first, measured[-1], timed if choose_threads else ())
-    bar = tqdm(measured, "timing", leave=False, disable=not (timed and show_progress()))
-    for point, (top1, top5, macs, count, *_) in zip(bar, totals, strict=True):
-        accuracies = 100 * top1 / count, (100 * top5 / count if num_classes > 5 else None)
-        times = []
-        for batch in timed:
-            with autocast(first.device, amp), profile.cpu_threads(threads.get(batch, all_threads)):
-                timing = profile.latency(network, first, point, batch, seconds)
-            times.append(replace(timing, chosen_from=all_threads) if batch in threads else timing)
-        rows[network.computation(point)] = Row(point.name, params, macs / count, *accuracies, count, tuple(times))
+    times = _times(network, first, measured, amp, timed, seconds, choose_threads)
+    params, rows = profile.count_params(network), {}
+    for point, (top1, top5, macs, images, *_) in zip(measured, totals, strict=True):
+        accuracies = 100 * top1 / images, (100 * top5 / images if count.num_classes > 5 else None)
+        rows[network.computation(point)] = Row(point.name, params, macs / images, *accuracies, images, times[point])
     return [replace(rows[network.computation(point)], point=point.name) for point in wanted]
+
+
+#: what is summed over images: top-1 hits, top-5 hits, multiply-accumulates, images, finite answers, labels of a class
+SUMS = 6
+
+
+class _Count:
+    """Counts hits and costs of batches at several points, on the device, so that no batch waits for it.
+
+    `num_classes` is that of the network once a batch has been counted.
+    """
+
+    def __init__(self, model: nn.Module, points: Sequence[Point]):
+        self.model, self.network, self.points = model, unwrap(model), points
+        self.num_classes = 0
+
+    def batches(self, batches: Iterable[tuple[Tensor, Tensor]], capture: bool) -> Iterator[Tensor]:
+        """Yield the sums of each batch, [point, SUMS]; `capture` as for `evaluate`."""
+        alone, per_image = self.model is self.network, any(point.per_image for point in self.points)
+        if alone and per_image and len(self.points) == 1:
+            return (self._add_up([result], labels) for result, labels in _streamed(self.network, batches, *self.points))
+        if capture and alone and not per_image:
+            return self._replayed(batches)
+        return itertools.starmap(self._of_batch if alone else self._of_replicas, batches)
+
+    def _replayed(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        recorded, size = cuda_graph.recorded(self._of_batch), None
+        for images, labels in batches:
+            size = size or len(images)
+            yield (recorded if len(images) == size else self._of_batch)(images, labels)
+
+    def _of_batch(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self._add_up(self.network.sweep(images, self.points), labels)
+
+    def _of_replicas(self, images: Tensor, labels: Tensor) -> Tensor:
+        if not self.num_classes:  # a replica can neither count itself nor cache its counts
+            for point in self.points:
+                self.network.infer(images[:1], point)
+        return self._add_up((self.model(images, point, True) for point in self.points), labels)
+
+    def _add_up(self, results: Iterable[tuple[Tensor, Tensor]], labels: Tensor) -> Tensor:
+        sums = []
+        for logits, macs in results:
+            sums.append(_sums(logits, labels, macs))
+            self.num_classes = logits.shape[1]
+        return torch.stack(sums)
+
+
+def _times(
+    network: AdaptiveModel,
+    images: Tensor,
+    points: Sequence[Point],
+    amp: str,
+    batches: Sequence[int],
+    seconds: float,
+    choose_threads: bool,
+) -> dict[Point, tuple[profile.Latency, ...]]:
+    """Time each point at each batch size; arguments as for `evaluate`."""
+    all_threads = torch.get_num_threads()
+    with autocast(next(network.parameters()).device, amp):
+        threads = _threads(network, images, points[-1], batches if choose_threads else ())
+    times: dict[Point, tuple[profile.Latency, ...]] = {}
+    for point in tqdm(points, "timing", leave=False, disable=not (batches and show_progress())):
+        of_point = []
+        for batch in batches:
+            with autocast(images.device, amp), profile.cpu_threads(threads.get(batch, all_threads)):
+                timing = profile.latency(network, images, point, batch, seconds)
+            of_point.append(replace(timing, chosen_from=all_threads) if batch in threads else timing)
+        times[point] = tuple(of_point)
+    return times
 
 
 def _say_other_normalisation(network: AdaptiveModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -173,7 +211,7 @@ def _streamed(
 
 
 def _sums(logits: Tensor, labels: Tensor, macs: Tensor) -> Tensor:
-    """Sums over a batch: top-1 hits, top-5 hits, multiply-accumulates, images, finite answers, labels of a class."""
+    """The SUMS of a batch."""
     top1, top5 = top_hits(logits, labels)
     finite = logits.isfinite().all(dim=1)
     known = (labels >= 0) & (labels < logits.shape[1])

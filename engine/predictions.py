@@ -98,21 +98,17 @@ def predict(
                 answers.append(answer)
                 if not args.csv:
                     say(f"  point {point}: {_cost(model, point, answer, shape)}")
-                    best = probabilities.topk(min(5, len(names)))
-                    for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                        say(f"    {100 * probability:5.1f} %  {printable(names[label])}")
+                    _say_best(probabilities, names)
     if not answers:
         raise unreadable[0]
     if args.csv and rank() == 0:
         _write_answers(answers, args.csv)
     for point in points if len(files) > 1 else ():
-        mine = [answer for answer in answers if answer.point == point.name]
+        at_point = [answer for answer in answers if answer.point == point.name]
         if args.csv:
-            say("\n".join(screen.table(_summary(point, mine))))
+            say("\n".join(screen.table(_summary(point, at_point))))
         if point.per_image:
-            macs = [answer.macs / 1e6 for answer in mine]
-            mean, least, most = statistics.mean(macs), min(macs), max(macs)
-            say(f"point {point}: {mean:.2f}M multiply-accumulates an image, from {least:.2f}M to {most:.2f}M")
+            _say_range(point, at_point)
     if unreadable:
         which = "; ".join(map(str, unreadable[:MOST_NAMED])) + " ..." * (len(unreadable) > MOST_NAMED)
         raise UserError(f"{len(unreadable):,} of {len(files):,} images have no answer: {which}")
@@ -141,6 +137,20 @@ def _answer(
     label = int(probabilities.argmax())
     answer = Answer(file, point.name, route, names[label], probabilities[label].item(), macs.item(), ms)
     return answer, probabilities
+
+
+def _say_best(probabilities: Tensor, names: Sequence[str]) -> None:
+    """Print the most probable classes, with their probabilities (classes,)."""
+    best = probabilities.topk(min(5, len(names)))
+    for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        say(f"    {100 * probability:5.1f} %  {printable(names[label])}")
+
+
+def _say_range(point: Point, answers: Sequence[Answer]) -> None:
+    """Print what images cost at a point: on average, at least and at most."""
+    macs = [answer.macs / 1e6 for answer in answers]
+    mean, least, most = statistics.mean(macs), min(macs), max(macs)
+    say(f"point {point}: {mean:.2f}M multiply-accumulates an image, from {least:.2f}M to {most:.2f}M")
 
 
 def _write_answers(answers: Sequence[Answer], path: str) -> None:
