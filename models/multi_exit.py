@@ -184,16 +184,17 @@ class MultiExit(AdaptiveModel):
         point, batches = self.point(point), iter(batches)
         if self.training:
             raise ValueError("images of several batches are mixed in eval mode only; call model.eval() first")
-        if not isinstance(point, BudgetPoint):
-            yield from super().infer_stream(batches, point)
-            return
         first = next(batches, None)
         if first is None:
             return
+        batches = itertools.chain([first], batches)
         if full is None:
             full = len(first) or 64
             full = min(full, 64) if first.device.type == "cpu" else full
-        resized = (resize(images, point.resolution) for images in itertools.chain([first], batches))
+        if full == 1 or not isinstance(point, BudgetPoint):  # no image would wait
+            yield from super().infer_stream(batches, point)
+            return
+        resized = (resize(images, point.resolution) for images in batches)
         stages = self.stages(point, resize(first[:1], point.resolution).shape[1:])
         line = Line(self, stages, exit_budgets.confidence, full)
         yield from pooled_leaving.stream(line, resized, window or max(16 * full, 1024))

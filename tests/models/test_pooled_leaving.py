@@ -71,6 +71,15 @@ def test_stages_run_full_batches_until_the_end(network, images, half_and_half, m
     assert seen == {1: [4, 4, 4, 4, 4, 1], 2: [4, 4, 2], 3: [4, 1]}
 
 
+def test_single_images_never_wait(network, images, half_and_half, monkeypatch):
+    monkeypatch.setattr(pooled_leaving, "stream", None)  # whose bookkeeping would take longer than it could save
+    results = list(network.infer_stream(images.split(1), half_and_half))
+    for image, (logits, macs) in zip(images.split(1), results, strict=True):
+        alone, cost = network.infer(image, half_and_half)
+        assert torch.equal(logits, alone)
+        assert macs == cost
+
+
 def test_images_of_a_nearly_full_batch_do_not_wait(network, images, monkeypatch):
     first = network.infer(images[:8], "exit1")[0]
     surest = exit_budgets.confidence(first).max().item()  # one of eight leaves at the first exit
