@@ -25,6 +25,19 @@ def test_flags_that_make_no_network_are_one_sentence(flags, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "width", "message"),
+    [
+        ("s_shufflenet", 0.35, "width 0.35 of --width_mult_list .* channels that do not divide into 3 groups"),
+        ("s_shufflenet", 0.125, "width 0.125 of --width_mult_list .* channels that do not divide into 3 groups"),
+        ("s_resnet50", 0.01, "width 0.01 of --width_mult_list leaves a layer without channels"),
+    ],
+)
+def test_a_width_without_whole_layers_is_one_sentence(name, width, message):
+    with on_meta(), pytest.raises(ValueError, match=message):
+        create_model(name, "ilsvrc", width_mult_list=(width, 1.0))
+
+
+@pytest.mark.parametrize(
     ("low", "high", "widths"),
     [
         (0.87, 1.0, [0.87, 0.92, 0.97, 1.0]),  # the last step would pass the end
