@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from models.registry import register
 from models.slimmable import autoslim
 from models.slimmable.forms import Switchable, Universal
@@ -48,10 +50,14 @@ ARGUMENTS = {
 
 
 def evenly(low: float, high: float, step: float) -> tuple[float, ...]:
-    """Widths from `low` to `high`, both included, in steps. Raises ValueError if there are too many."""
+    """Widths from `low` up in steps, and `high`. Raises ValueError if there are too many."""
     if not 0 <= high - low < 10_000 * step:
         raise ValueError(f"--width_mult_range {low:g},{high:g} is not a range of widths; give the smaller one first")
-    return tuple(round(low + step * i, 4) for i in range(round((high - low) / step) + 1))
+    if low == high:
+        return (low,)
+    # a thousandth of a step: what is that close to `high` is `high`
+    between = (round(low + step * i, 6) for i in range(1, math.ceil((high - low) / step - 1e-3)))
+    return low, *between, high
 
 
 def universal(width_mult_range, width_mult_list, **options) -> Universal:

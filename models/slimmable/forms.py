@@ -105,8 +105,14 @@ class Switchable:
         return self.each(map(Scaled(basic, self.high, ratio), self.listed))
 
     def each(self, counts) -> Listed:
-        """Channels given for each width."""
-        return Listed(tuple(counts), self.listed)
+        """Channels given for each width. Raises ValueError if a width has none."""
+        counts = tuple(counts)
+        for width, count in zip(self.listed, counts, strict=True):
+            if count < 1:
+                raise ValueError(
+                    f"width {width:g} of --width_mult_list leaves a layer without channels; use a larger one"
+                )
+        return Listed(counts, self.listed)
 
     def norm(self, channels: Channels) -> nn.Module:
         """The batch norm after a layer with these channels."""

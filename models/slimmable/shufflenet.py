@@ -42,6 +42,12 @@ class ShuffleBlock(Sliced, nn.Module):
         super().__init__()
         self.inputs, self.stride, self.whole = inputs, stride, whole
         middle = form.each(n // 4 for n in outputs.counts)
+        for width, *counts in zip(form.listed, inputs.counts, middle.counts, outputs.counts):
+            if any(count % GROUPS for count in counts):
+                raise ValueError(
+                    f"width {width:g} of --width_mult_list gives a block of ShuffleNet channels that do not divide "
+                    f"into {GROUPS} groups; use multiples of 0.25"
+                )
         appended = inputs.counts if stride == 2 else [0] * len(form.listed)
         computed = [n - passed for n, passed in zip(outputs.counts, appended)]
         seen, third, last = (
