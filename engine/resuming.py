@@ -50,6 +50,8 @@ class Candidates:
 
     def _find(self, folder: Path, resume: str | None) -> list[Path]:
         written = saved_in(folder)
+        for path in filter(Path.is_dir, written):  # which saving could not replace
+            raise UserError(f"{path} is a folder, where a run keeps a file: move it, or name another with --save")
         if processes.restarted() and written:
             return written
         if resume is None and written:

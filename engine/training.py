@@ -44,7 +44,7 @@ def fit(
         if run.checkpoint:
             data.check_classes(run.checkpoint.classes)
             data.check_held_out(run.checkpoint.training.get("valid_index"), run.checkpoint.listing)
-        elif start is not None and run.flags.get("new_head"):
+        elif model.new_head:
             _check_new_head(objective)
         elif start is not None:
             _say_other_classes(start, data, run.flags.get("dataset"))
@@ -55,6 +55,7 @@ def fit(
         if model.made_for and data.train.normalisation:  # from now on it is made for these images
             mean, std = data.train.normalisation
             model.made_for = model.made_for.updated({"mean": mean, "std": std}, data.classes)
+        model.new_head = False
         _fit(Trainer(model, objective, data, run, recipe, device), start)
     except BaseException:
         run.release()

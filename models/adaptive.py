@@ -105,6 +105,8 @@ class AdaptiveModel(nn.Module):
     built_as: BuiltAs | None = None
     #: the images that `create_model` built this network for; None if it was built by hand
     made_for: MadeFor | None = None
+    #: whether a file was loaded with a new classifier (`load_checkpoint`, `new_head`), which no run has trained since
+    new_head: bool = False
     #: flags of the builder that choose points and change no weight: a query table is valid for all their values
     point_flags: frozenset[str] = frozenset()
     #: for a folded copy: which forms were chosen and why, in words

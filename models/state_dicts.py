@@ -32,6 +32,7 @@ def load_state(model: AdaptiveModel, state: dict[str, Tensor], path: str | os.Pa
             weights that are not usable numbers.
     """
     model.load_state_dict(fit_state(model, state, path, new_head), strict=False)
+    model.new_head = new_head
 
 
 def load_same(model: torch.nn.Module, state: dict[str, Tensor], path: str | os.PathLike) -> None:

@@ -173,6 +173,15 @@ def test_weights_from_elsewhere_are_not_replaced(trained, run, name, resume):
     assert (run / f"{name}.pth").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["last", "previous", "best"])
+def test_a_folder_in_place_of_a_checkpoint_is_refused(run, name):
+    """At the start: it could not be replaced at the end of the epoch."""
+    (run / f"{name}.pth").unlink()
+    (run / f"{name}.pth").mkdir()
+    with pytest.raises(utils.UserError, match=rf"{name}.pth is a folder.*move it, or name another with --save"):
+        fit(run, epochs=3, resume="auto")
+
+
 @pytest.mark.parametrize("epochs", [2, 3])
 def test_a_best_file_of_another_run_is_not_taken_for_ones_own(trained, run, tmp_path, capsys, epochs):
     """A run goes on in the folder of a shorter one; its best weights have stayed where it was."""

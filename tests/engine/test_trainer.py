@@ -8,7 +8,7 @@ import engine
 import utils
 from engine import trainer
 from engine.run import Run
-from models import Checkpoint, create_model, create_objective
+from models import create_model, create_objective, load_checkpoint
 from models.adaptive import AdaptiveModel, CrossEntropy, Phase
 from tests.engine.runs import CPU, Both, Tiny, digits, fit
 
@@ -145,11 +145,12 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
     ],
 )
 def test_a_fresh_classifier_must_be_trained(tmp_path, model, flags):
-    torch.save({"early.weight": torch.zeros(10, 3)}, tmp_path / "start.pth")
-    start, objective = Checkpoint.open(tmp_path / "start.pth"), create_objective(model, **flags)
-    run = engine.Run(tmp_path / "run", {"new_head": True})
+    tiny, objective = Tiny(), create_objective(model, **flags)
+    torch.save(tiny.state_dict(), tmp_path / "start.pth")
+    load_checkpoint(tiny, tmp_path / "start.pth", new_head=True)
+    run = engine.Run(tmp_path / "run", {"lr": 0.1})  # as in Python, where flags say nothing of it
     with pytest.raises(utils.UserError, match="--new_head starts with a fresh classifier") as refused:
-        engine.fit(Tiny(), objective, digits(), run, engine.Recipe(1, 0.1), CPU, start)
+        engine.fit(tiny, objective, digits(), run, engine.Recipe(1, 0.1), CPU)
     assert refused.value.exit_code == 2
     assert not (tmp_path / "run").exists()
 
