@@ -188,7 +188,7 @@ class Slimmable(AdaptiveModel):
         if self.training:
             self.prepared.trained = True
             if not compiling:
-                self.prepared.plans.clear()  # they hold copies of the weights
+                self.prepared.note_training()
             return Cut(point.width, True)
         if not compiling:  # compiled code cannot check the weights: it uses what was last measured
             self._look_at_weights()
@@ -198,6 +198,8 @@ class Slimmable(AdaptiveModel):
                 f"{point} is not calibrated for the present weights: its batch-norm statistics are unknown until "
                 "`model.prepare([point], batches of training images)` has measured them"
             )
+        if statistics is None and not compiling and isinstance(self.form, Universal):
+            self.prepared.warn_of_moving_averages(point)
         cut = Cut(point.width, False, statistics=statistics)
         # a plan holds no gradients, and the weights of a replica of DataParallel live for one pass
         if compiling or torch.is_grad_enabled() or getattr(self, "_is_replica", False):

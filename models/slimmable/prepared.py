@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Literal
@@ -41,9 +42,10 @@ class Prepared:
         self.statistics: dict[tuple[float, int], dict[torch.device, tuple[Statistics, ...]]] = {}
         #: fingerprint of the weights with which the statistics were measured
         self.fingerprint = ""
-        #: the kind of the layers' own running statistics: moving averages of training; calibrated by the authors of a
-        #: released file, at the largest resolution; or unknown, because those of a file were unusable
-        self.running_statistics: Literal["moving", "calibrated", "unknown"] = "moving"
+        #: the kind of the layers' own running statistics: initial ones; moving averages of training; calibrated by the
+        #: authors of a released file, at the largest resolution; or unknown, because those of a file were unusable
+        self.running_statistics: Literal["initial", "moving", "calibrated", "unknown"] = "initial"
+        self.warned = False
         self.plans: dict[object, Plan] = {}
         #: whether a pass in train mode has run since `renew`
         self.trained = False
@@ -95,6 +97,22 @@ class Prepared:
             version = None if tensor.is_inference() else tensor._version
             # the detached tensor keeps the storage alive, so that no other gets its address
             self._seen.append((owner, name, tensor, tensor.data_ptr(), version, tensor.detach()))
+
+    def note_training(self) -> None:
+        """Forget plans, which hold copies of the weights; from now on the layers' averages are those of training."""
+        self.plans.clear()
+        if self.running_statistics == "initial":
+            self.running_statistics = "moving"
+
+    def warn_of_moving_averages(self, point: object) -> None:
+        """Say, once, that a point without statistics of its own runs with averages of passes at any resolution."""
+        if self.running_statistics == "moving" and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{point} is not calibrated for the present weights and runs with the moving averages of its training: "
+                "`model.prepare([point], batches of training images)` measures its own statistics",
+                stacklevel=2,
+            )
 
     def statistics_of(self, width: float, resolution: int, device: torch.device) -> tuple[Statistics, ...] | None:
         """Return the measured statistics on a device; None if there are none."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import create_model
+from models.state_dicts import load_state
 from tests.models.slimmable.networks import CHANGES, as_views, batches
 
 
@@ -69,6 +70,25 @@ def test_a_replica_follows_the_weights_of_the_original(calibrated):
     model, _ = calibrated
     model.conv1.weight.mul_(2)
     check_forgotten(model._replicate_for_data_parallel())
+
+
+@torch.no_grad()
+def test_moving_averages_of_training_are_said_once(calibrated, recwarn):
+    model, _ = calibrated
+    (images, _), *_ = batches()
+    model(images, "w1")  # with initial statistics: nothing has been trained
+    model.train()(images, "w1")
+    model.eval()
+    model(images, "w0.93-r32")  # calibrated
+    assert not recwarn
+    model(images, "w1")
+    assert "w1-r32 is not calibrated" in str(recwarn.pop(UserWarning).message)
+    model(images, "w1")
+    assert not recwarn
+    loaded = create_model("mutualnet_wrn28_10", "cifar10", **model.built_as.flags).eval()
+    load_state(loaded, model.state_dict(), "a file")
+    with pytest.warns(UserWarning, match="runs with the moving averages of its training"):
+        loaded(images, "w1")
 
 
 def test_only_the_first_pass_after_training_reads_the_weights(calibrated, monkeypatch):
