@@ -134,6 +134,8 @@ class SharedMobileNetV2(SharesBases, MobileNetV2Trunk):
         self.eca = eca
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        if not self.eca and any("chan_attention" in key for key in state):
-            raise ValueError("this file is of a network with channel attention; add --eca to load it")
+        attention = any("chan_attention" in key for key in state)
+        if attention != self.eca:
+            has, to_do = ("with", "add --eca") if attention else ("without", "leave --eca out")
+            raise ValueError(f"this file is of a network {has} channel attention; {to_do} to load it")
         return state

@@ -3,6 +3,7 @@
 import pytest
 
 from models import create_model
+from models.meta import on_meta
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,10 @@ def test_an_impossible_rank_is_one_sentence(name, dataset, flags, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_with_channel_attention_names_the_flag():
-    state = create_model("MobileNetV2_SharedDouble", "ilsvrc", eca=True).state_dict()
-    with pytest.raises(ValueError, match="--eca"):
-        create_model("MobileNetV2_SharedDouble", "ilsvrc").adapt_state_dict(state)
+@pytest.mark.parametrize(("eca", "advice"), [(True, "with channel attention; add --eca"), (False, "leave --eca out")])
+def test_a_file_with_or_without_attention_says_so(eca, advice):
+    with on_meta():
+        file, model = (create_model("MobileNetV2_SharedDouble", "ilsvrc", eca=flag) for flag in (eca, not eca))
+    with pytest.raises(ValueError, match=advice):
+        model.adapt_state_dict(file.state_dict())
+    assert file.adapt_state_dict(file.state_dict()).keys() == file.state_dict().keys()
