@@ -302,7 +302,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=place,
         metavar="DIR",
-        help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>)",
+        help="folder for the JSON and the picture (default: ./reports/<dataset>-<model>-<flags>)",
     )
 
 

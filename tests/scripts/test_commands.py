@@ -1,11 +1,13 @@
 """What a command line says: flags, files of arguments, lists, defaults."""
 
 import os
+import re
 
 import pytest
 import torch
 
 import eval_cifar10
+import models
 import train_cifar10
 from engine import argument_files, cli
 from tests.scripts.commands import QUICK, call
@@ -28,6 +30,19 @@ def test_help_shows_the_flags_of_the_model(monkeypatch, capsys):
     assert "--shared_rank" in out
     assert "--unique_rank " not in out
     assert "--lambdaR" in out
+
+
+def test_help_tells_where_a_report_goes(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, told, _ = call(monkeypatch, capsys, eval_cifar10, "--help")
+    where = re.search(r"default:\s+\./(reports/<dataset>\S+?)\)", told).group(1)
+    values = {"<dataset>": "digits", "<model>": "ResNet32_SharedOnly", "<flags>": "shared_rank8"}
+    told = re.sub("<.*?>", lambda name: values[name[0]], where)
+    flags = ["--dataset=digits", "--model=ResNet32_SharedOnly", "--shared_rank=8", "--latency_batch=0"]
+    model = models.create_model("ResNet32_SharedOnly", "cifar10", shared_rank=8)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    code, out, _ = call(monkeypatch, capsys, eval_cifar10, *flags, "--pretrained=weights.pth")
+    assert (code, f"written: {told}/evaluation.json" in out) == (0, True)
 
 
 def test_lists(monkeypatch, capsys):
