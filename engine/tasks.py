@@ -16,7 +16,7 @@ from models import profile
 from models.adaptive import AdaptiveModel, Point
 from models.checkpoints import Checkpoint
 from models.figures import ContactSheet
-from models.query_table import Budget, QueryTable, latency_conditions
+from models.query_table import Budget, QueryTable, latency_conditions, nothing_fits
 from models.recorded import extracted_content
 from reporting import figures
 from reporting.run_report import write
@@ -51,6 +51,8 @@ def evaluate(
     within = _points_within(budget, whole, model, args, device) if budget else None
     if budget or args.query_table:
         points = within or points or model.points
+    if budget and not within:
+        _check_within_reach(budget, model, points, args)
     if args.extract:
         points = points or model.default_points
         points = (*points, *(p for p in [model.point(args.extract[0])] if p not in points))
@@ -192,6 +194,20 @@ def _points_within(
             table.check_latency(latency_conditions(profile.device_name(device), batch=batch, **how))
         return [model.point(_look_up(table, budget))]
     return None
+
+
+def _check_within_reach(
+    budget: Budget, model: AdaptiveModel, points: Sequence[Point], args: argparse.Namespace
+) -> None:
+    """Raise UserError if each of these points costs more multiply-accumulates than the budget, before all are measured.
+
+    What depends on the image, or is milliseconds, must be measured.
+    """
+    if budget.unit == "macs" and not any(point.per_image for point in points):
+        costs = {point.name: profile.count_macs(model, (3, side(args), side(args)), point) for point in points}
+        cheapest = min(costs, key=costs.__getitem__)
+        if costs[cheapest] > budget.amount:
+            raise nothing_fits(budget, cheapest, costs[cheapest])
 
 
 def _look_up(table: QueryTable, budget: Budget) -> str:

@@ -63,6 +63,12 @@ class Budget:
         return f"{self.amount:g} ms" if self.unit == "ms" else f"{self.amount / 1e6:.6g}M MACs"
 
 
+def nothing_fits(budget: Budget, cheapest: str, cost: float) -> UserError:
+    """The error for a budget that is below the cost of the cheapest point, in the same unit."""
+    least = Budget(cost, budget.unit)
+    return UserError(f"nothing fits --budget {budget}; the cheapest point, {cheapest}, costs {least}", exit_code=2)
+
+
 @dataclass(frozen=True)
 class Measured:
     """A point's cost and accuracy.
@@ -152,11 +158,7 @@ class QueryTable:
         for row in best:
             if getattr(row, budget.unit) <= budget.amount:
                 return row
-        cheapest = best[-1]
-        cost = Budget(getattr(cheapest, budget.unit), budget.unit)
-        raise UserError(
-            f"nothing fits --budget {budget}; the cheapest point, {cheapest.point}, costs {cost}", exit_code=2
-        )
+        raise nothing_fits(budget, best[-1].point, getattr(best[-1], budget.unit))
 
     def _costing(self, unit: str) -> list[Measured]:
         rows = [row for row in self.rows if getattr(row, unit) is not None]

@@ -68,6 +68,13 @@ def test_a_latency_that_is_not_measured_is_refused_first(tmp_path, monkeypatch, 
     assert "--budget 1ms needs latencies" in error
 
 
+def test_a_budget_below_every_point_is_refused_first(tmp_path, monkeypatch, capsys):
+    flags = ["--dataset=digits", "--pretrained=zoo/mutualnet_wrn10_2", "--budget=0.5M"]
+    code, _, error = call(monkeypatch, capsys, eval_cifar10, *flags, f"--report={tmp_path}/report")
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "nothing fits --budget 0.5M MACs; the cheapest point, w0.25-r16, costs 0.825664M MACs" in error
+
+
 def test_measurements_are_kept_if_nothing_fits(files, tmp_path, few_digits, monkeypatch, capsys):
     flags = [f"--pretrained={files}/weights.pth", f"--report={tmp_path}", "--latency_batch=1", "--budget=0.0001ms"]
     code, out, error = call(monkeypatch, capsys, eval_cifar10, *NETWORK, *flags)
