@@ -52,12 +52,13 @@ def checkpoints_text(pattern: str, datasets: Sequence[str]) -> str:
     """Weights of the zoo and of authors for these data sets, by matching name. Raises UserError if there are none."""
     entries = [entry for entry in [*zoo.entries(), *list_checkpoints()] if entry.dataset in datasets]
     matching = _matching(pattern, {entry.typed for entry in entries}, "file", "--list_checkpoints", datasets)
-    lines = [f"{'name':26} {'dataset':9} {'model':28} {'error':>6}  flags"]
+    wide = max(map(len, matching))
+    lines = [f"{'name':{wide}} {'dataset':9} {'model':28} {'error':>6}  flags"]
     for entry in entries:
         if entry.typed in matching:
             flags = " ".join(_typed(name, value) for name, value in entry.flags.items())
             error = "" if entry.top1_error is None else f"{entry.top1_error:.2f}"
-            lines.append(f"{entry.typed:26} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}".rstrip())
+            lines.append(f"{entry.typed:{wide}} {entry.dataset:9} {entry.model:28} {error:>6}  {flags}".rstrip())
             lines += [f"    {entry.note}"] if entry.note else []
     return "\n".join(lines)
 
