@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import builtins
 import itertools
 import re
 import runpy
@@ -30,6 +31,9 @@ PAGES = [*WRITTEN, ROOT / "results" / "README.md"]
 SCRIPTS = {f"{script.__name__}.py": script for script in (train_cifar10, train_ilsvrc, eval_cifar10, eval_ilsvrc)}
 #: packages that are commands
 PACKAGES = (["-m", "benchmarks"], ["-m", "reporting"])
+#: what a reader brings to a page's Python: images, networks and programs of their own
+READERS_OWN = {"images", "batches", "training_batches", "held_out", "data", "model", "queue", "take"}
+READERS_OWN |= {"MyNetwork", "MyObjective"}
 #: flags of other programs: torchrun, docker
 FOREIGN = {"max_restarts", "nproc_per_node", "require_hashes", "shm_size"}
 
@@ -174,6 +178,22 @@ def test_every_file_that_is_named_exists(page):
 @every_page
 def test_every_piece_of_python_is_python(page):
     ast.parse("\n".join(blocks(page, "python")))
+
+
+@every_page
+def test_every_name_in_a_page_comes_from_somewhere(page):
+    given, used = {*dir(builtins), *READERS_OWN}, set()
+    for node in ast.walk(ast.parse("\n".join(blocks(page, "python")))):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name):
+                given.add(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.ExceptHandler(name=name):
+                given.add(name)
+            case ast.alias(name=name, asname=other):
+                given.add(other or name.partition(".")[0])
+    assert not used - given
 
 
 @pytest.mark.xdist_group("published")  # where its rows have been counted already
